@@ -1,0 +1,91 @@
+"""fastconv: convolution, pooling and their gradients on arrays, by the fastest algorithm for each shape."""
+
+from fastconv import grad, testing
+from fastconv.algorithm import Algorithm, Plan
+from fastconv.choice import autotune, available_backends, explain, plan, tune, warmup
+from fastconv.dispatch import NoAlgorithmError
+from fastconv.grad import vjp
+from fastconv.ops import (
+    conv1d,
+    conv2d,
+    conv3d,
+    conv_transpose1d,
+    conv_transpose2d,
+    conv_transpose3d,
+    fold,
+    linear,
+    locally_connected2d,
+    unfold,
+)
+from fastconv.options import options
+from fastconv.pooling import (
+    adaptive_avg_pool1d,
+    adaptive_avg_pool2d,
+    adaptive_avg_pool3d,
+    adaptive_max_pool1d,
+    adaptive_max_pool2d,
+    adaptive_max_pool3d,
+    avg_pool1d,
+    avg_pool2d,
+    avg_pool3d,
+    lp_pool1d,
+    lp_pool2d,
+    lp_pool3d,
+    max_pool1d,
+    max_pool2d,
+    max_pool3d,
+    max_unpool1d,
+    max_unpool2d,
+    max_unpool3d,
+)
+from fastconv.problem import ConvProblem, PoolProblem
+from fastconv.registry import register
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Algorithm",
+    "ConvProblem",
+    "NoAlgorithmError",
+    "Plan",
+    "PoolProblem",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "autotune",
+    "available_backends",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+    "explain",
+    "fold",
+    "grad",
+    "linear",
+    "locally_connected2d",
+    "lp_pool1d",
+    "lp_pool2d",
+    "lp_pool3d",
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "max_unpool1d",
+    "max_unpool2d",
+    "max_unpool3d",
+    "options",
+    "plan",
+    "register",
+    "testing",
+    "tune",
+    "unfold",
+    "vjp",
+    "warmup",
+]

@@ -1,0 +1,79 @@
+"""Reading the small arguments of the public functions: sizes, strides, paddings, flags.
+
+Every function takes the argument's name first, so that what it raises can name it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable
+from typing import Any
+
+from fastconv.notation import same_padding
+from fastconv.problem import Padding, Sizes
+
+
+def integer(name: str, value: Any, least: int | None = None) -> int:
+    """Return an integer of at least ``least``."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        result = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected an integer, got {value!r}") from None
+    if least is not None and result < least:
+        raise ValueError(f"{name}: must be at least {least}, got {result}")
+    return result
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return value
+
+
+def sizes(name: str, value: Any, ndim: int, least: int = 1) -> Sizes:
+    """Return one integer per spatial axis; a single one stands for all."""
+    if not isinstance(value, Iterable) or isinstance(value, str):
+        return (integer(name, value, least),) * ndim
+    entries = tuple(integer(name, entry, least) for entry in value)
+    if len(entries) == 1:
+        return entries * ndim
+    if len(entries) != ndim:
+        raise ValueError(f"{name}: expected an integer or {ndim} of them, got {value!r}")
+    return entries
+
+
+def padding(value: Any, input_size: Sizes, kernel_size: Sizes, stride: Sizes, dilation: Sizes) -> Padding:
+    """Return (before, after) per spatial axis.
+
+    Parameters
+    ----------
+    value : int, sequence of int, sequence of (int, int), 'same' or 'valid'
+        ``'same'`` gives ``ceil(input / stride)`` positions; where the padding is odd, the larger part comes after.
+    input_size, kernel_size, stride, dilation : tuple of int
+    """
+    ndim = len(kernel_size)
+    if isinstance(value, str):
+        if value == "valid":
+            return ((0, 0),) * ndim
+        if value == "same":
+            return tuple(map(same_padding, input_size, kernel_size, stride, dilation))
+        raise ValueError(f"padding: expected 'same', 'valid', integers or pairs, got {value!r}")
+    if isinstance(value, Iterable):
+        entries = tuple(value)
+        if entries and all(isinstance(entry, Iterable) for entry in entries):
+            pairs = tuple(sizes("padding", entry, 2, 0) for entry in entries)
+            if len(pairs) != ndim:
+                raise ValueError(f"padding: expected {ndim} pairs (before, after), got {value!r}")
+            return tuple((pair[0], pair[1]) for pair in pairs)
+        value = entries
+    return tuple((p, p) for p in sizes("padding", value, ndim, 0))
+
+
+def hashable(value: Any) -> Any:
+    """Return lists as tuples, so that arguments can be looked up in a cache."""
+    if isinstance(value, list | tuple):
+        return tuple(hashable(entry) for entry in value)
+    return value

@@ -1,0 +1,161 @@
+"""The array boundary: what is accepted as an array, and how a result becomes the same kind again.
+
+NumPy arrays pass as they are, CuPy arrays too; whatever else speaks DLPack (PyTorch, JAX, ...) is viewed
+without a copy and handed back as its own kind. CuPy is imported only if CUDA memory turns up.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from fastconv.problem import DTYPES, Operand
+
+Array: TypeAlias = Any
+"""An array of any accepted kind."""
+
+_DLPACK_CPU = 1
+_DLPACK_CUDA = 2
+
+
+class Kind(NamedTuple):
+    """A kind of array: its name for messages, where it lives, and the module that turns a result into it."""
+
+    name: str
+    device: str
+    module: str | None = None
+
+    def give_back(self, array: Any) -> Any:
+        """Return a NumPy or CuPy array as this kind, without a copy."""
+        if self.module is None:
+            return array
+        namespace = importlib.import_module(self.module)
+        if array.dtype.name == "bfloat16":
+            return namespace.from_dlpack(array.view(np.int16)).view(namespace.bfloat16)
+        return namespace.from_dlpack(array)
+
+
+NUMPY = Kind("NumPy", "cpu")
+CUPY = Kind("CuPy", "cuda")
+
+
+def read(name: str, value: Any) -> tuple[Any, Kind]:
+    """Return the NumPy or CuPy array behind a value, and the value's kind.
+
+    Raises
+    ------
+    TypeError
+        If the value is no array, or lives where fastconv cannot read it.
+    """
+    if type(value) is np.ndarray:
+        return value, NUMPY
+    if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
+        return value.view(np.ndarray), NUMPY
+    if type(value).__module__.partition(".")[0] == "cupy" and hasattr(value, "__cuda_array_interface__"):
+        return value, CUPY
+    if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
+        return _from_dlpack(name, value)
+    raise TypeError(f"{name}: expected an array (NumPy, CuPy or one that speaks DLPack), got {type(value).__name__}")
+
+
+def read_as(name: str, value: Any, kind: Kind, model: str) -> Any:
+    """Return the array behind a value that must be of the kind of the argument called ``model``."""
+    array, its_kind = read(name, value)
+    if its_kind.name != kind.name or its_kind.device != kind.device:
+        raise TypeError(
+            f"{name}: is a {its_kind.name} array on {its_kind.device}, "
+            f"but {model} is a {kind.name} array on {kind.device}"
+        )
+    return array
+
+
+def _from_dlpack(name: str, value: Any) -> tuple[Any, Kind]:
+    library = type(value).__module__.partition(".")[0]
+    namespace = value.__array_namespace__() if hasattr(value, "__array_namespace__") else sys.modules[library]
+    device = int(value.__dlpack_device__()[0])
+    # NumPy does not import bfloat16 through DLPack, so it travels as integers of the same width.
+    narrow = str(value.dtype).rpartition(".")[2] == "bfloat16"
+    try:
+        source = value.view(namespace.int16) if narrow else value
+        if device == _DLPACK_CPU:
+            array: Any = np.from_dlpack(source)
+        elif device == _DLPACK_CUDA:
+            array = _cupy(name).from_dlpack(source)
+        else:
+            raise TypeError(f"DLPack device type {device} is neither CPU nor CUDA")
+    except Exception as error:  # each library has its own exceptions for what it cannot export
+        raise TypeError(
+            f"{name}: this {library} {type(value).__name__} cannot be read through DLPack: {error}"
+        ) from error
+    if narrow:
+        array = array.view(_bfloat16(name))
+
+    return array, Kind(library, "cpu" if device == _DLPACK_CPU else "cuda", namespace.__name__)
+
+
+def _cupy(name: str) -> Any:
+    try:
+        import cupy
+    except ImportError:
+        raise TypeError(
+            f"{name}: is in GPU memory, for which CuPy is needed: pip install 'fastconv[cuda12]' or 'fastconv[cuda13]'"
+        ) from None
+    return cupy
+
+
+def _bfloat16(name: str) -> Any:
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise TypeError(f"{name}: is bfloat16, for which ml_dtypes is needed: pip install ml_dtypes") from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def dtype_named(name: str) -> Any:
+    """Return the NumPy dtype of a name such as ``float32`` or ``bfloat16``."""
+    return _bfloat16("dtype") if name == "bfloat16" else np.dtype(name)
+
+
+def float_dtype(name: str, array: Any) -> str:
+    """Return the dtype's name if fastconv computes in it.
+
+    Raises
+    ------
+    TypeError
+        If it is none of float32, float64, float16, bfloat16, or not in this machine's byte order.
+    """
+    dtype: str = array.dtype.name
+    if dtype not in DTYPES or not array.dtype.isnative:
+        raise TypeError(f"{name}: expected dtype {', '.join(DTYPES)}, got {array.dtype}")
+    return dtype
+
+
+def layout_of(array: Any) -> str:
+    """Return in which memory order a map (N, C, spatial) is: ``channels_first`` or ``channels_last``.
+
+    An array that is contiguous in neither order counts as channels-last if its channels lie next to each other.
+    """
+    if array.flags.c_contiguous or array.ndim < 3:
+        return "channels_first"
+    inside = array.shape[1] > 1 and abs(array.strides[1]) == array.itemsize
+    return "channels_last" if inside and max(array.shape[2:]) > 1 else "channels_first"
+
+
+def empty(operand: Operand, layout: str, like: Any) -> Any:
+    """Return an uninitialised array for an operand, where ``like`` is, in the layout if it is a map."""
+    module = np if isinstance(like, np.ndarray) else sys.modules["cupy"]
+    dtype = like.dtype if like.dtype.name == operand.dtype else dtype_named(operand.dtype)
+    if operand.spatial and layout == "channels_last":
+        n, c, *spatial = operand.shape
+        return np.moveaxis(module.empty((n, *spatial, c), dtype), -1, 1)
+    return module.empty(operand.shape, dtype)
+
+
+def may_overlap(a: Any, b: Any) -> bool:
+    """Whether two arrays might share memory; never a false no."""
+    if isinstance(a, np.ndarray):
+        return np.may_share_memory(a, b)
+    return bool(sys.modules["cupy"].may_share_memory(a, b))

@@ -1,0 +1,207 @@
+"""One call of a public function: a problem, its arrays, and the way back to what the caller holds.
+
+Every public function is written as a *lowering*: it reads its arguments and returns a `Call`. The `op`
+decorator makes of it the function that users see, which runs the call; `vjp`, `plan`, `explain` and `tune`
+take the same function and use its lowering without running it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, ParamSpec, cast
+
+import numpy as np
+
+from fastconv import arrays, dispatch
+from fastconv import options as _options
+from fastconv.algorithm import AnyProblem, Plan
+from fastconv.arrays import Array, Kind
+from fastconv.options import Options
+from fastconv.problem import Sizes
+
+P = ParamSpec("P")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call, read and checked but not run.
+
+    Attributes
+    ----------
+    problem : ConvProblem or PoolProblem
+    inputs : dict of str to array
+        NumPy or CuPy arrays with the shapes of ``problem.inputs``, in that order, by the caller's names.
+    shapes : dict of str to tuple
+        The shapes the caller gave them (unbatched, say).
+    shape : tuple of int
+        The shape of what the caller gets.
+    kind : Kind
+        What the caller's arrays are.
+    options : Options
+    out : array or None
+        Where the caller wants the first output, as the caller gave it.
+    """
+
+    problem: AnyProblem
+    inputs: dict[str, Any]
+    shapes: dict[str, Sizes]
+    shape: Sizes
+    kind: Kind
+    options: Options
+    out: Any = None
+
+    def run(self) -> Any:
+        """Compute, and return what the public function returns."""
+        return self.finish(self.compute())
+
+    def compute(self, plan: Plan | None = None) -> tuple[Any, ...]:
+        """Compute, by a plan chosen before or by the dispatcher's, and return the problem's outputs."""
+        inputs = tuple(self.inputs.values())
+        outputs = None if self.out is None else self._outputs(inputs)
+        return execute(self.problem, inputs, self.options, outputs, plan)
+
+    def finish(self, outputs: tuple[Any, ...]) -> Any:
+        """Return the problem's outputs as the caller's: kind, shape, and `out` itself if it was given."""
+        shaped = [o.reshape(self.shape) for o in outputs]
+        results = [self.kind.give_back(array) for array in shaped]
+        if self.out is not None:
+            target = arrays.read("out", self.out)[0]
+            if not arrays.may_overlap(target, outputs[0]):
+                target[...] = shaped[0]
+            results[0] = self.out
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def _outputs(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return arrays to compute into: ``out`` itself unless an input may lie in the same memory."""
+        first, *others = self.problem.outputs
+        target = arrays.read_as("out", self.out, self.kind, "input")
+        if target.shape != self.shape:
+            raise ValueError(f"out: expected shape {self.shape}, got {target.shape}")
+        if target.dtype.name != first.dtype:
+            raise TypeError(f"out: expected dtype {first.dtype}, got {target.dtype}")
+        if isinstance(target, np.ndarray) and not target.flags.writeable:
+            raise ValueError("out: is read-only")
+        if any(arrays.may_overlap(target, a) for a in inputs):
+            target = arrays.empty(first, self.problem.layout, inputs[0])
+        return (target.reshape(first.shape), *(arrays.empty(o, self.problem.layout, inputs[0]) for o in others))
+
+    def with_problem(self, **changes: Any) -> Call:
+        """Return the call with some fields of its problem changed."""
+        return replace(self, problem=self.problem.replace(**changes))
+
+    def with_inputs(self, inputs: dict[str, Any], out: Any = None) -> Call:
+        """Return the call with other arrays of the same shapes."""
+        return replace(self, inputs=inputs, out=out)
+
+
+def execute(
+    problem: AnyProblem,
+    inputs: tuple[Any, ...],
+    options: Options,
+    outputs: tuple[Any, ...] | None = None,
+    plan: Plan | None = None,
+) -> tuple[Any, ...]:
+    """Solve a problem and return its outputs, allocated here unless they are given."""
+    if outputs is None:
+        outputs = tuple(arrays.empty(o, problem.layout, inputs[0]) for o in problem.outputs)
+    if problem.n == 0:
+        for output in outputs:  # gradients of weights over no images are zero; all else is empty
+            output[...] = 0
+        return outputs
+    (plan or dispatch.plan_for(problem, options)).run(inputs, outputs)
+    return outputs
+
+
+def op(lower: Callable[P, Call]) -> Callable[P, Array]:
+    """Make a public function of a lowering; the lowering stays reachable for `lowering`."""
+
+    @functools.wraps(lower)
+    def function(*args: P.args, **kwargs: P.kwargs) -> Array:
+        return lower(*args, **kwargs).run()
+
+    function.lower = lower  # type: ignore[attr-defined]
+    function.__signature__ = inspect.signature(lower).replace(return_annotation="Array")  # type: ignore[attr-defined]
+    return function
+
+
+def named_op(lower: Callable[P, Call], name: str, doc: str, ndim: int) -> Callable[P, Array]:
+    """Make a public function of one member of a family: the lowering for ``ndim`` spatial axes.
+
+    ``doc`` may use ``{ndim}``, ``{axes}`` (``H, W``) and ``{kernel}`` (``R, S``).
+    """
+    lower.__name__ = lower.__qualname__ = name
+    lower.__doc__ = doc.format(ndim=ndim, axes=", ".join("DHW"[-ndim:]), kernel=", ".join("QRS"[-ndim:]))
+    return op(lower)
+
+
+def batched(name: str, array: Any, ndim: int) -> Any:
+    """Return a map with its batch axis, which unbatched input lacks."""
+    if array.ndim == ndim + 2:
+        return array
+    if array.ndim == ndim + 1:
+        return array[None]
+    raise ValueError(
+        f"{name}: expected {ndim + 2} dimensions (N, C and {ndim} spatial), or {ndim + 1} without N, "
+        f"got shape {array.shape}"
+    )
+
+
+def lowering(function: Any) -> Callable[..., Call]:
+    """Return the lowering of a public function.
+
+    Raises
+    ------
+    TypeError
+        If the function is none of fastconv's ops.
+    """
+    lower = getattr(function, "lower", None)
+    if lower is None:
+        raise TypeError(f"function: expected one of fastconv's ops, such as fastconv.conv2d, got {function!r}")
+    return cast("Callable[..., Call]", lower)
+
+
+class Read(NamedTuple):
+    """Array arguments, read: those that were given, by name, and what they have in common."""
+
+    arrays: dict[str, Any]
+    kind: Kind
+    dtype: str
+
+    @property
+    def shapes(self) -> dict[str, Sizes]:
+        return {name: array.shape for name, array in self.arrays.items()}
+
+
+def read_arrays(**named: Array | None) -> Read:
+    """Read arrays that must be of one kind and one floating dtype; None is left out.
+
+    Raises
+    ------
+    TypeError
+        If one is no array, or kinds or dtypes differ; the message names the argument.
+    """
+    first_name = next(iter(named))
+    first, kind = arrays.read(first_name, named.pop(first_name))
+    read = Read({first_name: first}, kind, arrays.float_dtype(first_name, first))
+    for name, value in named.items():
+        if value is None:
+            continue
+        array = arrays.read_as(name, value, kind, first_name)
+        if arrays.float_dtype(name, array) != read.dtype:
+            raise TypeError(f"{name}: has dtype {array.dtype}, but {first_name} has {first.dtype}")
+        read.arrays[name] = array
+    return read
+
+
+def call_options(backend: str | None, algorithm: str | None) -> Options:
+    """Return the options in force, narrowed by the arguments that every op takes."""
+    current = _options.current()
+    if backend is None and algorithm is None:
+        return current
+    return current.replace(
+        backend=backend if backend is not None else current.backend,
+        algorithm=algorithm if algorithm is not None else current.algorithm,
+    )

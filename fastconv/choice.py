@@ -1,0 +1,211 @@
+"""Choice, and control of it: `plan`, `explain`, `tune`, `autotune`, `warmup`, `available_backends`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+from fastconv import arrays, dispatch, options, registry, testing
+from fastconv.algorithm import AnyProblem, Plan
+from fastconv.arrays import Array
+from fastconv.call import Call, execute, lowering
+from fastconv.notation import format_problem, parse_problem
+from fastconv.problem import ConvProblem, PoolProblem
+
+Subject: TypeAlias = "Callable[..., Array] | AnyProblem | str"
+
+
+class BoundPlan:
+    """An op with its algorithm chosen once and its weights packed: ``plan(x)`` runs. Made by `plan`; picklable.
+
+    Attributes
+    ----------
+    problem : ConvProblem or PoolProblem
+    algorithm : str
+        ``backend/name`` of the chosen algorithm.
+    """
+
+    def __init__(self, call: Call) -> None:
+        names = [operand.name for operand in call.problem.inputs]
+        if call.problem.n and "w" in names:
+            call = call.with_problem(prepacked=True)
+        # The first array is the one that changes from run to run: only what it is like is kept.
+        self._first, *_ = call.inputs
+        self._call = call.with_inputs({**call.inputs, self._first: None})
+        self._prepare()
+
+    def _prepare(self) -> None:
+        call = self._call
+        self.problem = call.problem
+        self.algorithm = "none: the batch is empty"
+        self._inputs = call.inputs
+        self._plan: Plan | None = None
+        if call.problem.n:
+            self._plan = dispatch.plan_for(call.problem, call.options)
+            self.algorithm = self._plan.algorithm.key
+            packed = self._plan.packed(tuple(call.inputs.values()))
+            self._inputs = dict(zip(call.inputs, packed, strict=True))
+
+    def __call__(self, input: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
+        """Run the plan.
+
+        Parameters
+        ----------
+        input : array
+            Of the kind, shape and dtype that the plan was made for. (For `grad.conv2d_input`: grad_output.)
+        residual : array, optional
+            In place of the one that the plan was made with.
+        out : array, optional
+            Where the result is written.
+
+        Returns
+        -------
+        array
+            What the op returns.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is not like the one that the plan was made with.
+        """
+        given = {self._first: input}
+        if residual is not None:
+            if "residual" not in self._inputs:
+                raise ValueError("residual: the plan was made without one")
+            given["residual"] = residual
+        inputs = dict(self._inputs)
+        for name, value in given.items():
+            inputs[name] = self._read(name, value)
+        call = self._call.with_inputs(inputs, out=out)
+        return call.finish(call.compute(self._plan))
+
+    def _read(self, name: str, value: Any) -> Any:
+        array = arrays.read_as(name, value, self._call.kind, "the plan's")
+        shape = self._call.shapes[name]
+        if array.shape != shape:
+            raise ValueError(f"{name}: the plan is for shape {shape}, got {array.shape}")
+        if array.dtype.name != self.problem.dtype:
+            raise TypeError(f"{name}: the plan is for dtype {self.problem.dtype}, got {array.dtype}")
+        index = list(self._call.inputs).index(name)
+        return array.reshape(self.problem.inputs[index].shape)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"first": self._first, "call": self._call}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._first, self._call = state["first"], state["call"]
+        self._prepare()
+
+    def __repr__(self) -> str:
+        return f"<plan of {format_problem(self.problem)} by {self.algorithm}>"
+
+
+def plan(function: Callable[..., Array], *args: Any, **kwargs: Any) -> BoundPlan:
+    """Choose an algorithm for an op and pack its weights, once.
+
+    Parameters
+    ----------
+    function : one of fastconv's ops
+    *args, **kwargs
+        What the op takes. The first array serves as an example of what ``plan(x)`` will get; the others (weight,
+        bias, ...) are kept and must not be changed afterwards.
+
+    Returns
+    -------
+    BoundPlan
+
+    Raises
+    ------
+    TypeError, ValueError
+        What the op raises; also if ``out`` is given (give it to the plan's call instead).
+
+    Examples
+    --------
+    >>> plan = fastconv.plan(fastconv.conv2d, x, w, b, stride=2)
+    >>> y = plan(x)
+    """
+    if kwargs.get("out") is not None:
+        raise ValueError("out: give it when the plan is run: plan(x, out=y)")
+    return BoundPlan(lowering(function)(*args, **kwargs))
+
+
+def explain(subject: Subject, *args: Any, **kwargs: Any) -> dispatch.Choice:
+    """Tell which algorithm an op would run, and why.
+
+    Parameters
+    ----------
+    subject : one of fastconv's ops, a problem, or a problem's text form
+    *args, **kwargs
+        What the op takes.
+
+    Returns
+    -------
+    Choice
+        Data that prints as a table: every algorithm, why it was refused, its predicted and measured time, its
+        workspace and error bound, and the winner.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What the op raises, or a text that cannot be read.
+    """
+    return dispatch.survey(*_problem(subject, args, kwargs))
+
+
+def tune(subject: Subject, *args: Any, force: bool = False, **kwargs: Any) -> dispatch.Choice:
+    """Measure every algorithm that may solve a problem, and remember the times for this machine.
+
+    Each is compared with the reference first; one whose result is off never wins. Algorithms predicted to be
+    hopelessly slow are left unmeasured. The times stay in the user's cache directory (see `fastconv info`).
+
+    Parameters
+    ----------
+    subject, *args, **kwargs
+        As in `explain`.
+    force : bool
+        Measure again what is known already.
+
+    Returns
+    -------
+    Choice
+        As `explain` returns it now.
+    """
+    return dispatch.tune(*_problem(subject, args, kwargs), force=force)
+
+
+def autotune() -> AbstractContextManager[options.Options]:
+    """Within this context, `tune` every problem when it is first met: ``with fastconv.autotune(): ...``."""
+    return options.options(autotune=True)
+
+
+def warmup(problems: Iterable[AnyProblem | str], progress: Callable[[str], None] | None = None) -> None:
+    """Run each problem once on random data, so that kernels are compiled and plans made before they are needed.
+
+    Parameters
+    ----------
+    problems : iterable of problems or of their text forms
+    progress : callable, optional
+        Called with each problem's text before it runs.
+    """
+    current = options.current()
+    for subject in problems:
+        problem, _ = _problem(subject, (), {})
+        if progress is not None:
+            progress(format_problem(problem))
+        chosen = dispatch.plan_for(problem, current)
+        execute(problem, chosen.packed(testing.random_inputs(problem)), current, plan=chosen)
+
+
+def available_backends() -> tuple[str, ...]:
+    """Return the names of the backends that have algorithms registered."""
+    return tuple(dict.fromkeys(algorithm.backend for algorithm in registry.algorithms()))
+
+
+def _problem(subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[AnyProblem, options.Options]:
+    if isinstance(subject, str):
+        return parse_problem(subject), options.current()
+    if isinstance(subject, ConvProblem | PoolProblem):
+        return subject, options.current()
+    call = lowering(subject)(*args, **kwargs)
+    return call.problem, call.options

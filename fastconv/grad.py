@@ -1,0 +1,303 @@
+"""Gradients: `vjp` for every op, and the names of ``torch.nn.grad`` for those who port code.
+
+A gradient is a problem like any other: of a convolution ``fprop`` with respect to x it is the ``dgrad``
+problem, with respect to w the ``wgrad`` problem, and so on round. So whatever computes a direction also
+serves as the derivative of another, and derivatives can be taken again.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Collection
+from functools import lru_cache
+from typing import Any
+
+from fastconv import arguments, arrays
+from fastconv.algorithm import AnyProblem
+from fastconv.arrays import Array
+from fastconv.call import Call, Read, call_options, execute, lowering, named_op, read_arrays
+from fastconv.epilogue import activation_gradient
+from fastconv.ops import conv_problem
+from fastconv.problem import ConvProblem, PoolProblem
+
+_ARRAY_ARGUMENTS = ("input", "weight", "bias", "residual", "indices", "grad_output")
+
+
+def vjp(
+    function: Callable[..., Array], *args: Any, **kwargs: Any
+) -> tuple[Array, Callable[..., tuple[Array | None, ...]]]:
+    """Call an op, and return its result with a function that carries gradients back (vector-Jacobian product).
+
+    Parameters
+    ----------
+    function : one of fastconv's ops
+        `conv2d`, `max_pool2d`, ..., or one of `fastconv.grad`, whose derivatives are second derivatives.
+    *args, **kwargs
+        What the op takes.
+
+    Returns
+    -------
+    y : array
+        What the op returns (with ``return_indices`` the pair).
+    pullback : callable
+        ``pullback(grad_output)`` returns a tuple with a gradient for each array argument in the order of the
+        op's signature, None for one that was None and for indices; the residual's comes last, if there is one.
+        ``pullback(grad_output, wrt=("weight", "bias"))`` computes only those and returns None for the others.
+        It keeps the arrays it needs, not copies: do not overwrite them before.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What the op raises; also if ``function`` is no op of fastconv, or ``out`` lies over an array that the
+        gradient needs. The pullback raises them for a gradient of another kind, dtype or shape than y.
+
+    Examples
+    --------
+    >>> y, pullback = fastconv.vjp(fastconv.conv2d, x, w, b, stride=2, padding=1)
+    >>> dx, dw, db = pullback(dy)
+    """
+    call = lowering(function)(*args, **kwargs)
+    hidden_indices = isinstance(call.problem, PoolProblem) and call.problem.is_max and not call.problem.return_indices
+    if hidden_indices:
+        call = call.with_problem(return_indices=True)
+    _check_out(call)
+    outputs = call.compute()
+    y = call.finish(outputs[:1] if hidden_indices else outputs)
+    names = tuple(n for n in _array_arguments(function) if n in call.inputs or n != "residual")
+    return y, _Pullback(call, names, outputs)
+
+
+@lru_cache(maxsize=128)
+def _array_arguments(function: Any) -> tuple[str, ...]:
+    return tuple(name for name in inspect.signature(function).parameters if name in _ARRAY_ARGUMENTS)
+
+
+def _check_out(call: Call) -> None:
+    if call.out is None:
+        return
+    out = arrays.read("out", call.out)[0]
+    kept = _kept(call.problem)
+    for (name, array), operand in zip(call.inputs.items(), call.problem.inputs, strict=True):
+        if operand.name in kept and arrays.may_overlap(out, array):
+            raise ValueError(f"out: lies over {name}, which the gradient needs")
+
+
+class _Pullback:
+    """Carries a gradient from an op's result to its arguments; keeps what that needs and no more."""
+
+    def __init__(self, call: Call, names: tuple[str, ...], outputs: tuple[Any, ...]) -> None:
+        problem = call.problem
+        roles = [operand.name for operand in (*problem.inputs, *problem.outputs)]
+        arrays_by_role = dict(zip(roles, (*call.inputs.values(), *outputs), strict=True))
+        self._saved = {role: arrays_by_role[role] for role in _kept(problem)}
+        self._problem = problem
+        self._names = names
+        self._role_of = dict(zip(call.inputs, roles, strict=False))
+        self._shapes = call.shapes
+        self._shape = call.shape
+        self._kind = call.kind
+        self._options = call.options
+
+    def __call__(self, grad_output: Array, wrt: Collection[str] | None = None) -> tuple[Array | None, ...]:
+        for name in wrt or ():
+            if name not in self._names:
+                raise ValueError(f"wrt: expected names among {', '.join(self._names)}, got {name!r}")
+        grad = arrays.read_as("grad_output", grad_output, self._kind, "input")
+        expected = self._problem.outputs[0]
+        if grad.shape != self._shape:
+            raise ValueError(f"grad_output: expected the output's shape {self._shape}, got {grad.shape}")
+        if grad.dtype.name != expected.dtype:
+            raise TypeError(f"grad_output: expected dtype {expected.dtype}, got {grad.dtype}")
+        grad = grad.reshape(expected.shape)
+        if isinstance(self._problem, ConvProblem):
+            grad = activation_gradient(self._problem.activation, grad, self._saved.get(expected.name))
+        return tuple(self._gradient(name, grad) if wrt is None or name in wrt else None for name in self._names)
+
+    def _gradient(self, name: str, grad: Any) -> Any:
+        role = self._role_of.get(name)
+        if role is None or role == "indices":
+            return None
+        if role == "residual":
+            result = grad.copy()  # the caller may change what it is given
+        else:
+            problem, inputs = _derivative(self._problem, role, grad, self._saved)
+            (result,) = execute(problem, inputs, self._options)
+        return self._kind.give_back(result.reshape(self._shapes[name]))
+
+
+def _kept(problem: AnyProblem) -> tuple[str, ...]:
+    """Return the roles of the arrays that the derivatives of a problem need."""
+    if isinstance(problem, PoolProblem):
+        if problem.direction == "dgrad":
+            return ()
+        if problem.is_max or problem.kind == "max_unpool":
+            return ("indices",)
+        return ("x", "y") if problem.kind == "lp_pool" else ()
+    factors = {"fprop": ("x", "w"), "dgrad": ("dy", "w"), "wgrad": ("x", "dy")}[problem.direction]
+    return factors if problem.activation is None else (*factors, problem.outputs[0].name)
+
+
+def _derivative(problem: AnyProblem, role: str, grad: Any, saved: dict[str, Any]) -> tuple[AnyProblem, tuple[Any, ...]]:
+    """Return the problem whose result is the gradient for one input, and that problem's inputs."""
+    if isinstance(problem, PoolProblem):
+        turned = {"fprop": "dgrad", "dgrad": "fprop"}[problem.direction]
+        backward = problem.replace(direction=turned, return_indices=False)
+        return backward, (grad, *(saved[r] for r in _kept(problem)))
+    if role == "bias":
+        return _bias_problem(problem), (grad,)
+    # The sum of x * w * dy over all windows is linear in each: leave one out, and the rest is its gradient.
+    roles = {"fprop": "dy", "dgrad": "x", "wgrad": "w"}
+    factors = {**saved, roles[problem.direction]: grad}
+    direction = {"x": "dgrad", "w": "wgrad", "dy": "fprop"}[role]
+    plain = problem.replace(direction=direction, bias="none", activation=None, residual=False, prepacked=False)
+    return plain, tuple(factors[operand.name] for operand in plain.inputs)
+
+
+def _bias_problem(problem: ConvProblem) -> ConvProblem:
+    if problem.direction == "fprop":
+        bgrad: ConvProblem = problem.replace(direction="bgrad", activation=None, residual=False, prepacked=False)
+        return bgrad
+    # The bias of a transposed convolution lies along dx: the sum is that of a 1x1 convolution with such an output.
+    ndim, channels = problem.ndim, problem.ic
+    summed: ConvProblem = problem.replace(
+        direction="bgrad",
+        ic=channels,
+        oc=channels,
+        groups=1,
+        kernel_size=(1,) * ndim,
+        stride=(1,) * ndim,
+        dilation=(1,) * ndim,
+        padding=((0, 0),) * ndim,
+        activation=None,
+        residual=False,
+        prepacked=False,
+    )
+    return summed
+
+
+def _gradient_problem(
+    ndim: int,
+    direction: str,
+    x_shape: Any,
+    w_shape: Any,
+    read: Read,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    padding_mode: str,
+) -> ConvProblem:
+    shapes = {"input": tuple(x_shape), "weight": tuple(w_shape)}
+    for name, shape in shapes.items():
+        if len(shape) != ndim + 2:
+            raise ValueError(f"{name}: expected {ndim + 2} sizes, got {shape}")
+        for size in shape:
+            arguments.integer(name, size, 0)
+    grad_output = read.arrays["grad_output"]
+    problem = conv_problem(
+        f"conv{ndim}d",
+        direction,
+        shapes["input"],
+        shapes["weight"][0],
+        shapes["weight"][2:],
+        arguments.hashable(stride),
+        arguments.hashable(padding),
+        arguments.hashable(dilation),
+        groups,
+        padding_mode=padding_mode,
+        dtype=read.dtype,
+        layout=arrays.layout_of(grad_output),
+        device=read.kind.device,
+    )
+    if shapes["weight"] != problem.w_shape:
+        raise ValueError(f"weight: expected shape {problem.w_shape} with {groups} groups, got {shapes['weight']}")
+    if grad_output.shape != problem.y_shape:
+        raise ValueError(f"grad_output: expected shape {problem.y_shape}, got {grad_output.shape}")
+    return problem
+
+
+def _make_input(ndim: int) -> Callable[..., Array]:
+    def conv_input(
+        input_size: Any,
+        weight: Array,
+        grad_output: Array,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        *,
+        padding_mode: str = "zeros",
+        out: Array | None = None,
+        backend: str | None = None,
+        algorithm: str | None = None,
+    ) -> Call:
+        read = read_arrays(weight=weight, grad_output=grad_output)
+        w, dy = read.arrays["weight"], read.arrays["grad_output"]
+        problem = _gradient_problem(
+            ndim, "dgrad", input_size, w.shape, read, stride, padding, dilation, groups, padding_mode
+        )
+        inputs = {"grad_output": dy, "weight": w}
+        return Call(problem, inputs, read.shapes, problem.x_shape, read.kind, call_options(backend, algorithm), out)
+
+    return named_op(conv_input, f"conv{ndim}d_input", _INPUT_DOC, ndim)
+
+
+def _make_weight(ndim: int) -> Callable[..., Array]:
+    def conv_weight(
+        input: Array,
+        weight_size: Any,
+        grad_output: Array,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        *,
+        padding_mode: str = "zeros",
+        out: Array | None = None,
+        backend: str | None = None,
+        algorithm: str | None = None,
+    ) -> Call:
+        read = read_arrays(input=input, grad_output=grad_output)
+        x = read.arrays["input"]
+        problem = _gradient_problem(
+            ndim, "wgrad", x.shape, weight_size, read, stride, padding, dilation, groups, padding_mode
+        )
+        return Call(
+            problem, read.arrays, read.shapes, problem.w_shape, read.kind, call_options(backend, algorithm), out
+        )
+
+    return named_op(conv_weight, f"conv{ndim}d_weight", _WEIGHT_DOC, ndim)
+
+
+_REST_DOC = """
+    grad_output : array, shape (N, K, output)
+    stride, padding, dilation, groups, padding_mode, out, backend, algorithm
+        As in `conv{ndim}d`.
+
+    Returns
+    -------
+    array, shape {result}
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv{ndim}d`."""
+
+_INPUT_DOC = """Return the gradient of `conv{ndim}d` with respect to its input.
+
+    Parameters
+    ----------
+    input_size : tuple of int
+        The input's whole shape, (N, C, {axes}).
+    weight : array, shape (K, C / groups, {kernel})""" + _REST_DOC.replace("{result}", "``input_size``")
+
+_WEIGHT_DOC = """Return the gradient of `conv{ndim}d` with respect to its weight.
+
+    Parameters
+    ----------
+    input : array, shape (N, C, {axes})
+    weight_size : tuple of int
+        The weight's whole shape, (K, C / groups, {kernel}).""" + _REST_DOC.replace("{result}", "``weight_size``")
+
+conv1d_input, conv2d_input, conv3d_input = map(_make_input, (1, 2, 3))
+conv1d_weight, conv2d_weight, conv3d_weight = map(_make_weight, (1, 2, 3))

@@ -1,0 +1,103 @@
+"""What predictions assume of this machine: cores, vector width, peak rate, bandwidth."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from fastconv import options
+
+# Nobody's clock is known beforehand; predictions only rank algorithms, for which a common value serves.
+_ASSUMED_HZ = 3.0e9
+_ASSUMED_BANDWIDTH = 10e9
+
+
+@dataclass(frozen=True)
+class Machine:
+    """A machine as predictions see it.
+
+    Attributes
+    ----------
+    cpu : str
+        The processor's name.
+    cores : int
+        Cores this process may use (affinity and cgroup limits counted).
+    simd : str
+        ``avx512``, ``avx2``, ``neon`` or ``none``.
+    vector_bytes : int
+        Width of a vector register.
+    bandwidth : float
+        Bytes a second that one core moves from and to memory.
+    """
+
+    cpu: str
+    cores: int
+    simd: str
+    vector_bytes: int
+    bandwidth: float = _ASSUMED_BANDWIDTH
+
+    def peak(self, dtype: str, threads: int | None = None) -> float:
+        """Return FLOP/s of fused multiply-adds in ``dtype`` on that many threads (the options' if None)."""
+        lanes = self.vector_bytes // (8 if dtype == "float64" else 4)
+        # Two FMA units a core, two operations an FMA.
+        return 4 * lanes * _ASSUMED_HZ * self.threads(threads)
+
+    def threads(self, threads: int | None = None) -> int:
+        """Return how many threads the options allow, at most the cores."""
+        return min(threads or options.current().threads or self.cores, self.cores)
+
+    @property
+    def key(self) -> str:
+        """What measurements are valid for."""
+        return f"{self.cpu} ({self.simd}, {self.cores} cores)"
+
+
+@cache
+def machine() -> Machine:
+    """Return this machine."""
+    from llvmlite import binding
+
+    features = binding.get_host_cpu_features()
+    simd, width = next(
+        (known for flag, known in _SIMD.items() if features.get(flag)),
+        ("none", 16),
+    )
+    return Machine(cpu=_cpu_name(), cores=available_cores(), simd=simd, vector_bytes=width)
+
+
+_SIMD = {"avx512f": ("avx512", 64), "avx2": ("avx2", 32), "neon": ("neon", 16)}
+
+
+def available_cores() -> int:
+    """Return the cores that affinity and the cgroup's CPU quota leave to this process."""
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _cgroup_quota()
+    return max(1, min(affinity, math.ceil(quota)) if quota else affinity)
+
+
+def _cgroup_quota() -> float | None:
+    try:  # version 2
+        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return None if limit == "max" else int(limit) / int(period)
+    except (OSError, ValueError):
+        pass
+    try:  # version 1
+        root = Path("/sys/fs/cgroup/cpu")
+        limit, period = ((root / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
+        return None if int(limit) < 0 else int(limit) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

@@ -1,0 +1,580 @@
+"""The public convolutions: conv*, conv_transpose*, locally_connected2d, linear, and unfold / fold.
+
+Each function is a lowering: it reads its arguments and returns a `Call`; `op` makes it what users see.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from fastconv import arguments, arrays
+from fastconv.arrays import Array
+from fastconv.call import Call, Read, batched, call_options, named_op, op, read_arrays
+from fastconv.options import Options
+from fastconv.pooling import window_problem
+from fastconv.problem import ConvProblem, Padding, Sizes, conv_output_size
+
+
+@lru_cache(maxsize=4096)
+def conv_problem(
+    op: str,
+    direction: Any,
+    x_shape: Sizes,
+    oc: int,
+    kernel_size: Sizes,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: Any,
+    **fields: Any,
+) -> ConvProblem:
+    """Return the problem of arguments as users give them. Cached, since calls repeat their arguments."""
+    ndim = len(kernel_size)
+    if 0 in x_shape[1:]:
+        raise ValueError(f"input: only the batch may be empty, got shape {x_shape}")
+    if oc == 0 or 0 in kernel_size:
+        raise ValueError(f"weight: must not be empty, got {oc} filters of size {kernel_size}")
+    stride = arguments.sizes("stride", stride, ndim)
+    dilation = arguments.sizes("dilation", dilation, ndim)
+    return ConvProblem(
+        op=op,
+        direction=direction,
+        n=x_shape[0],
+        ic=x_shape[1],
+        oc=oc,
+        input_size=x_shape[2:],
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=arguments.padding(padding, x_shape[2:], kernel_size, stride, dilation),
+        dilation=dilation,
+        groups=arguments.integer("groups", groups, 1),
+        **fields,
+    )
+
+
+def _conv(
+    ndim: int,
+    input: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+    padding_mode: str,
+    activation: str | None,
+    residual: Array | None,
+    out: Array | None,
+    backend: str | None,
+    algorithm: str | None,
+    *,
+    op: str = "conv",
+) -> Call:
+    read = read_arrays(input=input, weight=weight, bias=bias, residual=residual)
+    x, w = batched("input", read.arrays["input"], ndim), read.arrays["weight"]
+    local = op == "locally_connected"
+    _check_weight(w, ndim, local, x.shape[1], groups)
+    oc, _, *kernel = w.shape[ndim * local :]
+    problem = conv_problem(
+        f"{op}{ndim}d",
+        "fprop",
+        x.shape,
+        oc,
+        tuple(kernel),
+        arguments.hashable(stride),
+        arguments.hashable(padding),
+        arguments.hashable(dilation),
+        groups,
+        padding_mode=padding_mode,
+        bias=_bias_kind(read, local),
+        activation=activation,
+        residual=residual is not None,
+        dtype=read.dtype,
+        layout=arrays.layout_of(x),
+        device=read.kind.device,
+    )
+    return _forward_call(problem, read, x, call_options(backend, algorithm), out)
+
+
+def _conv_transpose(
+    ndim: int,
+    input: Array,
+    weight: Array,
+    bias: Array | None,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+    activation: str | None,
+    residual: Array | None,
+    out: Array | None,
+    backend: str | None,
+    algorithm: str | None,
+) -> Call:
+    """The gradient of a convolution with respect to its input, as a forward pass: ``input`` is ``dy``."""
+    read = read_arrays(input=input, weight=weight, bias=bias, residual=residual)
+    dy, w = batched("input", read.arrays["input"], ndim), read.arrays["weight"]
+    if w.ndim != ndim + 2:
+        raise ValueError(
+            f"weight: expected {ndim + 2} dimensions (input channels, output channels / groups, kernel), got shape {w.shape}"
+        )
+    if w.shape[0] != dy.shape[1]:
+        raise ValueError(f"weight: expected {dy.shape[1]} filters, one for each channel of input, got shape {w.shape}")
+    if 0 in dy.shape[1:] or 0 in w.shape:
+        raise ValueError(f"input: only the batch may be empty, got input {dy.shape} and weight {w.shape}")
+    size, pads = _transposed_size(
+        dy.shape[2:],
+        w.shape[2:],
+        arguments.sizes("stride", stride, ndim),
+        arguments.hashable(padding),
+        arguments.sizes("output_padding", output_padding, ndim, 0),
+        arguments.sizes("dilation", dilation, ndim),
+    )
+    groups = arguments.integer("groups", groups, 1)
+    problem = conv_problem(
+        f"conv{ndim}d",
+        "dgrad",
+        (dy.shape[0], w.shape[1] * groups, *size),
+        w.shape[0],
+        w.shape[2:],
+        arguments.hashable(stride),
+        pads,
+        arguments.hashable(dilation),
+        groups,
+        bias=_bias_kind(read, False),
+        activation=activation,
+        residual=residual is not None,
+        dtype=read.dtype,
+        layout=arrays.layout_of(dy),
+        device=read.kind.device,
+    )
+    return _forward_call(problem, read, dy, call_options(backend, algorithm), out)
+
+
+def _transposed_size(
+    dy_size: Sizes, kernel_size: Sizes, stride: Sizes, padding: Any, output_padding: Sizes, dilation: Sizes
+) -> tuple[Sizes, Padding]:
+    """Return the size of dx and the padding of the convolution whose input gradient is asked for.
+
+    ``(size - 1) * stride - padding + dilation * (kernel - 1) + output_padding + 1``, or ``size * stride`` for
+    ``'same'``.
+    """
+    if padding == "same":
+        if any(output_padding):
+            raise ValueError(f"output_padding: must be 0 with padding='same', got {output_padding}")
+        same = tuple(i * s for i, s in zip(dy_size, stride, strict=True))
+        return same, arguments.padding(padding, same, kernel_size, stride, dilation)
+    result, pads = [], []
+    given = arguments.padding(padding, dy_size, kernel_size, stride, dilation)
+    for i, k, s, (before, after), extra, d in zip(
+        dy_size, kernel_size, stride, given, output_padding, dilation, strict=True
+    ):
+        if extra >= max(s, d):
+            raise ValueError(f"output_padding: must be smaller than stride {s} or dilation {d}, got {extra}")
+        size = (i - 1) * s - before - after + d * (k - 1) + extra + 1
+        if size < 1:
+            raise ValueError(f"padding: ({before}, {after}) leaves an output of {size} from an input of {i}")
+        if conv_output_size(size, k, s, d, (before, after)) != i:
+            after -= extra  # rows that no window reaches
+        result.append(size)
+        pads.append((before, after))
+    return tuple(result), tuple(pads)
+
+
+def _check_weight(w: Any, ndim: int, local: bool, channels: int, groups: Any) -> None:
+    expected = (
+        "(output size, output channels, input channels, kernel)"
+        if local
+        else ("(output channels, input channels / groups, kernel)")
+    )
+    if w.ndim != ndim + 2 + ndim * local:
+        raise ValueError(f"weight: expected {ndim + 2 + ndim * local} dimensions {expected}, got shape {w.shape}")
+    groups = arguments.integer("groups", groups, 1)
+    has = w.shape[ndim * local + 1]
+    if has * groups != channels:
+        raise ValueError(
+            f"weight: {groups} groups of {has} channels need an input of {has * groups} channels, got {channels} "
+            f"(weight has shape {w.shape})"
+        )
+
+
+def _bias_kind(read: Read, local: bool) -> str:
+    bias = read.arrays.get("bias")
+    if bias is None:
+        return "none"
+    return "position" if local and bias.ndim > 1 else "channel"
+
+
+def _forward_call(
+    problem: ConvProblem, read: Read, first: Any, options: Options, out: Any, shape: Sizes | None = None
+) -> Call:
+    """Check the arrays whose shapes the problem tells, and make the call of a forward pass."""
+    if shape is None:
+        unbatched = first.shape != read.shapes["input"]
+        shape = problem.result_shape[1:] if unbatched else problem.result_shape
+    expected = {"residual": shape, "bias": problem.bias_shape, "weight": problem.w_shape}
+    for name, array in read.arrays.items():
+        if array.shape != expected.get(name, array.shape):
+            raise ValueError(f"{name}: expected shape {expected[name]}, got {array.shape}")
+    inputs = {**read.arrays, "input": first}
+    if "residual" in inputs:
+        inputs["residual"] = inputs["residual"].reshape(problem.result_shape)
+    return Call(problem, inputs, read.shapes, shape, read.kind, options, out)
+
+
+_COMMON_DOC = """
+    activation : {'relu', 'leaky_relu', 'relu6', 'sigmoid', 'tanh'}, optional
+        Applied to the result as it is stored. The leaky slope is 0.01.
+    residual : array of the output's shape, optional
+        Added before the activation.
+    out : array of the output's shape and dtype, optional
+        Where the result is written; returned. It may share memory with an input.
+    backend, algorithm : str, optional
+        Use only this backend, or this algorithm.
+
+    Returns
+    -------
+    array
+        Of the input's kind, dtype and memory order (channels-first or channels-last).
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, arrays differ in kind or dtype, or the dtype is not float32, float64, float16
+        or bfloat16.
+    ValueError
+        If shapes or sizes do not fit; the message names the argument. `NoAlgorithmError`, a `ValueError`, if
+        the options in force leave no algorithm."""
+
+_CONV_DOC = """Convolve (cross-correlate) over {ndim} spatial axes.
+
+    ``output[n, k, o] = bias[k] + sum over c, r of weight[k, c, r] * input[n, c, o * stride - padding + r * dilation]``
+
+    Parameters
+    ----------
+    input : array, shape (N, C, {axes}) or (C, {axes})
+    weight : array, shape (K, C / groups, {kernel})
+    bias : array, shape (K,), optional
+    stride, dilation : int or one per axis
+    padding : int, one per axis, a pair (before, after) per axis, 'same' or 'valid'
+        ``'same'`` gives ``ceil(input / stride)`` outputs, an odd element of padding after the input.
+    groups : int
+        Input and output channels are divided into as many groups, convolved apart.
+    padding_mode : {{'zeros', 'reflect', 'replicate', 'circular'}}
+        What stands in the padding.""" + _COMMON_DOC.replace("{", "{{").replace("}", "}}")
+
+_TRANSPOSE_DOC = """Apply the transpose of a convolution over {ndim} spatial axes ("deconvolution").
+
+    The gradient of `conv{ndim}d` with respect to its input, as an operation of its own. The output's size is
+    ``(size - 1) * stride - padding + dilation * (kernel - 1) + output_padding + 1``.
+
+    Parameters
+    ----------
+    input : array, shape (N, C, {axes}) or (C, {axes})
+    weight : array, shape (C, K / groups, {kernel})
+    bias : array, shape (K,), optional
+    stride, dilation : int or one per axis
+    padding : int, one per axis, a pair (before, after) per axis, 'same' or 'valid'
+        How much is cut off the full result; ``'same'`` gives ``input * stride`` outputs.
+    output_padding : int or one per axis
+        Added to the output's size at the end; smaller than stride or dilation.
+    groups : int""" + _COMMON_DOC.replace("{", "{{").replace("}", "}}")
+
+
+def _make_conv(ndim: int) -> Callable[..., Array]:
+    def conv(
+        input: Array,
+        weight: Array,
+        bias: Array | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        *,
+        padding_mode: str = "zeros",
+        activation: str | None = None,
+        residual: Array | None = None,
+        out: Array | None = None,
+        backend: str | None = None,
+        algorithm: str | None = None,
+    ) -> Call:
+        return _conv(
+            ndim,
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            dilation,
+            groups,
+            padding_mode,
+            activation,
+            residual,
+            out,
+            backend,
+            algorithm,
+        )
+
+    return named_op(conv, f"conv{ndim}d", _CONV_DOC, ndim)
+
+
+def _make_conv_transpose(ndim: int) -> Callable[..., Array]:
+    def conv_transpose(
+        input: Array,
+        weight: Array,
+        bias: Array | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+        *,
+        activation: str | None = None,
+        residual: Array | None = None,
+        out: Array | None = None,
+        backend: str | None = None,
+        algorithm: str | None = None,
+    ) -> Call:
+        return _conv_transpose(
+            ndim,
+            input,
+            weight,
+            bias,
+            stride,
+            padding,
+            output_padding,
+            groups,
+            dilation,
+            activation,
+            residual,
+            out,
+            backend,
+            algorithm,
+        )
+
+    return named_op(conv_transpose, f"conv_transpose{ndim}d", _TRANSPOSE_DOC, ndim)
+
+
+conv1d, conv2d, conv3d = map(_make_conv, (1, 2, 3))
+conv_transpose1d, conv_transpose2d, conv_transpose3d = map(_make_conv_transpose, (1, 2, 3))
+
+
+@op
+def locally_connected2d(
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    *,
+    padding_mode: str = "zeros",
+    activation: str | None = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    backend: str | None = None,
+    algorithm: str | None = None,
+) -> Call:
+    """Convolve without sharing weights: every output position has filters of its own.
+
+    Parameters
+    ----------
+    input : array, shape (N, C, H, W) or (C, H, W)
+    weight : array, shape (OH, OW, K, C, R, S)
+    bias : array, shape (OH, OW, K) or (K,), optional
+    stride, padding, dilation, padding_mode, activation, residual, out, backend, algorithm
+        As in `conv2d`.
+
+    Returns
+    -------
+    array, shape (N, K, OH, OW) or (K, OH, OW)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv2d`; also if the weight's OH and OW are not what the other arguments give.
+    """
+    return _conv(
+        2,
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        dilation,
+        1,
+        padding_mode,
+        activation,
+        residual,
+        out,
+        backend,
+        algorithm,
+        op="locally_connected",
+    )
+
+
+@op
+def linear(
+    input: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    activation: str | None = None,
+    residual: Array | None = None,
+    out: Array | None = None,
+    backend: str | None = None,
+    algorithm: str | None = None,
+) -> Call:
+    """Apply an affine map to the last axis: ``input @ weight.T + bias``.
+
+    Parameters
+    ----------
+    input : array, shape (..., C)
+    weight : array, shape (K, C)
+    bias : array, shape (K,), optional
+    activation, residual, out, backend, algorithm
+        As in `conv2d`.
+
+    Returns
+    -------
+    array, shape (..., K)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv2d`.
+    """
+    read = read_arrays(input=input, weight=weight, bias=bias, residual=residual)
+    x, w = read.arrays["input"], read.arrays["weight"]
+    if w.ndim != 2:
+        raise ValueError(f"weight: expected 2 dimensions (output features, input features), got shape {w.shape}")
+    if x.ndim < 1 or x.shape[-1] != w.shape[1]:
+        raise ValueError(f"input: expected {w.shape[1]} features in the last axis, got shape {x.shape}")
+    rows = math.prod(x.shape[:-1])
+    problem = conv_problem(
+        "linear",
+        "fprop",
+        (rows, w.shape[1]),
+        w.shape[0],
+        (),
+        (),
+        (),
+        (),
+        1,
+        bias=_bias_kind(read, False),
+        activation=activation,
+        residual=residual is not None,
+        dtype=read.dtype,
+        device=read.kind.device,
+    )
+    shape = (*x.shape[:-1], w.shape[0])
+    return _forward_call(problem, read, x.reshape(problem.x_shape), call_options(backend, algorithm), out, shape)
+
+
+@op
+def unfold(
+    input: Array,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+    *,
+    out: Array | None = None,
+    backend: str | None = None,
+    algorithm: str | None = None,
+) -> Call:
+    """Lay every window of the input out as a column (im2col).
+
+    Parameters
+    ----------
+    input : array, shape (N, C, spatial) or (C, spatial)
+    kernel_size : int or one per axis
+        A single int means two spatial axes, as in PyTorch; a tuple of 1 to 3 says how many there are.
+    dilation, padding, stride
+        As in `conv2d`, zero padding.
+    out, backend, algorithm
+        As in `conv2d`.
+
+    Returns
+    -------
+    array, shape (N, C * prod(kernel_size), positions) or without N
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv2d`.
+    """
+    kernel = _window(kernel_size)
+    read = read_arrays(input=input)
+    x = batched("input", read.arrays["input"], len(kernel))
+    problem = window_problem("unfold", "fprop", x.shape, read, arrays.layout_of(x), kernel, stride, padding, dilation)
+    shape = problem.y_shape if x.ndim == read.arrays["input"].ndim else problem.y_shape[1:]
+    return Call(problem, {"input": x}, read.shapes, shape, read.kind, call_options(backend, algorithm), out)
+
+
+@op
+def fold(
+    input: Array,
+    output_size: Any,
+    kernel_size: Any,
+    dilation: Any = 1,
+    padding: Any = 0,
+    stride: Any = 1,
+    *,
+    out: Array | None = None,
+    backend: str | None = None,
+    algorithm: str | None = None,
+) -> Call:
+    """Add columns up where `unfold` took them from (col2im): the gradient of `unfold`.
+
+    Parameters
+    ----------
+    input : array, shape (N, C * prod(kernel_size), positions) or without N
+    output_size : int or one per axis
+    kernel_size, dilation, padding, stride, out, backend, algorithm
+        As in `unfold`.
+
+    Returns
+    -------
+    array, shape (N, C, *output_size) or (C, *output_size)
+
+    Raises
+    ------
+    TypeError, ValueError
+        As in `conv2d`; also if the input's two last sizes do not fit the others.
+    """
+    kernel = _window(kernel_size)
+    size = arguments.sizes("output_size", output_size, len(kernel))
+    read = read_arrays(input=input)
+    given = read.arrays["input"]
+    columns = batched("input", given, 1)
+    taps = math.prod(kernel)
+    if columns.shape[1] % taps or not columns.shape[1]:
+        raise ValueError(f"input: {columns.shape[1]} rows are no multiple of the kernel's {taps} elements")
+    problem = window_problem(
+        "unfold",
+        "dgrad",
+        (columns.shape[0], columns.shape[1] // taps, *size),
+        read,
+        "channels_first",
+        kernel,
+        stride,
+        padding,
+        dilation,
+    )
+    if columns.shape != problem.y_shape:
+        raise ValueError(f"input: expected {problem.y_shape[2]} columns for output_size {size}, got {columns.shape[2]}")
+    shape = problem.x_shape if columns.ndim == given.ndim else problem.x_shape[1:]
+    return Call(problem, {"input": columns}, read.shapes, shape, read.kind, call_options(backend, algorithm), out)
+
+
+def _window(kernel_size: Any) -> Sizes:
+    if isinstance(kernel_size, Sequence):
+        if not 1 <= len(kernel_size) <= 3:
+            raise ValueError(f"kernel_size: expected an integer or 1 to 3 of them, got {kernel_size!r}")
+        return arguments.sizes("kernel_size", kernel_size, len(kernel_size))
+    return arguments.sizes("kernel_size", kernel_size, 2)

@@ -1,0 +1,119 @@
+"""The context options: filters on which algorithms may be chosen, and what they may use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from fastconv import environment
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the dispatcher obeys. Immutable, so that it can be part of a plan's key."""
+
+    backend: str | None = None
+    algorithm: str | None = None
+    max_workspace: int = 64 << 20
+    deterministic: bool = False
+    strict: bool = False
+    threads: int | None = None
+    autotune: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind, least in (
+            ("backend", str, None),
+            ("algorithm", str, None),
+            ("max_workspace", int, 0),
+            ("deterministic", bool, None),
+            ("strict", bool, None),
+            ("threads", int, 1),
+            ("autotune", bool, None),
+        ):
+            value = getattr(self, name)
+            if value is None and name in ("backend", "algorithm", "threads"):
+                continue
+            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+                raise TypeError(f"{name}: expected {kind.__name__}, got {value!r}")
+            if least is not None and value < least:
+                raise ValueError(f"{name}: must be at least {least}, got {value}")
+        object.__setattr__(self, "_hash", hash(tuple(getattr(self, f.name) for f in fields(self))))
+
+    def __hash__(self) -> int:
+        return self._hash  # type: ignore[attr-defined, no-any-return]
+
+    def replace(self, **changes: Any) -> Options:
+        """Return a copy with some options changed; an unknown name is a `TypeError`."""
+        known = [f.name for f in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise TypeError(f"options: unknown option {name!r}; expected one of {', '.join(known)}")
+        return replace(self, **changes)
+
+
+_current: ContextVar[Options] = ContextVar("fastconv_options")
+_default: Options | None = None
+_default_lock = threading.Lock()
+
+
+def _from_environment() -> Options:
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Options(**{f.name: environment.read(f"FASTCONV_{f.name.upper()}") for f in fields(Options)})
+        return _default
+
+
+def current() -> Options:
+    """Return the options in force here: the innermost `options` block's, else the environment's."""
+    return _current.get(None) or _default or _from_environment()
+
+
+@contextmanager
+def applied(chosen: Options) -> Iterator[None]:
+    """Put options in force that were resolved before."""
+    token = _current.set(chosen)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def options(**changes: Any) -> Iterator[Options]:
+    """Change options within a ``with`` block, for this thread (or asyncio task) alone.
+
+    Parameters
+    ----------
+    backend, algorithm : str, optional
+        Only algorithms of this backend, or of this name, may be chosen.
+    max_workspace : int
+        Bytes of scratch memory an algorithm may use per thread. Default 64 MiB.
+    deterministic : bool
+        Only algorithms whose results are bit-identical from run to run and for any number of threads.
+    strict : bool
+        Only algorithms that sum plainly (no Winograd, no FFT).
+    threads : int, optional
+        How many threads to use; all cores by default.
+    autotune : bool
+        Measure every problem when it is first met and remember the fastest algorithm.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an option is unknown or its value makes no sense.
+
+    Examples
+    --------
+    >>> with fastconv.options(backend="im2col", threads=1):
+    ...     y = fastconv.conv2d(x, w)
+    """
+    token = _current.set(current().replace(**changes))
+    try:
+        yield _current.get()
+    finally:
+        _current.reset(token)

@@ -1,0 +1,526 @@
+"""The problems that algorithms solve: one frozen record says everything about a call but its data.
+
+A *problem* is a convolution or a window operation (pooling, unfold) together with a direction.
+Tensors keep their roles in every direction: ``x`` and ``dx`` have the input's shape, ``y`` and ``dy``
+the output's, ``w`` and ``dw`` the weight's. A transposed convolution is therefore no record of its own:
+its forward pass is the ``dgrad`` of a convolution, and its input gradient is that convolution's ``fprop``.
+
+Sizes are tuples with one entry per spatial axis (depth, height, width; fewer in fewer dimensions), and
+every size also has the field's short name: ``problem.kh``, ``problem.iw``, ``problem.sd`` and so on.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
+from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+
+Sizes: TypeAlias = tuple[int, ...]
+Padding: TypeAlias = tuple[tuple[int, int], ...]
+Direction: TypeAlias = Literal["fprop", "dgrad", "wgrad", "bgrad"]
+
+LAYOUTS = ("channels_first", "channels_last")
+PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+ACTIVATIONS = ("relu", "leaky_relu", "relu6", "sigmoid", "tanh")
+DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
+AXES = "dhw"
+
+_LETTERS = {
+    "i": "input_size",
+    "o": "output_size",
+    "k": "kernel_size",
+    "s": "stride",
+    "d": "dilation",
+}
+
+
+class Operand(NamedTuple):
+    """One array of a problem.
+
+    ``spatial`` says that the array is a map (N, C, spatial) whose memory order follows ``problem.layout``;
+    the others (weights, biases) are C-contiguous when fastconv allocates them.
+    """
+
+    name: str
+    shape: Sizes
+    dtype: str
+    spatial: bool
+
+
+def conv_output_size(size: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int]) -> int:
+    """Positions of a window along one axis: ``floor((size + padding - dilation*(kernel-1) - 1) / stride) + 1``."""
+    return (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
+
+
+def pool_output_size(
+    size: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int], ceil_mode: bool
+) -> int:
+    """As :func:`conv_output_size`, or rounded up, where a window must still start inside the input or its left padding.
+
+    The last rule is PyTorch's (``pooling_output_shape`` of ATen/native/Pool.h).
+    """
+    span = size + sum(padding) - dilation * (kernel - 1) - 1
+    if not ceil_mode:
+        return span // stride + 1
+    out = -(-span // stride) + 1
+    return out - 1 if (out - 1) * stride >= size + padding[0] else out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """What convolution and window problems share. Not instantiated itself."""
+
+    op: str
+    direction: Direction
+    n: int
+    input_size: Sizes
+    kernel_size: Sizes
+    output_size: Sizes
+    stride: Sizes
+    padding: Padding
+    dilation: Sizes
+    dtype: str
+    layout: str
+    device: str
+
+    def _check(self) -> None:
+        for name, value, allowed in (
+            ("dtype", self.dtype, DTYPES),
+            ("layout", self.layout, LAYOUTS),
+            ("direction", self.direction, self.directions),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+        if self.n < 0:
+            raise ValueError(f"n: the batch size cannot be negative, got {self.n}")
+        for name in ("input_size", "kernel_size", "stride", "dilation"):
+            value = getattr(self, name)
+            if any(v < 1 for v in value):
+                raise ValueError(f"{name}: every entry must be at least 1, got {value}")
+
+    def __getattr__(self, name: str) -> Any:
+        # `kh` is kernel_size along h, and so on; only reached when ordinary lookup has failed.
+        if len(name) == 2 and name[1] in AXES:
+            axis = len(self.input_size) - len(AXES) + AXES.index(name[1])
+            if axis >= 0:
+                if name[0] == "p":
+                    before, after = self.padding[axis]
+                    if before == after:
+                        return before
+                    raise AttributeError(f"{name}: padding is asymmetric here: {before}, {after}; read .padding")
+                if name[0] in _LETTERS:
+                    return getattr(self, _LETTERS[name[0]])[axis]
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    def __hash__(self) -> int:
+        # A plan is found by its problem in every call, so the hash is computed once.
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(tuple(getattr(self, f.name) for f in fields(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not the cached hash: string hashes differ between processes.
+        return _rebuild, (type(self), {f.name: getattr(self, f.name) for f in fields(self)})
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        raise NotImplementedError
+
+    @property
+    def inputs(self) -> tuple[Operand, ...]:
+        """The arrays that `Plan.run` reads, in order."""
+        raise NotImplementedError
+
+    @property
+    def outputs(self) -> tuple[Operand, ...]:
+        """The arrays that `Plan.run` writes, in order."""
+        raise NotImplementedError
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds (convolution) or element visits (windows) of the direct method, padding counted."""
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        """Spatial dimensions: 0 (linear) to 3."""
+        return len(self.input_size)
+
+    @property
+    def accumulator(self) -> str:
+        """The dtype in which sums are kept: float32 for the half types."""
+        return ACCUMULATORS[self.dtype]
+
+    @cached_property
+    def itemsize(self) -> int:
+        """Bytes an element of ``dtype``."""
+        return DTYPES[self.dtype]
+
+    @property
+    def flops(self) -> int:
+        """Floating point operations of the direct method: two a multiply-add."""
+        return 2 * self.macs
+
+    @cached_property
+    def bytes(self) -> int:
+        """Bytes that must move at least: every input read once, every output written once."""
+        size = {**DTYPES, "int64": 8}
+        return sum(math.prod(a.shape) * size[a.dtype] for a in self.inputs + self.outputs)
+
+    def replace(self, **changes: Any) -> Any:
+        """Return a copy with some fields changed; computed fields are computed anew."""
+        return replace(self, **changes)
+
+
+def _rebuild(cls: type[Problem], values: dict[str, Any]) -> Problem:
+    return cls(**{f.name: values[f.name] for f in fields(cls) if f.init})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConvProblem(Problem):
+    """A convolution (cross-correlation, as the field uses the word) in one direction.
+
+    Parameters
+    ----------
+    op : str
+        ``conv1d``, ``conv2d``, ``conv3d``, ``locally_connected2d`` or ``linear`` (no spatial axes).
+    direction : str
+        ``fprop``: y from x, w. ``dgrad``: dx from dy, w. ``wgrad``: dw from x, dy. ``bgrad``: db from dy.
+    n, ic, oc : int
+        Batch size, input channels, output channels.
+    input_size, kernel_size, stride, dilation : tuple of int
+        One entry per spatial axis; dilation is 1-based.
+    padding : tuple of (int, int)
+        Before and after, per spatial axis. With zero padding the one after may be negative: the input's end
+        is then not read.
+    groups : int
+        Divides ``ic`` and ``oc``.
+    padding_mode : str
+        ``zeros``, ``reflect`` (edge not repeated), ``replicate`` or ``circular``.
+    bias : str
+        ``none``, ``channel`` (one value a channel of the result) or ``position`` (one a position and
+        channel, locally connected only). In ``bgrad`` it says which shape the gradient has.
+    activation : str or None
+        Applied last, in ``fprop`` and ``dgrad`` (the forward passes of convolution and its transpose).
+    residual : bool
+        An array of the result's shape is added before the activation.
+    prepacked : bool
+        The weight was handed to `Plan.pack` beforehand and its cost does not count.
+    dtype, layout, device : str
+        ``float32`` and so on; ``channels_first`` or ``channels_last``; ``cpu`` or ``cuda``.
+
+    Raises
+    ------
+    ValueError
+        If the values do not describe a convolution; the message names the argument.
+    """
+
+    OPS: ClassVar[tuple[str, ...]] = ("linear", "conv1d", "conv2d", "conv3d", "locally_connected2d")
+
+    output_size: Sizes = field(init=False)
+    ic: int
+    oc: int
+    groups: int = 1
+    padding_mode: str = "zeros"
+    bias: str = "none"
+    activation: str | None = None
+    residual: bool = False
+    prepacked: bool = False
+    dtype: str = "float32"
+    layout: str = "channels_first"
+    device: str = "cpu"
+
+    __hash__ = Problem.__hash__
+
+    def __post_init__(self) -> None:
+        self._check()
+        for name in ("ic", "oc", "groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
+        for name, value, allowed in (
+            ("padding_mode", self.padding_mode, PADDING_MODES),
+            ("activation", self.activation, (None, *ACTIVATIONS)),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
+        for channels in (self.ic, self.oc):
+            if channels % self.groups:
+                raise ValueError(f"groups: {self.groups} does not divide {self.ic} input and {self.oc} output channels")
+        out = []
+        for size, kernel, stride, dilation, pad in zip(
+            self.input_size, self.kernel_size, self.stride, self.dilation, self.padding, strict=True
+        ):
+            self._check_padding(size, pad)
+            positions = conv_output_size(size, kernel, stride, dilation, pad)
+            if positions < 1:
+                raise ValueError(
+                    f"weight: a kernel of {kernel} with dilation {dilation} spans {dilation * (kernel - 1) + 1}, "
+                    f"more than the padded input of {size + sum(pad)}"
+                )
+            out.append(positions)
+        object.__setattr__(self, "output_size", tuple(out))
+
+    def _check_padding(self, size: int, pad: tuple[int, int]) -> None:
+        # A transposed convolution with much output padding leaves the end of dx unread: padding below zero.
+        if pad[0] < 0 or (pad[1] < 0 and self.padding_mode != "zeros"):
+            raise ValueError(f"padding: must not be negative, got {pad}")
+        limit = {"reflect": size - 1, "circular": size}.get(self.padding_mode)
+        if limit is not None and max(pad) > limit:
+            raise ValueError(
+                f"padding: {max(pad)} is too wide for padding_mode={self.padding_mode!r} "
+                f"on an input of {size} (at most {limit})"
+            )
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return ("fprop", "dgrad", "wgrad", "bgrad")
+
+    @property
+    def x_shape(self) -> Sizes:
+        return (self.n, self.ic, *self.input_size)
+
+    @property
+    def y_shape(self) -> Sizes:
+        return (self.n, self.oc, *self.output_size)
+
+    @property
+    def w_shape(self) -> Sizes:
+        shape = (self.oc, self.ic // self.groups, *self.kernel_size)
+        return self.output_size + shape if self.is_local else shape
+
+    @property
+    def result_shape(self) -> Sizes:
+        """The shape of what ``fprop`` or ``dgrad`` computes: ``residual`` has it too."""
+        return self.x_shape if self.direction == "dgrad" else self.y_shape
+
+    @property
+    def bias_shape(self) -> Sizes:
+        if self.bias == "position":
+            return (*self.output_size, self.oc)
+        return (self.ic if self.direction == "dgrad" else self.oc,)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether every output position has weights of its own."""
+        return self.op == "locally_connected2d"
+
+    @cached_property
+    def inputs(self) -> tuple[Operand, ...]:
+        x = Operand("x", self.x_shape, self.dtype, True)
+        w = Operand("w", self.w_shape, self.dtype, False)
+        dy = Operand("dy", self.y_shape, self.dtype, True)
+        if self.direction == "bgrad":
+            return (dy,)
+        if self.direction == "wgrad":
+            return (x, dy)
+        epilogue: tuple[Operand, ...] = ()
+        if self.bias != "none":
+            epilogue += (Operand("bias", self.bias_shape, self.dtype, False),)
+        if self.residual:
+            epilogue += (Operand("residual", self.result_shape, self.dtype, True),)
+        return (x if self.direction == "fprop" else dy, w, *epilogue)
+
+    @cached_property
+    def outputs(self) -> tuple[Operand, ...]:
+        shape = {
+            "fprop": self.y_shape,
+            "dgrad": self.x_shape,
+            "wgrad": self.w_shape,
+            "bgrad": self.bias_shape,
+        }[self.direction]
+        name = {"fprop": "y", "dgrad": "dx", "wgrad": "dw", "bgrad": "db"}[self.direction]
+        return (Operand(name, shape, self.dtype, self.direction in ("fprop", "dgrad")),)
+
+    @cached_property
+    def macs(self) -> int:
+        if self.direction == "bgrad":
+            return math.prod(self.y_shape)
+        return math.prod(self.y_shape) * (self.ic // self.groups) * math.prod(self.kernel_size)
+
+    @property
+    def reduction(self) -> int:
+        """Terms in the sum behind one result element, at most; what an error bound grows with."""
+        taps = math.prod(self.kernel_size)
+        return {
+            "fprop": self.ic // self.groups * taps,
+            "dgrad": self.oc // self.groups * taps,
+            "wgrad": max(self.n, 1) * (1 if self.is_local else math.prod(self.output_size)),
+            "bgrad": max(self.n, 1) * (1 if self.bias == "position" else math.prod(self.output_size)),
+        }[self.direction]
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases, as the textbooks count them."""
+        return math.prod(self.w_shape) + (0 if self.bias == "none" else math.prod(self.bias_shape))
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolProblem(Problem):
+    """A window operation without weights, in one direction.
+
+    Parameters
+    ----------
+    op : str
+        One of ``OPS``: the pools of 1 to 3 dimensions, ``max_unpool*`` and ``unfold``.
+    direction : str
+        ``fprop``: y from x. ``dgrad``: dx from dy (and what the op needs to keep). ``fold`` is the
+        ``dgrad`` of ``unfold``.
+    n, c : int
+        Batch size, channels.
+    input_size : tuple of int
+        Spatial size of x.
+    output_size : tuple of int
+        Spatial size of y. Computed, but for adaptive pools and ``max_unpool``, where it is given.
+    kernel_size, stride, padding, dilation
+        As in `ConvProblem`. Adaptive pools have none (ones and zeros stand there).
+    ceil_mode : bool
+        Round output sizes up (PyTorch's rule).
+    count_include_pad : bool
+        Average pools: padding counts in the divisor.
+    divisor_override : int or None
+        Average pools: the divisor.
+    norm_type : float
+        Lp pools: the exponent.
+    return_indices : bool
+        Max pools: ``fprop`` also writes, per output, the flat spatial index of the chosen input.
+    dtype, layout, device : str
+        As in `ConvProblem`.
+
+    Raises
+    ------
+    ValueError
+        If the values do not describe a window operation; the message names the argument.
+    """
+
+    KINDS: ClassVar[tuple[str, ...]] = (
+        "max_pool",
+        "avg_pool",
+        "lp_pool",
+        "adaptive_avg_pool",
+        "adaptive_max_pool",
+        "max_unpool",
+        "unfold",
+    )
+
+    output_size: Sizes = ()
+    c: int = 1
+    ceil_mode: bool = False
+    count_include_pad: bool = True
+    divisor_override: int | None = None
+    norm_type: float = 2.0
+    return_indices: bool = False
+    dtype: str = "float32"
+    layout: str = "channels_first"
+    device: str = "cpu"
+
+    __hash__ = Problem.__hash__
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.kind not in self.KINDS:
+            raise ValueError(f"op: expected one of {', '.join(self.KINDS)} and a dimension, got {self.op!r}")
+        if self.c < 1:
+            raise ValueError(f"c: must be at least 1, got {self.c}")
+        if self.divisor_override is not None and self.divisor_override == 0:
+            raise ValueError("divisor_override: must not be zero")
+        if not (0 < self.norm_type < math.inf):
+            raise ValueError(f"norm_type: must be positive and finite, got {self.norm_type}")
+        if self.given_output:
+            if len(self.output_size) != self.ndim or any(o < 1 for o in self.output_size):
+                raise ValueError(f"output_size: expected {self.ndim} positive sizes, got {self.output_size}")
+            return
+        out = []
+        for size, kernel, stride, dilation, pad in zip(
+            self.input_size, self.kernel_size, self.stride, self.dilation, self.padding, strict=True
+        ):
+            span = dilation * (kernel - 1) + 1
+            if min(pad) < 0:
+                raise ValueError(f"padding: must not be negative, got {pad}")
+            if self.op != "unfold" and max(pad) > span // 2:
+                raise ValueError(f"padding: {max(pad)} is more than half of the kernel's span of {span}")
+            positions = pool_output_size(size, kernel, stride, dilation, pad, self.ceil_mode)
+            if positions < 1:
+                raise ValueError(
+                    f"kernel_size: {kernel} with dilation {dilation} spans {span}, "
+                    f"more than the padded input of {size + sum(pad)}"
+                )
+            out.append(positions)
+        object.__setattr__(self, "output_size", tuple(out))
+
+    @property
+    def kind(self) -> str:
+        """The op's name without its dimension."""
+        return self.op.rstrip("123d") if self.op != "unfold" else self.op
+
+    @property
+    def directions(self) -> tuple[str, ...]:
+        return ("fprop", "dgrad")
+
+    @property
+    def is_max(self) -> bool:
+        return self.kind in ("max_pool", "adaptive_max_pool")
+
+    @property
+    def is_adaptive(self) -> bool:
+        return self.kind.startswith("adaptive")
+
+    @property
+    def given_output(self) -> bool:
+        """Whether the output size is an argument rather than computed."""
+        return self.is_adaptive or self.kind == "max_unpool"
+
+    @property
+    def x_shape(self) -> Sizes:
+        return (self.n, self.c, *self.input_size)
+
+    @property
+    def y_shape(self) -> Sizes:
+        if self.op == "unfold":
+            return (self.n, self.c * math.prod(self.kernel_size), math.prod(self.output_size))
+        return (self.n, self.c, *self.output_size)
+
+    @cached_property
+    def inputs(self) -> tuple[Operand, ...]:
+        x = Operand("x", self.x_shape, self.dtype, True)
+        dy = Operand("dy", self.y_shape, self.dtype, self.op != "unfold")
+        forward = self.direction == "fprop"
+        if self.is_max and not forward:
+            return (dy, Operand("indices", self.y_shape, "int64", True))
+        if self.kind == "max_unpool":
+            return (x if forward else dy, Operand("indices", self.x_shape, "int64", True))
+        if self.kind == "lp_pool" and not forward:
+            return (dy, x, Operand("y", self.y_shape, self.dtype, True))
+        return (x,) if forward else (dy,)
+
+    @cached_property
+    def outputs(self) -> tuple[Operand, ...]:
+        if self.direction == "dgrad":
+            return (Operand("dx", self.x_shape, self.dtype, True),)
+        y = Operand("y", self.y_shape, self.dtype, self.op != "unfold")
+        if self.is_max and self.return_indices:
+            return (y, Operand("indices", self.y_shape, "int64", True))
+        return (y,)
+
+    @cached_property
+    def macs(self) -> int:
+        if self.is_adaptive:
+            window = math.prod(-(-i // o) for i, o in zip(self.input_size, self.output_size, strict=True))
+        else:
+            window = 1 if self.kind == "max_unpool" else math.prod(self.kernel_size)
+        return self.n * self.c * math.prod(self.input_size if self.kind == "max_unpool" else self.output_size) * window
+
+    @property
+    def flops(self) -> int:
+        """One comparison or addition an element visited."""
+        return self.macs
+
+    @property
+    def reduction(self) -> int:
+        """Terms in the sum behind one result element, at most."""
+        if self.is_adaptive:
+            return math.prod(-(-i // o) + 1 for i, o in zip(self.input_size, self.output_size, strict=True))
+        return math.prod(self.kernel_size)

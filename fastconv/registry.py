@@ -1,0 +1,104 @@
+"""The algorithms, one line each. Tests, benchmarks, `explain` and tuning iterate what stands here."""
+
+from __future__ import annotations
+
+import importlib
+import threading
+from collections.abc import Callable
+
+from fastconv.algorithm import Algorithm
+
+# Ordered: of two algorithms that are predicted equal, the later one is taken.
+_BUILT_IN = (
+    "fastconv.backends.reference.conv:Einsum",
+    "fastconv.backends.reference.pool:Windows",
+    "fastconv.backends.naive.conv:Loops",
+    "fastconv.backends.naive.pool:PoolLoops",
+    "fastconv.backends.im2col.conv:Gemm",
+    "fastconv.backends.im2col.pool:Columns",
+)
+
+_algorithms: dict[str, Algorithm] = {}
+_lock = threading.Lock()
+_listeners: list[Callable[[], None]] = []
+
+
+def algorithms() -> tuple[Algorithm, ...]:
+    """Return every registered algorithm."""
+    if not _algorithms:
+        _load()
+    return tuple(_algorithms.values())
+
+
+def find(key: str) -> Algorithm:
+    """Return the algorithm of the key ``backend/name``.
+
+    Raises
+    ------
+    ValueError
+        If there is none; the message lists the keys.
+    """
+    for algorithm in algorithms():
+        if algorithm.key == key:
+            return algorithm
+    raise ValueError(f"algorithm: no {key!r}; registered are {', '.join(a.key for a in algorithms())}")
+
+
+def register(algorithm: Algorithm) -> Algorithm:
+    """Make an algorithm a candidate for every problem it does not refuse.
+
+    Parameters
+    ----------
+    algorithm : Algorithm
+        An instance of a subclass of `fastconv.Algorithm`. One with the same backend and name is replaced.
+
+    Returns
+    -------
+    Algorithm
+        The argument.
+
+    Raises
+    ------
+    TypeError
+        If it is no `Algorithm` instance, or lacks a name or a backend.
+    """
+    if not isinstance(algorithm, Algorithm):
+        raise TypeError(f"algorithm: expected an instance of fastconv.Algorithm, got {algorithm!r}")
+    for attribute in ("name", "backend"):
+        value = getattr(algorithm, attribute, None)
+        if not isinstance(value, str) or not value or "/" in value:
+            raise TypeError(f"algorithm: {type(algorithm).__name__}.{attribute} must be a word, got {value!r}")
+    algorithms()
+    with _lock:
+        _algorithms[algorithm.key] = algorithm
+    _changed()
+    return algorithm
+
+
+def unregister(key: str) -> None:
+    """Take the algorithm of the key ``backend/name`` out again."""
+    find(key)
+    with _lock:
+        del _algorithms[key]
+    _changed()
+
+
+def on_change(listener: Callable[[], None]) -> None:
+    """Call ``listener`` whenever the registered algorithms change."""
+    _listeners.append(listener)
+
+
+def _changed() -> None:
+    for listener in _listeners:
+        listener()
+
+
+def _load() -> None:
+    loaded: dict[str, Algorithm] = {}
+    for place in _BUILT_IN:
+        module, _, name = place.partition(":")
+        algorithm: Algorithm = getattr(importlib.import_module(module), name)()
+        loaded[algorithm.key] = algorithm
+    with _lock:
+        if not _algorithms:
+            _algorithms.update(loaded)

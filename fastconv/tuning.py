@@ -1,0 +1,303 @@
+"""The timer, and the performance database that remembers what it measured: JSON, never code.
+
+The database is a list of records in one file of the user's cache directory. A record holds for one problem, on one
+machine and with one version of fastconv (how fast an older version's algorithm was says nothing of today's), and
+gives the seconds of each algorithm, or null for one whose result was wrong.
+
+Nothing here ever stops a computation: a file that cannot be read is ignored, a directory that cannot be written
+leaves the measurements in memory, and each is warned of once. The commands a person gives (`export`, `merge`,
+`clear`) raise instead.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import threading
+import time
+import timeit
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+from fastconv import environment, files
+
+Results: TypeAlias = dict[str, float | None]
+
+FORMAT = "fastconv performance database"
+SCHEMA = 1
+
+_LEAST_ROUNDS = 3
+# Runs shorter than this are repeated until they fill it: far above the resolution of any timer.
+_LEAST_SECONDS = 1e-3
+
+_timing = threading.RLock()
+
+
+@contextmanager
+def exclusive() -> Iterator[None]:
+    """Hold the process-wide right to time things: two threads that did so at once would time each other."""
+    with _timing:
+        yield
+
+
+def measure(runs: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
+    """Time several runs against each other.
+
+    Each is called once to warm up; then they take turns in rounds, so that a processor that slows down for a
+    while slows all of them, and the median of each one's rounds is what it took.
+
+    Parameters
+    ----------
+    runs : mapping of str to callable
+        What to time, by name.
+    seconds : float
+        When to begin no further round. There are three rounds at least, but for runs that take longer than this:
+        those run once more after the warm-up.
+
+    Returns
+    -------
+    dict of str to float
+        Seconds a call.
+    """
+    timers = {name: timeit.Timer(run) for name, run in runs.items()}
+    samples: dict[str, list[float]] = {}
+    repeats: dict[str, int] = {}
+    for name, timer in timers.items():
+        timer.timeit(1)
+        once = timer.timeit(1)
+        if once > seconds:
+            samples[name] = [once]
+        else:
+            repeats[name] = max(1, math.ceil(_LEAST_SECONDS / max(once, 1e-9)))
+    start, rounds = time.perf_counter(), 0
+    while repeats and (rounds < _LEAST_ROUNDS or time.perf_counter() - start < seconds):
+        for name, number in repeats.items():
+            samples.setdefault(name, []).append(timers[name].timeit(number) / number)
+        rounds += 1
+    return {name: statistics.median(samples[name]) for name in timers}
+
+
+class Key(NamedTuple):
+    """What a record holds for: a problem's text, a machine with its threads, a version of fastconv."""
+
+    problem: str
+    measured_on: str
+    version: str
+
+
+class Record(NamedTuple):
+    """What was measured, and when (seconds since 1970)."""
+
+    recorded: float
+    seconds: Results
+
+
+Records: TypeAlias = dict[Key, Record]
+
+
+def _merge(into: Records, other: Records) -> int:
+    """Add records, and return how many changed something: of two measurements of an algorithm the later one holds."""
+    changed = 0
+    for key, record in other.items():
+        known = into.get(key, Record(0.0, {}))
+        older, newer = sorted((known, record), key=lambda r: r.recorded)
+        merged = Record(newer.recorded, {**older.seconds, **newer.seconds})
+        changed += merged.seconds != known.seconds
+        into[key] = merged
+    return changed
+
+
+def _encode(records: Records) -> str:
+    rows = [{**key._asdict(), **record._asdict()} for key, record in sorted(records.items())]
+    return json.dumps({"format": FORMAT, "schema": SCHEMA, "records": rows}, indent=1) + "\n"
+
+
+def _decode(text: str) -> Records:
+    """Return the records of a file's text; a `ValueError` says what is wrong with it."""
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise ValueError("it is not a performance database of fastconv")
+        if content["schema"] != SCHEMA:
+            raise ValueError(f"it has schema {content['schema']!r}, this version reads schema {SCHEMA}")
+        return dict(_decode_row(row) for row in content["records"])
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it is damaged ({type(error).__name__}: {error})") from None
+
+
+def _decode_row(row: dict[str, Any]) -> tuple[Key, Record]:
+    key, recorded, seconds = Key(*(row[name] for name in Key._fields)), row["recorded"], row["seconds"]
+    if not all(isinstance(word, str) for word in (*key, *seconds)):
+        raise ValueError("it is damaged (a name is no text)")
+    for value in (recorded, *(v for v in seconds.values() if v is not None)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ValueError(f"it is damaged ({value!r} is no time)")
+    return key, Record(recorded, seconds)
+
+
+class Database:
+    """The measurements in one file. Threads and processes may use it at once.
+
+    Parameters
+    ----------
+    path : path
+        The file. It and its directory are made when there is something to write.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self._lock = threading.RLock()
+        self._records: Records = {}
+        self._unsaved: Records = {}
+        self._seen: tuple[int, ...] | None = None
+        self._warned: set[str] = set()
+
+    def __len__(self) -> int:
+        """How many records there are, those of other machines and versions included."""
+        with self._lock:
+            self._refresh()
+            return len(self._records)
+
+    def lookup(self, problem: str, measured_on: str) -> Results:
+        """Return what this version of fastconv measured for a problem on a machine.
+
+        Parameters
+        ----------
+        problem : str
+            The problem's canonical text.
+        measured_on : str
+            The machine and its threads.
+
+        Returns
+        -------
+        dict of str to float or None
+            Seconds by algorithm key, None for an algorithm whose result was wrong; empty if nothing is known.
+        """
+        with self._lock:
+            self._refresh()
+            record = self._records.get(Key(problem, measured_on, _version()))
+        return dict(record.seconds) if record else {}
+
+    def record(self, problem: str, measured_on: str, results: Mapping[str, float | None]) -> None:
+        """Remember measurements, beside those of other algorithms and in place of earlier ones.
+
+        If they cannot be written they are kept in memory, with a warning, and written at the next occasion.
+        """
+        with self._lock:
+            _merge(self._unsaved, {Key(problem, measured_on, _version()): Record(time.time(), dict(results))})
+            _merge(self._records, self._unsaved)
+            try:
+                self._save()
+            except OSError as error:
+                self._warn(f"{self.path}: measurements cannot be written and are kept in memory ({error})")
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write all records to another file.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written.
+        """
+        with self._lock:
+            self._refresh()
+            files.replace(Path(path), _encode(self._records))
+
+    def merge(self, path: str | os.PathLike[str]) -> int:
+        """Take over the records of another database file.
+
+        Of two measurements of one algorithm, for the same problem, machine and version, the later one holds.
+
+        Returns
+        -------
+        int
+            How many records were added or changed.
+
+        Raises
+        ------
+        ValueError
+            If the file is no database, or one of another schema.
+        OSError
+            If it cannot be read, or this database cannot be written.
+        """
+        try:
+            other = _decode(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        with self._lock:
+            self._refresh()
+            changed = _merge(self._records, other)
+            _merge(self._unsaved, other)
+            self._save()
+        return changed
+
+    def clear(self) -> None:
+        """Forget everything.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be removed.
+        """
+        with self._lock:
+            self._records, self._unsaved = {}, {}
+            if self.path.exists():
+                with files.locked(self.path):
+                    self.path.unlink(missing_ok=True)
+
+    def _refresh(self) -> None:
+        """Read the file if it is not the one last seen; one `stat` otherwise."""
+        seen = files.signature(self.path)
+        if seen != self._seen:
+            self._records, self._seen = self._read() or {}, seen
+            _merge(self._records, self._unsaved)
+
+    def _read(self) -> Records | None:
+        """Return what the file holds; None if it is unusable, which is warned of."""
+        try:
+            return _decode(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError) as error:
+            self._warn(f"{self.path}: this performance database is ignored: {error}")
+            return None
+
+    def _save(self) -> None:
+        """Add what is unsaved to the file, as it is by now."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with files.locked(self.path):
+            records = self._read()
+            if records is None:
+                os.replace(self.path, f"{self.path}.damaged")
+                records = {}
+            _merge(records, self._unsaved)
+            files.replace(self.path, _encode(records))
+            self._records, self._unsaved, self._seen = records, {}, files.signature(self.path)
+
+    def _warn(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=4)
+
+
+def database() -> Database:
+    """Return the database in ``FASTCONV_CACHE_DIR``, or else in the user's cache directory."""
+    chosen = environment.read("FASTCONV_CACHE_DIR")
+    directory = Path(chosen).expanduser() if chosen else files.user_cache() / "fastconv"
+    # The schema is part of the name, so that versions of fastconv side by side do not fight over one file.
+    return _open(directory / f"performance-{SCHEMA}.json")
+
+
+_open = cache(Database)
+
+
+def _version() -> str:
+    from fastconv import __version__  # late: the package is still being imported when this module is
+
+    return __version__
