@@ -1,8 +1,10 @@
 """fastconv: convolution, pooling and their gradients on arrays, by the fastest algorithm for each shape."""
 
 from fastconv import grad, testing
+from fastconv._version import __version__
 from fastconv.algorithm import Algorithm, Plan
 from fastconv.choice import autotune, available_backends, explain, plan, tune, warmup
+from fastconv.columns import fold, unfold
 from fastconv.dispatch import NoAlgorithmError
 from fastconv.grad import vjp
 from fastconv.ops import (
@@ -12,10 +14,8 @@ from fastconv.ops import (
     conv_transpose1d,
     conv_transpose2d,
     conv_transpose3d,
-    fold,
     linear,
     locally_connected2d,
-    unfold,
 )
 from fastconv.options import options
 from fastconv.pooling import (
@@ -41,14 +41,13 @@ from fastconv.pooling import (
 from fastconv.problem import ConvProblem, PoolProblem
 from fastconv.registry import register
 
-__version__ = "0.1.0"
-
 __all__ = [
     "Algorithm",
     "ConvProblem",
     "NoAlgorithmError",
     "Plan",
     "PoolProblem",
+    "__version__",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool2d",
     "adaptive_avg_pool3d",

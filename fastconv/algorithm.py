@@ -58,6 +58,9 @@ class Algorithm(ABC):
         Where the arrays live: ``cpu`` or ``cuda``. The dispatcher refuses other problems by itself.
     deterministic : bool
         Results are bit-identical from run to run and for any number of threads.
+    fallback : bool
+        What remains when nothing else may run: it solves every problem of its kind, and ``max_workspace`` does not
+        exclude it.
     strict : bool
         Every result is the plain sum of its products (Winograd and FFT are not).
     """
@@ -66,6 +69,7 @@ class Algorithm(ABC):
     backend: ClassVar[str]
     device: ClassVar[str] = "cpu"
     deterministic: ClassVar[bool] = True
+    fallback: ClassVar[bool] = False
     strict: ClassVar[bool] = True
 
     @property

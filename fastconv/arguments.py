@@ -6,7 +6,6 @@ Every function takes the argument's name first, so that what it raises can name 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
 from typing import Any
 
 from fastconv.notation import same_padding
@@ -35,7 +34,8 @@ def flag(name: str, value: Any) -> bool:
 
 def sizes(name: str, value: Any, ndim: int, least: int = 1) -> Sizes:
     """Return one integer per spatial axis; a single one stands for all."""
-    if not isinstance(value, Iterable) or isinstance(value, str):
+    value = hashable(name, value)
+    if not isinstance(value, tuple):
         return (integer(name, value, least),) * ndim
     entries = tuple(integer(name, entry, least) for entry in value)
     if len(entries) == 1:
@@ -55,25 +55,37 @@ def padding(value: Any, input_size: Sizes, kernel_size: Sizes, stride: Sizes, di
     input_size, kernel_size, stride, dilation : tuple of int
     """
     ndim = len(kernel_size)
+    value = hashable("padding", value)
     if isinstance(value, str):
         if value == "valid":
             return ((0, 0),) * ndim
         if value == "same":
             return tuple(map(same_padding, input_size, kernel_size, stride, dilation))
         raise ValueError(f"padding: expected 'same', 'valid', integers or pairs, got {value!r}")
-    if isinstance(value, Iterable):
-        entries = tuple(value)
-        if entries and all(isinstance(entry, Iterable) for entry in entries):
-            pairs = tuple(sizes("padding", entry, 2, 0) for entry in entries)
-            if len(pairs) != ndim:
-                raise ValueError(f"padding: expected {ndim} pairs (before, after), got {value!r}")
-            return tuple((pair[0], pair[1]) for pair in pairs)
-        value = entries
+    if isinstance(value, tuple) and value and all(isinstance(entry, tuple) for entry in value):
+        pairs = tuple(sizes("padding", entry, 2, 0) for entry in value)
+        if len(pairs) != ndim:
+            raise ValueError(f"padding: expected {ndim} pairs (before, after), got {value!r}")
+        return tuple((pair[0], pair[1]) for pair in pairs)
     return tuple((p, p) for p in sizes("padding", value, ndim, 0))
 
 
-def hashable(value: Any) -> Any:
-    """Return lists as tuples, so that arguments can be looked up in a cache."""
-    if isinstance(value, list | tuple):
-        return tuple(hashable(entry) for entry in value)
+def hashable(name: str, value: Any) -> Any:
+    """Return an argument as integers, strings and tuples of them, so that it can be looked up in a cache.
+
+    Whatever is no integer is refused here: a cache would take 1.0 and True for 1.
+    """
+    if type(value) is int or value is None or isinstance(value, str):
+        return value
+    try:
+        entries = iter(value)
+    except TypeError:
+        return integer(name, value)
+    return tuple(hashable(name, entry) for entry in entries)
+
+
+def word(name: str, value: Any) -> str:
+    """Return a string."""
+    if not isinstance(value, str):
+        raise TypeError(f"{name}: expected a string, got {value!r}")
     return value

@@ -11,12 +11,11 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, ParamSpec, cast
+from typing import Any, ParamSpec, cast
 
 import numpy as np
 
 from fastconv import arrays, dispatch
-from fastconv import options as _options
 from fastconv.algorithm import AnyProblem, Plan
 from fastconv.arrays import Array, Kind
 from fastconv.options import Options
@@ -116,7 +115,7 @@ def execute(
 
 
 def op(lower: Callable[P, Call]) -> Callable[P, Array]:
-    """Make a public function of a lowering; the lowering stays reachable for `lowering`."""
+    """Make a public function of a lowering; the lowering stays reachable for `lowering_of`."""
 
     @functools.wraps(lower)
     def function(*args: P.args, **kwargs: P.kwargs) -> Array:
@@ -137,19 +136,7 @@ def named_op(lower: Callable[P, Call], name: str, doc: str, ndim: int) -> Callab
     return op(lower)
 
 
-def batched(name: str, array: Any, ndim: int) -> Any:
-    """Return a map with its batch axis, which unbatched input lacks."""
-    if array.ndim == ndim + 2:
-        return array
-    if array.ndim == ndim + 1:
-        return array[None]
-    raise ValueError(
-        f"{name}: expected {ndim + 2} dimensions (N, C and {ndim} spatial), or {ndim + 1} without N, "
-        f"got shape {array.shape}"
-    )
-
-
-def lowering(function: Any) -> Callable[..., Call]:
+def lowering_of(function: Any) -> Callable[..., Call]:
     """Return the lowering of a public function.
 
     Raises
@@ -161,47 +148,3 @@ def lowering(function: Any) -> Callable[..., Call]:
     if lower is None:
         raise TypeError(f"function: expected one of fastconv's ops, such as fastconv.conv2d, got {function!r}")
     return cast("Callable[..., Call]", lower)
-
-
-class Read(NamedTuple):
-    """Array arguments, read: those that were given, by name, and what they have in common."""
-
-    arrays: dict[str, Any]
-    kind: Kind
-    dtype: str
-
-    @property
-    def shapes(self) -> dict[str, Sizes]:
-        return {name: array.shape for name, array in self.arrays.items()}
-
-
-def read_arrays(**named: Array | None) -> Read:
-    """Read arrays that must be of one kind and one floating dtype; None is left out.
-
-    Raises
-    ------
-    TypeError
-        If one is no array, or kinds or dtypes differ; the message names the argument.
-    """
-    first_name = next(iter(named))
-    first, kind = arrays.read(first_name, named.pop(first_name))
-    read = Read({first_name: first}, kind, arrays.float_dtype(first_name, first))
-    for name, value in named.items():
-        if value is None:
-            continue
-        array = arrays.read_as(name, value, kind, first_name)
-        if arrays.float_dtype(name, array) != read.dtype:
-            raise TypeError(f"{name}: has dtype {array.dtype}, but {first_name} has {first.dtype}")
-        read.arrays[name] = array
-    return read
-
-
-def call_options(backend: str | None, algorithm: str | None) -> Options:
-    """Return the options in force, narrowed by the arguments that every op takes."""
-    current = _options.current()
-    if backend is None and algorithm is None:
-        return current
-    return current.replace(
-        backend=backend if backend is not None else current.backend,
-        algorithm=algorithm if algorithm is not None else current.algorithm,
-    )

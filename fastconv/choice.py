@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
-from fastconv import arrays, dispatch, options, registry, testing
+from fastconv import arrays, dispatch, registry, testing
 from fastconv.algorithm import AnyProblem, Plan
 from fastconv.arrays import Array
-from fastconv.call import Call, execute, lowering
+from fastconv.call import Call, execute, lowering_of
 from fastconv.notation import format_problem, parse_problem
+from fastconv.options import Options, current, options
 from fastconv.problem import ConvProblem, PoolProblem
 
 Subject: TypeAlias = "Callable[..., Array] | AnyProblem | str"
@@ -127,7 +128,7 @@ def plan(function: Callable[..., Array], *args: Any, **kwargs: Any) -> BoundPlan
     """
     if kwargs.get("out") is not None:
         raise ValueError("out: give it when the plan is run: plan(x, out=y)")
-    return BoundPlan(lowering(function)(*args, **kwargs))
+    return BoundPlan(lowering_of(function)(*args, **kwargs))
 
 
 def explain(subject: Subject, *args: Any, **kwargs: Any) -> dispatch.Choice:
@@ -174,9 +175,9 @@ def tune(subject: Subject, *args: Any, force: bool = False, **kwargs: Any) -> di
     return dispatch.tune(*_problem(subject, args, kwargs), force=force)
 
 
-def autotune() -> AbstractContextManager[options.Options]:
+def autotune() -> AbstractContextManager[Options]:
     """Within this context, `tune` every problem when it is first met: ``with fastconv.autotune(): ...``."""
-    return options.options(autotune=True)
+    return options(autotune=True)
 
 
 def warmup(problems: Iterable[AnyProblem | str], progress: Callable[[str], None] | None = None) -> None:
@@ -188,13 +189,13 @@ def warmup(problems: Iterable[AnyProblem | str], progress: Callable[[str], None]
     progress : callable, optional
         Called with each problem's text before it runs.
     """
-    current = options.current()
+    in_force = current()
     for subject in problems:
         problem, _ = _problem(subject, (), {})
         if progress is not None:
             progress(format_problem(problem))
-        chosen = dispatch.plan_for(problem, current)
-        execute(problem, chosen.packed(testing.random_inputs(problem)), current, plan=chosen)
+        chosen = dispatch.plan_for(problem, in_force)
+        execute(problem, chosen.packed(testing.random_inputs(problem)), in_force, plan=chosen)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -202,10 +203,10 @@ def available_backends() -> tuple[str, ...]:
     return tuple(dict.fromkeys(algorithm.backend for algorithm in registry.algorithms()))
 
 
-def _problem(subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[AnyProblem, options.Options]:
+def _problem(subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[AnyProblem, Options]:
     if isinstance(subject, str):
-        return parse_problem(subject), options.current()
+        return parse_problem(subject), current()
     if isinstance(subject, ConvProblem | PoolProblem):
-        return subject, options.current()
-    call = lowering(subject)(*args, **kwargs)
+        return subject, current()
+    call = lowering_of(subject)(*args, **kwargs)
     return call.problem, call.options

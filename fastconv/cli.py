@@ -1,4 +1,7 @@
-"""The command line: ``fastconv`` and ``python -m fastconv``. Results go to standard output, all else to standard error."""
+"""The command line: ``fastconv`` and ``python -m fastconv``.
+
+Results go to standard output, all else to standard error.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple, NoReturn
 
-from fastconv import choice, contest, dispatch, environment, info, networks, progress, registry, tuning
-from fastconv.algorithm import EPSILON, AnyProblem
+from fastconv import choice, contest, dispatch, environment, info, networks, progress, tuning
+from fastconv.algorithm import AnyProblem
 from fastconv.machine import machine
 from fastconv.notation import format_problem, parse_problem
 from fastconv.options import Options, current, options
@@ -96,7 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     def with_problems(parser: argparse.ArgumentParser, nargs: str = "+") -> argparse.ArgumentParser:
         parser.epilog = _PROBLEM + ", ".join(networks.NETWORKS)
         parser.add_argument("words", nargs=nargs, metavar="problem", help="see below")
-        parser.add_argument("--batch", type=int, help="batch size of network layers (default: 1)")
+        positive = _reader(environment.VARIABLES["FASTCONV_THREADS"])
+        parser.add_argument("--batch", type=positive, help="batch size of network layers (default: 1)")
         parser.add_argument("--dtype", choices=DTYPES, help="dtype of network layers (default: float32)")
         parser.add_argument(
             "--direction",
@@ -188,7 +192,10 @@ def _read(text: str, args: argparse.Namespace) -> list[Item]:
         raise ValueError(f"problem: {text.split()[0]!r} is neither an op nor a network, {', '.join(networks.NETWORKS)}")
     if args.batch or args.dtype or args.direction:
         raise ValueError(f"problem: --batch, --dtype and --direction are for networks; {text!r} says its own")
-    return [Item(text, parse_problem(text))]
+    problem = parse_problem(text)
+    if problem.n == 0:
+        raise ValueError(f"problem: {text!r} has an empty batch, for which there is nothing to compute")
+    return [Item(text, problem)]
 
 
 def _turned(problem: AnyProblem, direction: str) -> AnyProblem:
@@ -305,13 +312,11 @@ def _rated(problem: AnyProblem, key: str, outcome: contest.Outcome, peak: float)
     if outcome.seconds:
         rate = problem.flops / outcome.seconds
         rates = {"flops_rate": rate, "bytes_rate": problem.bytes / outcome.seconds, "peak_share": rate / peak}
-    # The bound is on the sum; the result is rounded to its dtype once more.
-    bound = registry.find(key).error_bound(problem) + EPSILON[problem.dtype]
-    return {"algorithm": key, **outcome._asdict(), "error_bound": bound, **rates}
+    return {"algorithm": key, **outcome._asdict(), **rates}
 
 
 def _bench_text(problem: AnyProblem, data: dict[str, Any]) -> str:
-    rows = [["   algorithm", "ms", "GFLOP/s", "GB/s", "of peak", "error", "error bound"]]
+    rows = [["   algorithm", "ms", "GFLOP/s", "GB/s", "of peak", "error / bound"]]
     notes = []
     for result in data["results"]:
         if result["failure"]:
@@ -325,7 +330,6 @@ def _bench_text(problem: AnyProblem, data: dict[str, Any]) -> str:
                 f"{result['bytes_rate'] / 1e9:.4g}",
                 f"{result['peak_share']:.1%}",
                 f"{result['error']:.2g}",
-                f"{result['error_bound']:.2g}",
             ]
         )
     if data["left_out"]:

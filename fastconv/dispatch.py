@@ -13,17 +13,13 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-from fastconv import environment, registry, testing, tuning
-from fastconv import options as _options
+from fastconv import contest, environment, registry, tuning
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.machine import machine
 from fastconv.notation import format_problem
-from fastconv.options import Options
+from fastconv.options import Options, applied
 
 log = logging.getLogger("fastconv")
-
-# A candidate predicted this many times slower than the best one measured is not worth measuring.
-_HOPELESS = 20.0
 
 
 class NoAlgorithmError(ValueError):
@@ -143,8 +139,15 @@ def _bytes(value: int | None) -> str:
 
 
 def survey(problem: AnyProblem, options: Options) -> Choice:
-    """Ask every algorithm, and choose."""
-    with _options.applied(options):
+    """Ask every algorithm, and choose.
+
+    Raises
+    ------
+    NoAlgorithmError
+        If the options name a backend or an algorithm that is not registered.
+    """
+    _check_names(options)
+    with applied(options):
         known = tuning.database().lookup(format_problem(problem), measured_on())
         candidates = sorted(
             (_ask(a, problem, options, known) for a in reversed(registry.algorithms())),
@@ -166,7 +169,7 @@ def _ask(algorithm: Algorithm, problem: AnyProblem, options: Options, known: dic
     if refusal is not None:
         return Candidate(algorithm.key, refusal)
     workspace = algorithm.workspace_bytes(problem)
-    if workspace > options.max_workspace:
+    if workspace > options.max_workspace and not algorithm.fallback:
         refusal = f"needs {_bytes(workspace)} of workspace, max_workspace allows {_bytes(options.max_workspace)}"
     return Candidate(
         algorithm.key,
@@ -202,16 +205,14 @@ def plan_for(problem: AnyProblem, options: Options) -> Plan:
     """
     choice = tune(problem, options) if options.autotune else survey(problem, options)
     if choice.winner is None:
-        _check_names(options)
         reasons = "\n".join(f"  {c.algorithm}: {c.refusal}" for c in choice.candidates)
         raise NoAlgorithmError(f"no algorithm for {format_problem(problem)}:\n{reasons}")
     log.info("%s -> %s: %s", format_problem(problem), choice.winner, choice.reason)
-    with _options.applied(options):
+    with applied(options):
         return registry.find(choice.winner).plan(problem)
 
 
 def _check_names(options: Options) -> None:
-    """A misspelt backend or algorithm deserves a better answer than a list of refusals."""
     for name, has in (
         ("backend", {a.backend for a in registry.algorithms()}),
         ("algorithm", {n for a in registry.algorithms() for n in (a.name, a.key)}),
@@ -233,35 +234,15 @@ def tune(
     usable = [c for c in choice.candidates if c.refusal is None]
     if len(usable) < 2 or (not force and usable[0].measured is not None):
         return choice
-    with tuning.exclusive(), _options.applied(options):
-        arrays = testing.random_inputs(problem)
-        results: dict[str, float | None] = {}
-        runs: dict[str, Callable[[], None]] = {}
-        fastest = min(c.seconds for c in usable)
-        exact = testing.exact(problem, arrays)
-        for candidate in usable:
-            if (candidate.predicted or 0.0) > _HOPELESS * fastest:
-                continue
-            if progress is not None:
-                progress(candidate.algorithm)
-            algorithm = registry.find(candidate.algorithm)
-            try:
-                outputs = testing.run(algorithm, problem, arrays)
-                testing.compare(problem, outputs, exact, algorithm.error_bound(problem))
-            except Exception as error:  # a candidate, perhaps a user's, may fail in any way
-                log.warning("%s is out for %s: %s", algorithm.key, format_problem(problem), error)
-                results[algorithm.key] = None
-                continue
-            runs[algorithm.key] = _launcher(algorithm.plan(problem), arrays, outputs)
-        results.update(tuning.measure(runs))
+    with applied(options):
+        outcomes = contest.hold(problem, {c.algorithm: c.seconds for c in usable}, progress)
+        for key, outcome in outcomes.items():
+            if outcome.failure is not None:
+                log.warning("%s is out for %s: %s", key, format_problem(problem), outcome.failure)
+        results = {key: outcome.seconds for key, outcome in outcomes.items()}
         tuning.database().record(format_problem(problem), measured_on(), results)
     plan_for.cache_clear()
     return survey(problem, options)
-
-
-def _launcher(plan: Plan, arrays: tuple[Any, ...], outputs: tuple[Any, ...]) -> Callable[[], None]:
-    inputs = plan.packed(arrays)
-    return lambda: plan.run(inputs, outputs)
 
 
 registry.on_change(plan_for.cache_clear)

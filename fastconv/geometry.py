@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastconv.problem import ConvProblem, PoolProblem
 
-Table: TypeAlias = NDArray[np.int64]
+Table: TypeAlias = NDArray[Any]
 
 
 def taps(problem: ConvProblem | PoolProblem) -> tuple[Table, ...]:
@@ -46,12 +46,12 @@ def _taps(size: int, out: int, kernel: int, stride: int, dilation: int, before: 
 def source_index(position: NDArray[Any], size: int, mode: str) -> Table:
     """Map positions in the padded input to positions in the input, ``-1`` for zero padding."""
     if mode == "replicate":
-        return position.clip(0, size - 1)
+        position = position.clip(0, size - 1)
     if mode == "circular":
-        return position % size
+        position = position % size
     if mode == "reflect":
         # The edge itself is not repeated: ... 2 1 | 0 1 2 ... n-1 | n-2 ...
-        return (size - 1) - abs((size - 1) - abs(position))
+        position = (size - 1) - abs((size - 1) - abs(position))
     return np.where((position >= 0) & (position < size), position, -1)
 
 

@@ -15,9 +15,9 @@ from typing import Any
 from fastconv import arguments, arrays
 from fastconv.algorithm import AnyProblem
 from fastconv.arrays import Array
-from fastconv.call import Call, Read, call_options, execute, lowering, named_op, read_arrays
+from fastconv.call import Call, execute, lowering_of, named_op
 from fastconv.epilogue import activation_gradient
-from fastconv.ops import conv_problem
+from fastconv.lowering import Read, call_options, conv_problem, read_arrays
 from fastconv.problem import ConvProblem, PoolProblem
 
 _ARRAY_ARGUMENTS = ("input", "weight", "bias", "residual", "indices", "grad_output")
@@ -56,7 +56,7 @@ def vjp(
     >>> y, pullback = fastconv.vjp(fastconv.conv2d, x, w, b, stride=2, padding=1)
     >>> dx, dw, db = pullback(dy)
     """
-    call = lowering(function)(*args, **kwargs)
+    call = lowering_of(function)(*args, **kwargs)
     hidden_indices = isinstance(call.problem, PoolProblem) and call.problem.is_max and not call.problem.return_indices
     if hidden_indices:
         call = call.with_problem(return_indices=True)
@@ -200,9 +200,9 @@ def _gradient_problem(
         shapes["input"],
         shapes["weight"][0],
         shapes["weight"][2:],
-        arguments.hashable(stride),
-        arguments.hashable(padding),
-        arguments.hashable(dilation),
+        arguments.hashable("stride", stride),
+        arguments.hashable("padding", padding),
+        arguments.hashable("dilation", dilation),
         groups,
         padding_mode=padding_mode,
         dtype=read.dtype,

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from fastconv import environment, registry, tuning
+from fastconv._version import __version__
 from fastconv.machine import machine
 
 # Import name -> the name it is installed by.
@@ -48,7 +49,6 @@ def collect() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Return the versions that results depend on."""
-    from fastconv import __version__
 
     return {
         "fastconv": __version__,
@@ -78,7 +78,6 @@ def cuda() -> dict[str, Any]:
         fits = [known[state["driver"][0]]] if state["driver"] and state["driver"][0] in known else known.values()
         missing.append(f"CuPy is not installed: pip install {' or '.join(fits)}")
         return state
-    # A broken installation fails in ways of its own, all of which are worth reading here.
     try:
         import cupy
 
@@ -93,7 +92,7 @@ def cuda() -> dict[str, Any]:
                     "memory": properties["totalGlobalMem"],
                 }
             )
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - broken installations fail in ways of their own
         missing.append(f"CuPy does not work: {type(error).__name__}: {error}")
     if not state["devices"]:
         missing.append("no CUDA device was found")

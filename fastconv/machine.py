@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from fastconv import options
+from fastconv.options import current
 
 # Nobody's clock is known beforehand; predictions only rank algorithms, for which a common value serves.
 _ASSUMED_HZ = 3.0e9
@@ -48,7 +48,7 @@ class Machine:
 
     def threads(self, threads: int | None = None) -> int:
         """Return how many threads the options allow, at most the cores."""
-        return min(threads or options.current().threads or self.cores, self.cores)
+        return min(threads or current().threads or self.cores, self.cores)
 
     @property
     def key(self) -> str:

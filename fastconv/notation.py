@@ -23,7 +23,7 @@ from fastconv.problem import ACTIVATIONS, AXES, PADDING_MODES, ConvProblem, Pool
 
 _DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16"}
 _DTYPE_WORDS = {v: k for k, v in _DTYPES.items()}
-_WORD = re.compile(r"([a-z]+?)(\d[\d.:-]*|same)$")
+_WORD = re.compile(r"([a-z]+?)(-?\d[\d.:e+-]*|same)$")
 _PER_AXIS = {"i": "input_size", "k": "kernel_size", "o": "output_size", "s": "stride", "d": "dilation", "p": "padding"}
 _DEFAULTS: dict[str, Any] = {"stride": 1, "dilation": 1, "padding": (0, 0)}
 
@@ -81,7 +81,7 @@ def format_problem(problem: Problem) -> str:
         if problem.divisor_override is not None:
             words.append(f"div{problem.divisor_override}")
         if problem.kind == "lp_pool":
-            words.append(f"norm{problem.norm_type:g}")
+            words.append(f"norm{problem.norm_type!r}".removesuffix(".0"))
     words += [
         word
         for word, (name, value) in _FLAGS.items()
@@ -95,7 +95,7 @@ def _stride_follows_kernel(op: str) -> bool:
     return "pool" in op and not op.startswith(("adaptive", "max_unpool"))
 
 
-def _value(value: int | tuple[int, int]) -> str:
+def _value(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
     return str(value[0]) if value[0] == value[1] else f"{value[0]}:{value[1]}"
@@ -115,7 +115,8 @@ def parse_problem(text: str) -> ConvProblem | PoolProblem:
     match = re.fullmatch(r"(linear)|(?:conv|locally_connected|\w*pool)([123])d|(unfold)", op)
     if not match:
         raise ValueError(
-            f"problem: unknown op {op!r}; expected conv1d, conv2d, conv3d, locally_connected2d, linear, unfold or a pool such as max_pool2d"
+            f"problem: unknown op {op!r}; expected conv1d, conv2d, conv3d, locally_connected2d, linear, unfold "
+            "or a pool such as max_pool2d"
         )
     ndim = 0 if match[1] else int(match[2] or 0)
     values: dict[str, Any] = {}
@@ -145,19 +146,19 @@ def _read_word(word: str, values: dict[str, Any], sizes: dict[str, dict[str, Any
         elif name == "norm":
             values["norm_type"] = float(number)
         elif name[0] in _PER_AXIS and name[1:] in ("", *AXES):
-            value: Any = number
-            if name[0] != "p":
-                value = int(number)
-            elif number != "same":
-                pair = [int(v) for v in number.split(":")]
-                value = (pair[0], pair[-1])
-                if len(pair) > 2:
-                    raise ValueError
-            sizes.setdefault(_PER_AXIS[name[0]], {})[name[1:]] = value
+            read = _padding if name[0] == "p" else int
+            sizes.setdefault(_PER_AXIS[name[0]], {})[name[1:]] = read(number)
         else:
             raise ValueError
     except ValueError:
         raise ValueError(f"problem: cannot read {word!r}") from None
+
+
+def _padding(number: str) -> Any:
+    if number == "same":
+        return number
+    before, _, after = number.partition(":")
+    return int(before), int(after or before)
 
 
 def _build(
@@ -200,6 +201,8 @@ def _build(
     elif given:
         fields["output_size"] = read("output_size")
     try:
-        return (PoolProblem if pool else ConvProblem)(op=op, direction=direction, **fields, **values)
+        kind: Any = PoolProblem if pool else ConvProblem
+        problem: ConvProblem | PoolProblem = kind(op=op, direction=direction, **fields, **values)
+        return problem
     except TypeError as error:
         raise ValueError(f"problem: {op} takes no {str(error).rsplit(' ', 1)[-1]}") from None

@@ -1,4 +1,4 @@
-"""The public convolutions: conv*, conv_transpose*, locally_connected2d, linear, and unfold / fold.
+"""The public convolutions: conv*, conv_transpose*, locally_connected2d and linear.
 
 Each function is a lowering: it reads its arguments and returns a `Call`; `op` makes it what users see.
 """
@@ -6,53 +6,16 @@ Each function is a lowering: it reads its arguments and returns a `Call`; `op` m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 from fastconv import arguments, arrays
 from fastconv.arrays import Array
-from fastconv.call import Call, Read, batched, call_options, named_op, op, read_arrays
+from fastconv.call import Call, named_op, op
+from fastconv.lowering import Read, batched, call_options, conv_problem, read_arrays
 from fastconv.options import Options
-from fastconv.pooling import window_problem
 from fastconv.problem import ConvProblem, Padding, Sizes, conv_output_size
-
-
-@lru_cache(maxsize=4096)
-def conv_problem(
-    op: str,
-    direction: Any,
-    x_shape: Sizes,
-    oc: int,
-    kernel_size: Sizes,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
-    **fields: Any,
-) -> ConvProblem:
-    """Return the problem of arguments as users give them. Cached, since calls repeat their arguments."""
-    ndim = len(kernel_size)
-    if 0 in x_shape[1:]:
-        raise ValueError(f"input: only the batch may be empty, got shape {x_shape}")
-    if oc == 0 or 0 in kernel_size:
-        raise ValueError(f"weight: must not be empty, got {oc} filters of size {kernel_size}")
-    stride = arguments.sizes("stride", stride, ndim)
-    dilation = arguments.sizes("dilation", dilation, ndim)
-    return ConvProblem(
-        op=op,
-        direction=direction,
-        n=x_shape[0],
-        ic=x_shape[1],
-        oc=oc,
-        input_size=x_shape[2:],
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=arguments.padding(padding, x_shape[2:], kernel_size, stride, dilation),
-        dilation=dilation,
-        groups=arguments.integer("groups", groups, 1),
-        **fields,
-    )
 
 
 def _conv(
@@ -84,13 +47,13 @@ def _conv(
         x.shape,
         oc,
         tuple(kernel),
-        arguments.hashable(stride),
-        arguments.hashable(padding),
-        arguments.hashable(dilation),
+        arguments.hashable("stride", stride),
+        arguments.hashable("padding", padding),
+        arguments.hashable("dilation", dilation),
         groups,
-        padding_mode=padding_mode,
+        padding_mode=arguments.word("padding_mode", padding_mode),
         bias=_bias_kind(read, local),
-        activation=activation,
+        activation=_activation(activation),
         residual=residual is not None,
         dtype=read.dtype,
         layout=arrays.layout_of(x),
@@ -120,39 +83,62 @@ def _conv_transpose(
     dy, w = batched("input", read.arrays["input"], ndim), read.arrays["weight"]
     if w.ndim != ndim + 2:
         raise ValueError(
-            f"weight: expected {ndim + 2} dimensions (input channels, output channels / groups, kernel), got shape {w.shape}"
+            f"weight: expected {ndim + 2} dimensions (input channels, output channels / groups, kernel), "
+            f"got shape {w.shape}"
         )
     if w.shape[0] != dy.shape[1]:
         raise ValueError(f"weight: expected {dy.shape[1]} filters, one for each channel of input, got shape {w.shape}")
     if 0 in dy.shape[1:] or 0 in w.shape:
         raise ValueError(f"input: only the batch may be empty, got input {dy.shape} and weight {w.shape}")
-    size, pads = _transposed_size(
-        dy.shape[2:],
-        w.shape[2:],
-        arguments.sizes("stride", stride, ndim),
-        arguments.hashable(padding),
-        arguments.sizes("output_padding", output_padding, ndim, 0),
-        arguments.sizes("dilation", dilation, ndim),
-    )
-    groups = arguments.integer("groups", groups, 1)
-    problem = conv_problem(
-        f"conv{ndim}d",
-        "dgrad",
-        (dy.shape[0], w.shape[1] * groups, *size),
-        w.shape[0],
-        w.shape[2:],
-        arguments.hashable(stride),
-        pads,
-        arguments.hashable(dilation),
-        groups,
+    problem = _transposed_problem(
+        dy.shape,
+        w.shape,
+        arguments.hashable("stride", stride),
+        arguments.hashable("padding", padding),
+        arguments.hashable("output_padding", output_padding),
+        arguments.integer("groups", groups, 1),
+        arguments.hashable("dilation", dilation),
         bias=_bias_kind(read, False),
-        activation=activation,
+        activation=_activation(activation),
         residual=residual is not None,
         dtype=read.dtype,
         layout=arrays.layout_of(dy),
         device=read.kind.device,
     )
     return _forward_call(problem, read, dy, call_options(backend, algorithm), out)
+
+
+@lru_cache(maxsize=4096)
+def _transposed_problem(
+    dy_shape: Sizes,
+    w_shape: Sizes,
+    stride: Any,
+    padding: Any,
+    output_padding: Any,
+    groups: int,
+    dilation: Any,
+    **fields: Any,
+) -> ConvProblem:
+    """Return the problem of a transposed convolution. Cached, since calls repeat their arguments."""
+    ndim = len(w_shape) - 2
+    stride = arguments.sizes("stride", stride, ndim)
+    dilation = arguments.sizes("dilation", dilation, ndim)
+    extra = arguments.sizes("output_padding", output_padding, ndim, 0)
+    size, pads = _transposed_size(dy_shape[2:], w_shape[2:], stride, padding, extra, dilation)
+    return ConvProblem(
+        op=f"conv{ndim}d",
+        direction="dgrad",
+        n=dy_shape[0],
+        ic=w_shape[1] * groups,
+        oc=w_shape[0],
+        input_size=size,
+        kernel_size=w_shape[2:],
+        stride=stride,
+        padding=pads,
+        dilation=dilation,
+        groups=groups,
+        **fields,
+    )
 
 
 def _transposed_size(
@@ -200,6 +186,10 @@ def _check_weight(w: Any, ndim: int, local: bool, channels: int, groups: Any) ->
             f"weight: {groups} groups of {has} channels need an input of {has * groups} channels, got {channels} "
             f"(weight has shape {w.shape})"
         )
+
+
+def _activation(activation: str | None) -> str | None:
+    return None if activation is None else arguments.word("activation", activation)
 
 
 def _bias_kind(read: Read, local: bool) -> str:
@@ -466,115 +456,10 @@ def linear(
         (),
         1,
         bias=_bias_kind(read, False),
-        activation=activation,
+        activation=_activation(activation),
         residual=residual is not None,
         dtype=read.dtype,
         device=read.kind.device,
     )
     shape = (*x.shape[:-1], w.shape[0])
     return _forward_call(problem, read, x.reshape(problem.x_shape), call_options(backend, algorithm), out, shape)
-
-
-@op
-def unfold(
-    input: Array,
-    kernel_size: Any,
-    dilation: Any = 1,
-    padding: Any = 0,
-    stride: Any = 1,
-    *,
-    out: Array | None = None,
-    backend: str | None = None,
-    algorithm: str | None = None,
-) -> Call:
-    """Lay every window of the input out as a column (im2col).
-
-    Parameters
-    ----------
-    input : array, shape (N, C, spatial) or (C, spatial)
-    kernel_size : int or one per axis
-        A single int means two spatial axes, as in PyTorch; a tuple of 1 to 3 says how many there are.
-    dilation, padding, stride
-        As in `conv2d`, zero padding.
-    out, backend, algorithm
-        As in `conv2d`.
-
-    Returns
-    -------
-    array, shape (N, C * prod(kernel_size), positions) or without N
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in `conv2d`.
-    """
-    kernel = _window(kernel_size)
-    read = read_arrays(input=input)
-    x = batched("input", read.arrays["input"], len(kernel))
-    problem = window_problem("unfold", "fprop", x.shape, read, arrays.layout_of(x), kernel, stride, padding, dilation)
-    shape = problem.y_shape if x.ndim == read.arrays["input"].ndim else problem.y_shape[1:]
-    return Call(problem, {"input": x}, read.shapes, shape, read.kind, call_options(backend, algorithm), out)
-
-
-@op
-def fold(
-    input: Array,
-    output_size: Any,
-    kernel_size: Any,
-    dilation: Any = 1,
-    padding: Any = 0,
-    stride: Any = 1,
-    *,
-    out: Array | None = None,
-    backend: str | None = None,
-    algorithm: str | None = None,
-) -> Call:
-    """Add columns up where `unfold` took them from (col2im): the gradient of `unfold`.
-
-    Parameters
-    ----------
-    input : array, shape (N, C * prod(kernel_size), positions) or without N
-    output_size : int or one per axis
-    kernel_size, dilation, padding, stride, out, backend, algorithm
-        As in `unfold`.
-
-    Returns
-    -------
-    array, shape (N, C, *output_size) or (C, *output_size)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As in `conv2d`; also if the input's two last sizes do not fit the others.
-    """
-    kernel = _window(kernel_size)
-    size = arguments.sizes("output_size", output_size, len(kernel))
-    read = read_arrays(input=input)
-    given = read.arrays["input"]
-    columns = batched("input", given, 1)
-    taps = math.prod(kernel)
-    if columns.shape[1] % taps or not columns.shape[1]:
-        raise ValueError(f"input: {columns.shape[1]} rows are no multiple of the kernel's {taps} elements")
-    problem = window_problem(
-        "unfold",
-        "dgrad",
-        (columns.shape[0], columns.shape[1] // taps, *size),
-        read,
-        "channels_first",
-        kernel,
-        stride,
-        padding,
-        dilation,
-    )
-    if columns.shape != problem.y_shape:
-        raise ValueError(f"input: expected {problem.y_shape[2]} columns for output_size {size}, got {columns.shape[2]}")
-    shape = problem.x_shape if columns.ndim == given.ndim else problem.x_shape[1:]
-    return Call(problem, {"input": columns}, read.shapes, shape, read.kind, call_options(backend, algorithm), out)
-
-
-def _window(kernel_size: Any) -> Sizes:
-    if isinstance(kernel_size, Sequence):
-        if not 1 <= len(kernel_size) <= 3:
-            raise ValueError(f"kernel_size: expected an integer or 1 to 3 of them, got {kernel_size!r}")
-        return arguments.sizes("kernel_size", kernel_size, len(kernel_size))
-    return arguments.sizes("kernel_size", kernel_size, 2)

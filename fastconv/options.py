@@ -11,6 +11,17 @@ from typing import Any
 
 from fastconv import environment
 
+# name: (type, whether None is allowed, least value)
+_ALLOWED: dict[str, tuple[Any, bool, int | None]] = {
+    "backend": (str, True, None),
+    "algorithm": (str, True, None),
+    "max_workspace": (int, False, 0),
+    "deterministic": (bool, False, None),
+    "strict": (bool, False, None),
+    "threads": (int, True, 1),
+    "autotune": (bool, False, None),
+}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -25,19 +36,11 @@ class Options:
     autotune: bool = False
 
     def __post_init__(self) -> None:
-        for name, kind, least in (
-            ("backend", str, None),
-            ("algorithm", str, None),
-            ("max_workspace", int, 0),
-            ("deterministic", bool, None),
-            ("strict", bool, None),
-            ("threads", int, 1),
-            ("autotune", bool, None),
-        ):
-            value = getattr(self, name)
-            if value is None and name in ("backend", "algorithm", "threads"):
+        for name, (kind, optional, least) in _ALLOWED.items():
+            value: Any = getattr(self, name)
+            if value is None and optional:
                 continue
-            if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+            if type(value) is not kind:  # nor a bool for an int
                 raise TypeError(f"{name}: expected {kind.__name__}, got {value!r}")
             if least is not None and value < least:
                 raise ValueError(f"{name}: must be at least {least}, got {value}")
@@ -92,7 +95,8 @@ def options(**changes: Any) -> Iterator[Options]:
     backend, algorithm : str, optional
         Only algorithms of this backend, or of this name, may be chosen.
     max_workspace : int
-        Bytes of scratch memory an algorithm may use per thread. Default 64 MiB.
+        Bytes of scratch memory an algorithm may use per thread. Default 64 MiB. The backends that must solve every
+        problem (reference, naive) are exempt.
     deterministic : bool
         Only algorithms whose results are bit-identical from run to run and for any number of threads.
     strict : bool

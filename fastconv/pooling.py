@@ -6,66 +6,15 @@ As in `ops`, each function is a lowering; the members of a family differ in the 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from fastconv import arguments, arrays
 from fastconv.arrays import Array
-from fastconv.call import Call, Read, batched, call_options, named_op, read_arrays
+from fastconv.call import Call, named_op
+from fastconv.lowering import Read, batched, call_options, read_arrays, window_problem
 from fastconv.problem import PoolProblem, Sizes
-
-
-@lru_cache(maxsize=4096)
-def _problem(
-    op: str, direction: Any, x_shape: Sizes, kernel_size: Sizes, stride: Any, padding: Any, dilation: Any, **fields: Any
-) -> PoolProblem:
-    if 0 in x_shape[1:]:
-        raise ValueError(f"input: only the batch may be empty, got shape {x_shape}")
-    ndim = len(kernel_size)
-    stride = kernel_size if stride is None else arguments.sizes("stride", stride, ndim)
-    dilation = arguments.sizes("dilation", dilation, ndim)
-    return PoolProblem(
-        op=op,
-        direction=direction,
-        n=x_shape[0],
-        c=x_shape[1],
-        input_size=x_shape[2:],
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=arguments.padding(padding, x_shape[2:], kernel_size, stride, dilation),
-        dilation=dilation,
-        **fields,
-    )
-
-
-def window_problem(
-    op: str,
-    direction: str,
-    x_shape: Sizes,
-    read: Read,
-    layout: str,
-    kernel_size: Sizes,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    **fields: Any,
-) -> PoolProblem:
-    """Return the problem of a window operation from arguments as users give them."""
-    return _problem(
-        op,
-        direction,
-        x_shape,
-        kernel_size,
-        arguments.hashable(stride),
-        arguments.hashable(padding),
-        arguments.hashable(dilation),
-        dtype=read.dtype,
-        layout=layout,
-        device=read.kind.device,
-        **fields,
-    )
 
 
 def _pool(
@@ -149,7 +98,7 @@ def _unpool(
         f"max_unpool{ndim}d", "fprop", x.shape, read, arrays.layout_of(x), (1,) * ndim, 1, 0, 1, output_size=size
     )
     limit = int(np.prod(size))
-    if where.size and not (0 <= int(where.min()) and int(where.max()) < limit):
+    if where.size and not (int(where.min()) >= 0 and int(where.max()) < limit):
         raise ValueError(f"indices: expected values from 0 to {limit - 1}, got {where.min()} to {where.max()}")
     inputs = {"input": x, "indices": where.reshape(x.shape)}
     return _call(problem, read, inputs, problem.y_shape, call_options(backend, algorithm), out)

@@ -22,6 +22,7 @@ Direction: TypeAlias = Literal["fprop", "dgrad", "wgrad", "bgrad"]
 
 LAYOUTS = ("channels_first", "channels_last")
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
+BIASES = ("none", "channel", "position")
 ACTIVATIONS = ("relu", "leaky_relu", "relu6", "sigmoid", "tanh")
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
@@ -68,6 +69,13 @@ def pool_output_size(
     return out - 1 if (out - 1) * stride >= size + padding[0] else out
 
 
+def _axes_of(op: str, given: int) -> int:
+    """Return how many spatial axes an op has; unfold has as many as it is given."""
+    if op == "unfold":
+        return given
+    return 0 if op == "linear" else int(op[-2])
+
+
 @dataclass(frozen=True, kw_only=True)
 class Problem:
     """What convolution and window problems share. Not instantiated itself."""
@@ -85,8 +93,11 @@ class Problem:
     layout: str
     device: str
 
+    OPS: ClassVar[tuple[str, ...]]
+
     def _check(self) -> None:
         for name, value, allowed in (
+            ("op", self.op, self.OPS),
             ("dtype", self.dtype, DTYPES),
             ("layout", self.layout, LAYOUTS),
             ("direction", self.direction, self.directions),
@@ -95,6 +106,10 @@ class Problem:
                 raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
         if self.n < 0:
             raise ValueError(f"n: the batch size cannot be negative, got {self.n}")
+        axes = _axes_of(self.op, self.ndim)
+        for name in ("input_size", "kernel_size", "stride", "dilation", "padding"):
+            if len(getattr(self, name)) != axes:
+                raise ValueError(f"{name}: {self.op} has {axes} spatial axes, got {getattr(self, name)}")
         for name in ("input_size", "kernel_size", "stride", "dilation"):
             value = getattr(self, name)
             if any(v < 1 for v in value):
@@ -243,6 +258,7 @@ class ConvProblem(Problem):
                 raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
         for name, value, allowed in (
             ("padding_mode", self.padding_mode, PADDING_MODES),
+            ("bias", self.bias, BIASES if self.is_local else BIASES[:2]),
             ("activation", self.activation, (None, *ACTIVATIONS)),
         ):
             if value not in allowed:
@@ -405,6 +421,10 @@ class PoolProblem(Problem):
         "max_unpool",
         "unfold",
     )
+    OPS: ClassVar[tuple[str, ...]] = (
+        *(f"{kind}{ndim}d" for kind in KINDS if kind != "unfold" for ndim in (1, 2, 3)),
+        "unfold",
+    )
 
     output_size: Sizes = ()
     c: int = 1
@@ -421,8 +441,6 @@ class PoolProblem(Problem):
 
     def __post_init__(self) -> None:
         self._check()
-        if self.kind not in self.KINDS:
-            raise ValueError(f"op: expected one of {', '.join(self.KINDS)} and a dimension, got {self.op!r}")
         if self.c < 1:
             raise ValueError(f"c: must be at least 1, got {self.c}")
         if self.divisor_override is not None and self.divisor_override == 0:

@@ -98,6 +98,8 @@ def _load() -> None:
     for place in _BUILT_IN:
         module, _, name = place.partition(":")
         algorithm: Algorithm = getattr(importlib.import_module(module), name)()
+        if algorithm.key in loaded:
+            raise RuntimeError(f"{algorithm.key} stands twice in the registry")
         loaded[algorithm.key] = algorithm
     with _lock:
         if not _algorithms:

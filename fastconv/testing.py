@@ -190,7 +190,7 @@ def _reference(problem: AnyProblem, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return run(registry.find(key), problem, inputs)
 
 
-def compare(problem: AnyProblem, outputs: tuple[Any, ...], expected: Exact, bound: float) -> None:
+def compare(problem: AnyProblem, outputs: tuple[Any, ...], expected: Exact, bound: float) -> float:
     """Check outputs against the reference within an error bound.
 
     Parameters
@@ -201,6 +201,11 @@ def compare(problem: AnyProblem, outputs: tuple[Any, ...], expected: Exact, boun
         From `exact`, with the same inputs.
     bound : float
         The algorithm's `error_bound`.
+
+    Returns
+    -------
+    float
+        The largest error, as a share of what is allowed at its element.
 
     Raises
     ------
@@ -216,7 +221,8 @@ def compare(problem: AnyProblem, outputs: tuple[Any, ...], expected: Exact, boun
     finite = np.isfinite(reference)
     with np.errstate(invalid="ignore"):
         allowed = bound * expected.magnitude + rounding * np.abs(reference) + smallest
-        good = np.where(finite, np.abs(result - reference) <= allowed, _same_special(result, reference))
+        share = np.abs(result - reference) / allowed
+        good = np.where(finite, share <= 1, _same_special(result, reference))
     if not good.all():
         where = tuple(int(i) for i in np.argwhere(~good)[0])
         raise AssertionError(
@@ -225,6 +231,7 @@ def compare(problem: AnyProblem, outputs: tuple[Any, ...], expected: Exact, boun
         )
     for output, indices in zip(outputs[1:], expected.results[1:], strict=True):
         assert np.array_equal(output, indices), f"{what}: the indices differ"
+    return float(share[finite].max(initial=0.0))
 
 
 def _same_special(result: Any, reference: Any) -> Any:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from fastconv import environment, files
+from fastconv._version import __version__
 
 Results: TypeAlias = dict[str, float | None]
 
@@ -181,7 +182,7 @@ class Database:
         """
         with self._lock:
             self._refresh()
-            record = self._records.get(Key(problem, measured_on, _version()))
+            record = self._records.get(Key(problem, measured_on, __version__))
         return dict(record.seconds) if record else {}
 
     def record(self, problem: str, measured_on: str, results: Mapping[str, float | None]) -> None:
@@ -190,7 +191,7 @@ class Database:
         If they cannot be written they are kept in memory, with a warning, and written at the next occasion.
         """
         with self._lock:
-            _merge(self._unsaved, {Key(problem, measured_on, _version()): Record(time.time(), dict(results))})
+            _merge(self._unsaved, {Key(problem, measured_on, __version__): Record(time.time(), dict(results))})
             _merge(self._records, self._unsaved)
             try:
                 self._save()
@@ -295,9 +296,3 @@ def database() -> Database:
 
 
 _open = cache(Database)
-
-
-def _version() -> str:
-    from fastconv import __version__  # late: the package is still being imported when this module is
-
-    return __version__

@@ -1,0 +1,1 @@
+"""The backends: each knows the contract in `fastconv.algorithm`, and none knows another."""
