@@ -1,0 +1,1 @@
+"""Unfold and multiply: NumPy and the BLAS that it comes with."""

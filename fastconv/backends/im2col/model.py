@@ -1,0 +1,86 @@
+"""How long a run should take: overhead, arithmetic at BLAS's rate, and copies at the memory's.
+
+The constants were fitted on a server CPU with AVX-512, with one and two threads. What a machine makes of
+them is in its `Machine.peak` and `Machine.bandwidth`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from fastconv.backends.im2col.job import Job
+from fastconv.machine import Machine
+from fastconv.problem import PoolProblem, Sizes
+
+_RUN_SECONDS = 35e-6
+_BLOCK_SECONDS = 20e-6
+_ROW_SECONDS = 1.5e-6
+
+# Products of matrices run at this share of the peak, less where a side is short: half of it at these lengths.
+_GEMM_EFFICIENCY = 0.9
+_HALF_ROWS, _HALF_COLUMNS, _HALF_SUM = 8, 24, 32
+_MATRIX_SECONDS = 0.4e-6
+
+# In units of the bandwidth of memory: copies within the cache, and adding back, which reads and writes.
+_UNFOLD_RATE = 1.1
+_FOLD_RATE = 0.7
+_SUM_RATE = 2.2
+
+_SCATTER_SECONDS = 4e-9  # an output's gradient to its index
+_RANKING = 3  # a max pool with indices, in times of one without
+_HALF_SECONDS = 0.6e-9  # to widen or narrow an element
+
+
+def convolution_seconds(job: Job, machine: Machine) -> float:
+    """Return the seconds that a convolution should take."""
+    p = job.problem
+    size = job.dtype.itemsize
+    widened = sum(math.prod(a.shape) for a in p.inputs + p.outputs) * _HALF_SECONDS * job.is_half
+    overhead = _RUN_SECONDS + _BLOCK_SECONDS * _blocks(job.whole, job.native)
+    if p.direction == "bgrad":
+        return overhead + widened + p.bytes / (_SUM_RATE * machine.bandwidth)
+    n, g, c, _, *o = job.whole
+    positions = math.prod(o)
+    copied = n * g * c * job.taps * positions * size if job.native_needs.columns else 0
+    rate = _FOLD_RATE if p.direction == "dgrad" else _UNFOLD_RATE
+    # What goes through memory and what BLAS computes overlap; copies stand between them.
+    through = max(_gemm_seconds(job, machine), p.bytes / (_UNFOLD_RATE * machine.bandwidth))
+    return overhead + widened + copied / (rate * machine.bandwidth) + through
+
+
+def _gemm_seconds(job: Job, machine: Machine) -> float:
+    n, g, c, m, *o = job.native
+    positions = math.prod(o)
+    matrices, across = g, n * positions
+    if job.is_local:
+        matrices, across = g * positions, n
+    elif job.form.images_apart:
+        matrices, across = g * n, positions
+    depth = c * job.taps
+    rows, columns, terms = {"fprop": (m, across, depth), "dgrad": (depth, across, m), "wgrad": (m, depth, across)}[
+        job.problem.direction
+    ]
+    shape = rows / (rows + _HALF_ROWS) * columns / (columns + _HALF_COLUMNS) * terms / (terms + _HALF_SUM)
+    calls = matrices * _blocks(job.whole, job.native)
+    return calls * _MATRIX_SECONDS + job.problem.flops / (_GEMM_EFFICIENCY * shape * machine.peak(job.problem.dtype))
+
+
+def _blocks(whole: Sizes, block: Sizes) -> int:
+    return math.prod(-(-w // b) for w, b in zip(whole, block, strict=True))
+
+
+def pool_seconds(problem: PoolProblem, block: Sizes, machine: Machine) -> float:
+    """Return the seconds that a pool in blocks of (n, c, output axes) should take."""
+    _, _, *o = block
+    blocks = _blocks((problem.n, problem.c, *problem.output_size), block)
+    outputs = problem.n * problem.c * math.prod(problem.output_size)
+    if problem.is_max and problem.direction == "dgrad":
+        return _RUN_SECONDS + _BLOCK_SECONDS * blocks + outputs * _SCATTER_SECONDS
+    taps = problem.macs // outputs
+    rows = min(taps, math.prod(o)) * blocks * _ROW_SECONDS
+    rate = _FOLD_RATE / 2 if problem.direction == "dgrad" else _FOLD_RATE
+    if problem.kind == "lp_pool":
+        rate /= 2
+    if problem.return_indices:
+        rate /= _RANKING
+    return _RUN_SECONDS + rows + problem.macs * problem.itemsize / (rate * machine.bandwidth)
