@@ -45,6 +45,14 @@ def sizes(name: str, value: Any, ndim: int, least: int = 1) -> Sizes:
     return entries
 
 
+def shape(name: str, value: Any) -> Sizes:
+    """Return a whole shape."""
+    value = hashable(name, value)
+    if not isinstance(value, tuple):
+        raise TypeError(f"{name}: expected a tuple of integers, got {value!r}")
+    return tuple(integer(name, entry, 0) for entry in value)
+
+
 def padding(value: Any, input_size: Sizes, kernel_size: Sizes, stride: Sizes, dilation: Sizes) -> Padding:
     """Return (before, after) per spatial axis.
 

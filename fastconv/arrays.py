@@ -75,10 +75,10 @@ def read_as(name: str, value: Any, kind: Kind, model: str) -> Any:
 def _from_dlpack(name: str, value: Any) -> tuple[Any, Kind]:
     library = type(value).__module__.partition(".")[0]
     namespace = value.__array_namespace__() if hasattr(value, "__array_namespace__") else sys.modules[library]
-    device = int(value.__dlpack_device__()[0])
     # NumPy does not import bfloat16 through DLPack, so it travels as integers of the same width.
     narrow = str(value.dtype).rpartition(".")[2] == "bfloat16"
     try:
+        device = int(value.__dlpack_device__()[0])
         source = value.view(namespace.int16) if narrow else value
         if device == _DLPACK_CPU:
             array: Any = np.from_dlpack(source)
@@ -92,7 +92,6 @@ def _from_dlpack(name: str, value: Any) -> tuple[Any, Kind]:
         ) from error
     if narrow:
         array = array.view(_bfloat16(name))
-
     return array, Kind(library, "cpu" if device == _DLPACK_CPU else "cuda", namespace.__name__)
 
 
@@ -131,6 +130,18 @@ def float_dtype(name: str, array: Any) -> str:
     if dtype not in DTYPES or not array.dtype.isnative:
         raise TypeError(f"{name}: expected dtype {', '.join(DTYPES)}, got {array.dtype}")
     return dtype
+
+
+def check_dtype(name: str, array: Any, expected: str) -> None:
+    """Check that an array is of one dtype, in this machine's byte order.
+
+    Raises
+    ------
+    TypeError
+        If it is not.
+    """
+    if array.dtype.name != expected or not array.dtype.isnative:
+        raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
 
 
 def layout_of(array: Any) -> str:

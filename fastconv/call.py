@@ -79,8 +79,7 @@ class Call:
         target = arrays.read_as("out", self.out, self.kind, "input")
         if target.shape != self.shape:
             raise ValueError(f"out: expected shape {self.shape}, got {target.shape}")
-        if target.dtype.name != first.dtype:
-            raise TypeError(f"out: expected dtype {first.dtype}, got {target.dtype}")
+        arrays.check_dtype("out", target, first.dtype)
         if isinstance(target, np.ndarray) and not target.flags.writeable:
             raise ValueError("out: is read-only")
         if any(arrays.may_overlap(target, a) for a in inputs):

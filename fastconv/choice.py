@@ -86,8 +86,7 @@ class BoundPlan:
         shape = self._call.shapes[name]
         if array.shape != shape:
             raise ValueError(f"{name}: the plan is for shape {shape}, got {array.shape}")
-        if array.dtype.name != self.problem.dtype:
-            raise TypeError(f"{name}: the plan is for dtype {self.problem.dtype}, got {array.dtype}")
+        arrays.check_dtype(name, array, self.problem.dtype)
         index = list(self._call.inputs).index(name)
         return array.reshape(self.problem.inputs[index].shape)
 

@@ -134,7 +134,9 @@ def _bytes(value: int | None) -> str:
     if value is None:
         return "-"
     return next(
-        f"{value / s:.3g} {u}" for u, s in (("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)) if value >= s or s == 1
+        f"{value / s:.4g} {u}"
+        for u, s in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1))
+        if value >= s or s == 1
     )
 
 

@@ -29,6 +29,12 @@ def _positive(text: str) -> int:
     return value
 
 
+def _simd(text: str) -> str:
+    if text not in ("avx512", "avx2", "neon", "none"):
+        raise ValueError("expected avx512, avx2, neon or none")
+    return text
+
+
 def _bytes(text: str) -> int:
     units = {"K": 10, "M": 20, "G": 30}
     number, shift = (text[:-1], units[text[-1].upper()]) if text[-1:].upper() in units else (text, 0)
@@ -51,6 +57,7 @@ VARIABLES: dict[str, Variable] = {
     "FASTCONV_THREADS": Variable(_positive, None, "number of threads; all cores if unset (`options(threads=)`)"),
     "FASTCONV_AUTOTUNE": Variable(_flag, False, "1: measure every problem when it is first met (`autotune()`)"),
     "FASTCONV_VERBOSE": Variable(_flag, False, "1: log every choice and its reason to standard error"),
+    "FASTCONV_SIMD": Variable(_simd, None, "force a narrower vector: avx512, avx2, neon or none"),
     "FASTCONV_CACHE_DIR": Variable(str, None, "where the performance database lives; the user's cache if unset"),
 }
 

@@ -39,10 +39,10 @@ def _tanh(z: Any) -> None:
 
 
 _ACTIVATIONS: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any]]] = {
-    # name: (in place, derivative as a function of the output)
-    "relu": (_relu, lambda y: y > 0),
+    # name: (in place, derivative as a function of the output; NaN lets the gradient pass, as in PyTorch)
+    "relu": (_relu, lambda y: ~(y <= 0)),
     "leaky_relu": (_leaky_relu, lambda y: np.where(y > 0, 1, LEAKY_SLOPE)),
-    "relu6": (_relu6, lambda y: (y > 0) & (y < 6)),
+    "relu6": (_relu6, lambda y: ~((y <= 0) | (y >= 6))),
     "sigmoid": (_sigmoid, lambda y: y * (1 - y)),
     "tanh": (_tanh, lambda y: 1 - y * y),
 }

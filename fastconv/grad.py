@@ -18,7 +18,7 @@ from fastconv.arrays import Array
 from fastconv.call import Call, execute, lowering_of, named_op
 from fastconv.epilogue import activation_gradient
 from fastconv.lowering import Read, call_options, conv_problem, read_arrays
-from fastconv.problem import ConvProblem, PoolProblem
+from fastconv.problem import ConvProblem, PoolProblem, Sizes
 
 _ARRAY_ARGUMENTS = ("input", "weight", "bias", "residual", "indices", "grad_output")
 
@@ -106,8 +106,7 @@ class _Pullback:
         expected = self._problem.outputs[0]
         if grad.shape != self._shape:
             raise ValueError(f"grad_output: expected the output's shape {self._shape}, got {grad.shape}")
-        if grad.dtype.name != expected.dtype:
-            raise TypeError(f"grad_output: expected dtype {expected.dtype}, got {grad.dtype}")
+        arrays.check_dtype("grad_output", grad, expected.dtype)
         grad = grad.reshape(expected.shape)
         if isinstance(self._problem, ConvProblem):
             grad = activation_gradient(self._problem.activation, grad, self._saved.get(expected.name))
@@ -178,8 +177,7 @@ def _bias_problem(problem: ConvProblem) -> ConvProblem:
 def _gradient_problem(
     ndim: int,
     direction: str,
-    x_shape: Any,
-    w_shape: Any,
+    shapes: dict[str, Sizes],
     read: Read,
     stride: Any,
     padding: Any,
@@ -187,30 +185,28 @@ def _gradient_problem(
     groups: int,
     padding_mode: str,
 ) -> ConvProblem:
-    shapes = {"input": tuple(x_shape), "weight": tuple(w_shape)}
+    (_, x_shape), (weight_name, w_shape) = shapes.items()
     for name, shape in shapes.items():
         if len(shape) != ndim + 2:
             raise ValueError(f"{name}: expected {ndim + 2} sizes, got {shape}")
-        for size in shape:
-            arguments.integer(name, size, 0)
     grad_output = read.arrays["grad_output"]
     problem = conv_problem(
         f"conv{ndim}d",
         direction,
-        shapes["input"],
-        shapes["weight"][0],
-        shapes["weight"][2:],
+        x_shape,
+        w_shape[0],
+        w_shape[2:],
         arguments.hashable("stride", stride),
         arguments.hashable("padding", padding),
         arguments.hashable("dilation", dilation),
-        groups,
-        padding_mode=padding_mode,
+        arguments.integer("groups", groups, 1),
+        padding_mode=arguments.word("padding_mode", padding_mode),
         dtype=read.dtype,
         layout=arrays.layout_of(grad_output),
         device=read.kind.device,
     )
-    if shapes["weight"] != problem.w_shape:
-        raise ValueError(f"weight: expected shape {problem.w_shape} with {groups} groups, got {shapes['weight']}")
+    if w_shape != problem.w_shape:
+        raise ValueError(f"{weight_name}: expected shape {problem.w_shape} with {groups} groups, got {w_shape}")
     if grad_output.shape != problem.y_shape:
         raise ValueError(f"grad_output: expected shape {problem.y_shape}, got {grad_output.shape}")
     return problem
@@ -233,9 +229,8 @@ def _make_input(ndim: int) -> Callable[..., Array]:
     ) -> Call:
         read = read_arrays(weight=weight, grad_output=grad_output)
         w, dy = read.arrays["weight"], read.arrays["grad_output"]
-        problem = _gradient_problem(
-            ndim, "dgrad", input_size, w.shape, read, stride, padding, dilation, groups, padding_mode
-        )
+        shapes = {"input_size": arguments.shape("input_size", input_size), "weight": w.shape}
+        problem = _gradient_problem(ndim, "dgrad", shapes, read, stride, padding, dilation, groups, padding_mode)
         inputs = {"grad_output": dy, "weight": w}
         return Call(problem, inputs, read.shapes, problem.x_shape, read.kind, call_options(backend, algorithm), out)
 
@@ -259,9 +254,8 @@ def _make_weight(ndim: int) -> Callable[..., Array]:
     ) -> Call:
         read = read_arrays(input=input, grad_output=grad_output)
         x = read.arrays["input"]
-        problem = _gradient_problem(
-            ndim, "wgrad", x.shape, weight_size, read, stride, padding, dilation, groups, padding_mode
-        )
+        shapes = {"input": x.shape, "weight_size": arguments.shape("weight_size", weight_size)}
+        problem = _gradient_problem(ndim, "wgrad", shapes, read, stride, padding, dilation, groups, padding_mode)
         return Call(
             problem, read.arrays, read.shapes, problem.w_shape, read.kind, call_options(backend, algorithm), out
         )

@@ -49,7 +49,6 @@ def collect() -> dict[str, Any]:
 
 def versions() -> dict[str, str | None]:
     """Return the versions that results depend on."""
-
     return {
         "fastconv": __version__,
         "python": platform.python_version(),

@@ -10,6 +10,8 @@ from fastconv.arrays import Array, Kind
 from fastconv.options import Options, current
 from fastconv.problem import ConvProblem, PoolProblem, Sizes
 
+_OPTIONAL = ("bias", "residual")
+
 
 class Read(NamedTuple):
     """Array arguments, read: those that were given, by name, and what they have in common."""
@@ -24,7 +26,7 @@ class Read(NamedTuple):
 
 
 def read_arrays(**named: Array | None) -> Read:
-    """Read arrays that must be of one kind and one floating dtype; None is left out.
+    """Read arrays that must be of one kind and one floating dtype; a bias or residual that is None is left out.
 
     Raises
     ------
@@ -35,7 +37,7 @@ def read_arrays(**named: Array | None) -> Read:
     first, kind = arrays.read(first_name, named.pop(first_name))
     read = Read({first_name: first}, kind, arrays.float_dtype(first_name, first))
     for name, value in named.items():
-        if value is None:
+        if value is None and name in _OPTIONAL:
             continue
         array = arrays.read_as(name, value, kind, first_name)
         if arrays.float_dtype(name, array) != read.dtype:

@@ -30,6 +30,8 @@ class Machine:
         ``avx512``, ``avx2``, ``neon`` or ``none``.
     vector_bytes : int
         Width of a vector register.
+    l2_bytes : int
+        Size of a core's second-level cache.
     bandwidth : float
         Bytes a second that one core moves from and to memory.
     """
@@ -38,6 +40,7 @@ class Machine:
     cores: int
     simd: str
     vector_bytes: int
+    l2_bytes: int = 1 << 20
     bandwidth: float = _ASSUMED_BANDWIDTH
 
     def peak(self, dtype: str, threads: int | None = None) -> float:
@@ -66,7 +69,7 @@ def machine() -> Machine:
         (known for flag, known in _SIMD.items() if features.get(flag)),
         ("none", 16),
     )
-    return Machine(cpu=_cpu_name(), cores=available_cores(), simd=simd, vector_bytes=width)
+    return Machine(cpu=_cpu_name(), cores=available_cores(), simd=simd, vector_bytes=width, l2_bytes=_l2_bytes())
 
 
 _SIMD = {"avx512f": ("avx512", 64), "avx2": ("avx2", 32), "neon": ("neon", 16)}
@@ -91,6 +94,14 @@ def _cgroup_quota() -> float | None:
         return None if int(limit) < 0 else int(limit) / int(period)
     except (OSError, ValueError):
         return None
+
+
+def _l2_bytes() -> int:
+    try:
+        text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()
+        return int(text.removesuffix("K")) << 10
+    except (OSError, ValueError):
+        return 1 << 20
 
 
 def _cpu_name() -> str:

@@ -181,7 +181,7 @@ def exact(problem: AnyProblem, inputs: tuple[Any, ...]) -> Exact:
     plain = problem.replace(dtype="float64")
     if isinstance(problem, ConvProblem):
         plain = plain.replace(activation=None)
-    magnitude = _reference(plain, tuple(np.abs(a) for a in wide))[0]
+    magnitude = np.abs(_reference(plain, tuple(np.abs(a) for a in wide))[0])
     return Exact(results, magnitude)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
+
+import numpy as np
 
 from fastconv.algorithm import Run
 from fastconv.options import current
@@ -24,10 +28,37 @@ def _has_threadpoolctl() -> bool:
     return find_spec("threadpoolctl") is not None
 
 
-@cache
-def _limit() -> Callable[..., Any]:
-    # Finding the loaded libraries takes a hundred microseconds, setting a limit six.
-    return import_module("threadpoolctl").ThreadpoolController().limit  # type: ignore[no-any-return]
+class _Limit:
+    """The limit in force. BLAS has one for the whole process: runs with the same share it, others take turns."""
+
+    def __init__(self) -> None:
+        # Finding the loaded libraries takes a hundred microseconds, setting a limit six.
+        self._controller = import_module("threadpoolctl").ThreadpoolController()
+        self._changed = threading.Condition()
+        self._threads = 0
+        self._users = 0
+        self._in_force: Any = None
+
+    @contextmanager
+    def __call__(self, threads: int) -> Iterator[None]:
+        with self._changed:
+            while self._users and self._threads != threads:
+                self._changed.wait()
+            if not self._users:
+                self._threads = threads
+                self._in_force = self._controller.limit(limits=threads, user_api="blas")
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._users -= 1
+                if not self._users:
+                    self._in_force.restore_original_limits()
+                    self._changed.notify_all()
+
+
+_limit = cache(_Limit)
 
 
 def limited(run: Run) -> Run:
@@ -38,7 +69,17 @@ def limited(run: Run) -> Run:
     limit = _limit()
 
     def with_limit(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        with limit(limits=threads, user_api="blas"):
+        with limit(threads):
             run(inputs, outputs)
 
     return with_limit
+
+
+def quiet(run: Run) -> Run:
+    """Return ``run`` without NumPy's warnings: NaN and infinity are results like any other here."""
+
+    def silently(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        with np.errstate(all="ignore"):
+            run(inputs, outputs)
+
+    return silently

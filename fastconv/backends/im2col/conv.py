@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -51,7 +52,7 @@ class Gemm(Algorithm):
         def pack(w: Any) -> Any:
             return packed(work.form.weight, work.split_weight(w), work.dtype).reshape(w.shape)
 
-        return Plan(problem, self, blas.limited(lambda inputs, outputs: run(work, inputs, outputs)), pack)
+        return Plan(problem, self, blas.limited(blas.quiet(partial(run, work))), pack)
 
 
 def _job(problem: AnyProblem) -> Job:

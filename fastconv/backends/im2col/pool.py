@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache, reduce
+from functools import lru_cache, partial, reduce
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.im2col.blas import quiet
 from fastconv.backends.im2col.cut import grid, numpy_buffers, readable, shrink, slices
 from fastconv.backends.im2col.model import pool_seconds
 from fastconv.backends.im2col.slabs import Range, Scratch, axes_of, extent, fill, fold, is_inside, region, windows
@@ -52,7 +53,7 @@ class Columns(Algorithm):
     def plan(self, problem: AnyProblem) -> Plan:
         work = _job(problem)
         run = _RUN[work.problem.kind.removeprefix("adaptive_"), work.problem.direction]
-        return Plan(problem, self, lambda inputs, outputs: run(work, inputs, outputs))
+        return Plan(problem, self, quiet(partial(run, work)))
 
 
 def _is_scatter(problem: PoolProblem) -> bool:

@@ -140,7 +140,7 @@ def _lp_dgrad(problem: PoolProblem) -> Run:
         with views.accumulating(outputs[0], dtype) as dx:
             # The root has no slope at zero; its gradient is taken as zero there.
             average_dgrad((np.where(y == 0, 0, dy * size * y ** (1 - power)),), (dx,))
-            np.multiply(dx, x ** (power - 1), out=dx, where=dx != 0)
+            np.multiply(dx, x ** (power - 1), out=dx, where=(dx != 0) | ~np.isfinite(x))
 
     return run
 

@@ -122,7 +122,9 @@ def _lp_dgrad(problem: PoolProblem, dy: Any, x: Any, y: Any) -> tuple[Any, ...]:
     # The root has no slope at zero; its gradient is taken as zero there.
     factor = np.where(root == 0, 0, gradient * math.prod(problem.kernel_size) * root ** (1 - power))
     dx = _sums_dgrad(problem, factor)
-    return (np.where(dx == 0, 0, dx * planes(x)[:, :-1] ** (power - 1)),)
+    values = planes(x)[:, :-1]
+    # What no window reads has no gradient, whatever its power would be.
+    return (np.where((dx == 0) & np.isfinite(values), 0, dx * values ** (power - 1)),)
 
 
 def _unfold(problem: PoolProblem, x: Any) -> tuple[Any, ...]:

@@ -1,0 +1,1 @@
+"""CUDA: the kernels of `kernels/` by way of CuPy."""

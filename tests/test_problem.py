@@ -1,0 +1,411 @@
+"""Problems as records, and their text form."""
+
+from __future__ import annotations
+
+import json
+import pickle
+
+import pytest
+from fresh import python
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastconv.notation import format_problem, parse_problem
+from fastconv.problem import (
+    ACTIVATIONS,
+    DTYPES,
+    LAYOUTS,
+    PADDING_MODES,
+    ConvProblem,
+    PoolProblem,
+    conv_output_size,
+    pool_output_size,
+)
+from fastconv.testing import CONV_SHAPES, POOL_SHAPES, problems
+
+SMALL = st.integers(1, 5)
+
+
+@st.composite
+def windows(draw, ndim: int, max_padding: int | None = None) -> dict[str, tuple]:
+    """Draw sizes of windows that fit their padded input; padding up to half of the span, as pools have it."""
+    sizes: dict[str, list] = {name: [] for name in ("input_size", "kernel_size", "stride", "padding", "dilation")}
+    for _ in range(ndim):
+        kernel, stride, dilation = draw(SMALL), draw(SMALL), draw(st.integers(1, 3))
+        span = dilation * (kernel - 1) + 1
+        limit = span // 2 if max_padding is None else max_padding
+        pad = draw(st.tuples(st.integers(0, limit), st.integers(0, limit)))
+        size = draw(st.integers(max(span - sum(pad), max(pad) + 1), span + 20))
+        for name, value in zip(sizes, (size, kernel, stride, pad, dilation), strict=True):
+            sizes[name].append(value)
+    return {name: tuple(values) for name, values in sizes.items()}
+
+
+@st.composite
+def conv_problems(draw) -> ConvProblem:
+    op = draw(st.sampled_from(ConvProblem.OPS))
+    direction = draw(st.sampled_from(["fprop", "dgrad", "wgrad", "bgrad"]))
+    local = op == "locally_connected2d"
+    ndim = 0 if op == "linear" else int(op[-2])
+    groups = 1 if local or not ndim else draw(st.integers(1, 4))
+    forward = direction in ("fprop", "dgrad")
+    return ConvProblem(
+        op=op,
+        direction=direction,
+        n=draw(st.integers(0, 3)),
+        ic=groups * draw(SMALL),
+        oc=groups * draw(SMALL),
+        groups=groups,
+        **draw(windows(ndim, max_padding=4)),
+        padding_mode=draw(st.sampled_from(PADDING_MODES)),
+        bias=draw(st.sampled_from(["none", "channel", *["position"] * local])),
+        activation=draw(st.sampled_from([None, *ACTIVATIONS])) if forward else None,
+        residual=forward and draw(st.booleans()),
+        prepacked=forward and draw(st.booleans()),
+        dtype=draw(st.sampled_from(list(DTYPES))),
+        layout=draw(st.sampled_from(LAYOUTS)),
+        device=draw(st.sampled_from(["cpu", "cuda"])),
+    )
+
+
+@st.composite
+def pool_problems(draw) -> PoolProblem:
+    kind = draw(st.sampled_from(PoolProblem.KINDS))
+    ndim = draw(st.integers(1, 3))
+    fields = draw(windows(ndim))
+    if kind.startswith("adaptive") or kind == "max_unpool":
+        fields = {
+            "input_size": fields["input_size"],
+            "output_size": draw(st.tuples(*[SMALL] * ndim)),
+            "kernel_size": (1,) * ndim,
+            "stride": (1,) * ndim,
+            "padding": ((0, 0),) * ndim,
+            "dilation": (1,) * ndim,
+        }
+    elif kind != "unfold":
+        fields["ceil_mode"] = draw(st.booleans())
+    if kind == "avg_pool":
+        fields["count_include_pad"] = draw(st.booleans())
+        fields["divisor_override"] = draw(st.none() | st.integers(-9, 9).filter(bool))
+    if kind == "lp_pool":
+        fields["norm_type"] = draw(st.floats(1e-3, 1e9) | st.integers(1, 9).map(float))
+    if kind in ("max_pool", "adaptive_max_pool"):
+        fields["return_indices"] = draw(st.booleans())
+    return PoolProblem(
+        op=kind if kind == "unfold" else f"{kind}{ndim}d",
+        direction=draw(st.sampled_from(["fprop", "dgrad"])),
+        n=draw(st.integers(0, 3)),
+        c=draw(SMALL),
+        **fields,
+        dtype=draw(st.sampled_from(list(DTYPES))),
+        layout=draw(st.sampled_from(LAYOUTS)),
+        device=draw(st.sampled_from(["cpu", "cuda"])),
+    )
+
+
+# ------------------------------------------------------------------------------------------- output sizes
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "dilation", "padding", "expected"),
+    [
+        (7, 3, 1, 1, (0, 0), 5),
+        (7, 3, 2, 1, (0, 0), 3),
+        (7, 3, 3, 1, (0, 0), 2),
+        (224, 7, 2, 1, (3, 3), 112),
+        (28, 5, 3, 1, (2, 2), 10),
+        (10, 3, 1, 4, (0, 0), 2),
+        (5, 5, 1, 1, (0, 0), 1),
+        (1, 1, 9, 1, (0, 0), 1),
+        (4, 4, 1, 1, (1, 2), 4),
+        (7, 3, 1, 2, (1, -1), 3),
+    ],
+)
+def test_convolution_output_size(size, kernel, stride, dilation, padding, expected):
+    assert conv_output_size(size, kernel, stride, dilation, padding) == expected
+
+
+@given(SMALL, SMALL, SMALL, st.integers(1, 3), st.tuples(SMALL, SMALL))
+def test_convolution_output_size_counts_windows_that_fit(extra, kernel, stride, dilation, padding):
+    size = dilation * (kernel - 1) + extra
+    starts = range(0, size + sum(padding) - dilation * (kernel - 1), stride)
+    assert conv_output_size(size, kernel, stride, dilation, padding) == len(starts)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding", "floor", "ceil"),
+    [
+        (8, 2, 2, (0, 0), 4, 4),
+        (9, 2, 2, (0, 0), 4, 5),
+        (55, 3, 2, (0, 0), 27, 27),
+        (56, 3, 2, (0, 0), 27, 28),
+        (112, 3, 2, (1, 1), 56, 57),
+        # The window that rounding up would add begins in the padding after the input, and is dropped.
+        (2, 2, 2, (1, 1), 2, 2),
+        (3, 2, 2, (1, 1), 2, 2),
+        (4, 1, 3, (0, 0), 2, 2),
+        (5, 1, 3, (0, 0), 2, 2),
+        (6, 3, 5, (0, 0), 1, 2),
+    ],
+)
+def test_pool_output_size(size, kernel, stride, padding, floor, ceil):
+    assert pool_output_size(size, kernel, stride, 1, padding, ceil_mode=False) == floor
+    assert pool_output_size(size, kernel, stride, 1, padding, ceil_mode=True) == ceil
+
+
+@given(pool_problems())
+def test_rounding_up_adds_a_window_only_if_it_starts_in_the_input(problem):
+    if not problem.ceil_mode:
+        problem = problem.replace(ceil_mode=not problem.given_output)
+    floor = problem.replace(ceil_mode=False)
+    for axis, (o, least) in enumerate(zip(problem.output_size, floor.output_size, strict=True)):
+        assert o - least in (0, 1)
+        start = (o - 1) * problem.stride[axis] - problem.padding[axis][0]
+        assert problem.given_output or start < problem.input_size[axis]
+
+
+# ----------------------------------------------------------------------------------------- names and counts
+
+
+def test_short_names():
+    p = parse_problem("conv3d ic4 id9 ih10 iw11 oc6 kd1 kh2 kw3 sd1 sh2 sw3 pd0 ph1 pw2 dd1 dh2 dw3 g2")
+    assert (p.id, p.ih, p.iw) == (9, 10, 11)
+    assert (p.kd, p.kh, p.kw) == (1, 2, 3)
+    assert (p.sd, p.sh, p.sw) == (1, 2, 3)
+    assert (p.pd, p.ph, p.pw) == (0, 1, 2)
+    assert (p.dd, p.dh, p.dw) == (1, 2, 3)
+    assert (p.od, p.oh, p.ow) == p.output_size == (9, 5, 3)
+
+
+def test_short_names_by_dimension():
+    plane, row = parse_problem("conv2d ic1 i5 oc1 k3"), parse_problem("max_pool1d c1 i6 k2")
+    assert (plane.kh, row.iw, row.ow) == (3, 6, 3)
+    for problem, name in ((plane, "kd"), (row, "ih"), (plane, "kx"), (plane, "height")):
+        with pytest.raises(AttributeError, match=name):
+            getattr(problem, name)
+
+
+def test_short_name_of_asymmetric_padding_is_refused():
+    p = parse_problem("conv2d ic1 i5 oc1 k3 ph1 pw0:2")
+    assert p.ph == 1
+    with pytest.raises(AttributeError, match=r"pw: padding is asymmetric here: 0, 2"):
+        _ = p.pw
+
+
+@pytest.mark.parametrize(
+    ("text", "macs", "bytes_", "parameters"),
+    [
+        # y is (1, 4, 6, 6), 27 products each; x has 192, w 108 and y 144 elements
+        ("conv2d n1 c3 i8 oc4 k3", 144 * 27, 4 * (192 + 108 + 144), 108),
+        ("conv2d n1 c3 i8 oc4 k3 bias f64", 144 * 27, 8 * (192 + 108 + 4 + 144), 112),
+        ("conv2d:dgrad n1 c3 i8 oc4 k3 f16", 144 * 27, 2 * (144 + 108 + 192), 108),
+        ("conv2d:wgrad n1 c3 i8 oc4 k3", 144 * 27, 4 * (192 + 144 + 108), 108),
+        ("conv2d:bgrad n1 c3 i8 oc4 k3 bias", 144, 4 * (144 + 4), 112),
+        ("conv2d n2 c4 i8 oc6 k3 g2 residual", 2 * 6 * 36 * 18, 4 * (512 + 108 + 432 + 432), 108),
+        ("linear n5 c7 oc9 bias bf16", 5 * 7 * 9, 2 * (35 + 63 + 9 + 45), 72),
+        ("locally_connected2d n1 c2 i4 oc3 k3 bias_per_position", 12 * 18, 4 * (32 + 216 + 12 + 12), 228),
+    ],
+)
+def test_counts_of_convolutions(text, macs, bytes_, parameters):
+    p = parse_problem(text)
+    assert (p.macs, p.flops, p.bytes, p.parameters) == (macs, 2 * macs, bytes_, parameters)
+
+
+@pytest.mark.parametrize(
+    ("text", "macs", "bytes_"),
+    [
+        ("max_pool2d n1 c2 i6 k3 s1", 2 * 16 * 9, 4 * (72 + 32)),
+        ("max_pool2d n1 c2 i6 k3 s1 indices", 2 * 16 * 9, 4 * (72 + 32) + 8 * 32),
+        ("max_pool2d:dgrad n1 c2 i6 k3 s1", 2 * 16 * 9, 4 * (32 + 72) + 8 * 32),
+        ("lp_pool1d:dgrad n1 c1 i6 k2 f64", 3 * 2, 8 * (3 + 6 + 3 + 6)),
+        ("adaptive_avg_pool1d n1 c1 i7 o2", 2 * 4, 4 * (7 + 2)),
+        ("max_unpool1d n1 c1 i3 o6 f16", 3, 2 * (3 + 6) + 8 * 3),
+        ("unfold n1 c2 i4 k3", 8 * 9, 4 * (32 + 72)),
+    ],
+)
+def test_counts_of_window_operations(text, macs, bytes_):
+    p = parse_problem(text)
+    assert (p.macs, p.flops, p.bytes) == (macs, macs, bytes_)
+
+
+@pytest.mark.parametrize(
+    ("direction", "terms"), [("fprop", 2 * 9), ("dgrad", 3 * 9), ("wgrad", 5 * 6 * 6), ("bgrad", 5 * 6 * 6)]
+)
+def test_reduction_is_the_number_of_terms(direction, terms):
+    assert parse_problem(f"conv2d:{direction} n5 ic4 i8 oc6 k3 g2 bias").reduction == terms
+
+
+# ------------------------------------------------------------------------------------------------ text form
+
+
+@settings(max_examples=300)
+@given(conv_problems() | pool_problems())
+def test_text_form_round_trip(problem):
+    text = format_problem(problem)
+    again = parse_problem(text)
+    assert again == problem
+    assert hash(again) == hash(problem)
+    assert format_problem(again) == text
+
+
+@pytest.mark.parametrize("text", CONV_SHAPES + POOL_SHAPES)
+def test_text_form_of_the_shape_sets(text):
+    problem = parse_problem(text)
+    assert parse_problem(format_problem(problem)) == problem
+
+
+def test_canonical_text():
+    text = "conv2d:fprop n1 ic64 ih56 iw56 oc64 kh3 kw3 p1 f32"
+    assert format_problem(parse_problem(text)) == text
+    assert format_problem(parse_problem("conv2d c64 oc64 i56 k3 f32 p1 s1 d1 g1")) == text
+
+
+@pytest.mark.parametrize(
+    ("short", "long"),
+    [
+        ("conv2d c1 i5 oc1 k3 psame", "conv2d c1 i5 oc1 k3 p1"),
+        ("conv2d c1 i6 oc1 k3 s2 psame", "conv2d c1 i6 oc1 k3 s2 p0:1"),
+        ("conv2d c1 i6 oc1 k3 phsame", "conv2d c1 i6 oc1 k3 ph1 pw0"),
+        ("conv2d c1 i6 oc1 k3 kw1", "conv2d c1 i6 oc1 kh3 kw1"),
+        ("max_pool2d c1 i6 k2", "max_pool2d c1 i6 k2 s2"),
+        ("lp_pool2d c1 i6 k2", "lp_pool2d c1 i6 k2 norm2"),
+        ("unfold c1 i6 k2", "unfold c1 ih6 iw6 k2"),
+    ],
+)
+def test_abbreviations(short, long):
+    assert parse_problem(short) == parse_problem(long)
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "''"),
+        ("conv4d c1 i5 oc1 k3", "'conv4d'"),
+        ("conv2d:sideways c1 i5 oc1 k3", "'sideways'"),
+        ("max_pool2d:wgrad c1 i5 k3", "'wgrad'"),
+        ("conv2d c1 i5 oc1 k3 fast", "'fast'"),
+        ("conv2d c1 i5 oc1 k3 q7", "'q7'"),
+        ("conv2d c1 i5 oc1 kx3", "'kx3'"),
+        ("conv2d c1 i5 oc1 k3.5", "'k3.5'"),
+        ("conv2d c1 i5 oc1 k3 p1:2:3", "'p1:2:3'"),
+        ("conv2d c1 i5 oc1 k3 s1:2", "'s1:2'"),
+        ("conv2d c1 i5 oc1 ksame", "'ksame'"),
+        ("conv2d c1 oc1 k3", "ih"),
+        ("conv2d c1 ih5 oc1 k3", "iw"),
+        ("conv2d c1 i5 oc1", "kh"),
+        ("conv2d i5 oc1 k3", "ic"),
+        ("conv2d c1 i5 k3", "oc"),
+        ("adaptive_avg_pool2d c1 i5", "oh"),
+        ("conv2d c1 i5 oc1 k3 kd3", "kd"),
+        ("conv1d c1 i5 oc1 k3 sh2", "sh"),
+        ("conv2d c1 i5 oc1 k3 ceil", "'ceil_mode'"),
+        ("max_pool2d c1 i5 k3 bias", "'bias'"),
+        ("conv2d c1 i5 oc1 k7", "kernel of 7"),
+        ("conv2d c3 i5 oc1 k3 g2", "groups: 2"),
+        ("conv2d c1 i5 oc1 k3 s0", "stride"),
+        ("conv2d c1 i0 oc1 k3", "input_size"),
+        ("max_pool2d c1 i5 k3 p2", "padding: 2"),
+        ("conv2d c1 i5 oc1 k3 p5 reflect", "padding: 5"),
+        ("lp_pool2d c1 i5 k2 norm0", "norm_type"),
+        ("avg_pool2d c1 i5 k2 div0", "divisor_override"),
+    ],
+)
+def test_errors_name_the_word(text, word):
+    with pytest.raises(ValueError, match=word.replace(".", r"\.")):
+        parse_problem(text)
+
+
+# -------------------------------------------------------------------------------------------------- records
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"op": "conv7d"}, "op"),
+        ({"direction": "upward"}, "direction"),
+        ({"dtype": "int32"}, "dtype"),
+        ({"layout": "diagonal"}, "layout"),
+        ({"padding_mode": "mirror"}, "padding_mode"),
+        ({"activation": "gelu"}, "activation"),
+        ({"bias": "yes"}, "bias"),
+        ({"bias": "position"}, "bias"),
+        ({"n": -1}, "n: "),
+        ({"ic": 0}, "ic"),
+        ({"oc": 0}, "oc"),
+        ({"groups": 0}, "groups"),
+        ({"groups": 3}, "groups"),
+        ({"kernel_size": (3, 0)}, "kernel_size"),
+        ({"kernel_size": (3,)}, "kernel_size"),
+        ({"input_size": (8, 8, 8)}, "input_size"),
+        ({"stride": (1, 1, 1)}, "stride"),
+        ({"stride": (0, 1)}, "stride"),
+        ({"dilation": (1, 0)}, "dilation"),
+        ({"padding": ((0, 0),)}, "padding"),
+        ({"padding": ((-1, 0), (0, 0))}, "padding"),
+    ],
+)
+def test_invalid_convolutions_name_the_argument(changes, named):
+    valid = parse_problem("conv2d c4 i8 oc6 k3 g2")
+    with pytest.raises(ValueError, match=rf"^{named}"):
+        valid.replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"op": "min_pool2d"}, "op"),
+        ({"direction": "wgrad"}, "direction"),
+        ({"c": 0}, "c: "),
+        ({"kernel_size": (9, 9)}, "kernel_size"),
+        ({"kernel_size": (2,)}, "kernel_size"),
+        ({"padding": ((-1, 0), (0, 0))}, "padding"),
+        ({"padding": ((2, 0), (0, 0))}, "padding"),
+        ({"norm_type": float("inf")}, "norm_type"),
+    ],
+)
+def test_invalid_window_operations_name_the_argument(changes, named):
+    valid = parse_problem("lp_pool2d c4 i8 k2")
+    with pytest.raises(ValueError, match=rf"^{named}"):
+        valid.replace(**changes)
+
+
+def test_problems_that_differ_in_anything_are_different():
+    """Every problem of the shape sets, in four dtypes: as keys of a dictionary none hides another."""
+    everything = [p for dtype in DTYPES for p in problems(dtype)]
+    texts = {format_problem(p) for p in everything}
+    assert len(set(everything)) == len(texts)
+    assert len(texts) == len(everything)
+
+
+def test_problems_are_frozen_and_replace_computes_anew():
+    p = parse_problem("conv2d c1 i8 oc1 k3")
+    with pytest.raises(AttributeError):
+        p.n = 3
+    assert hash(p) == hash(p.replace(n=p.n))
+    assert p.replace(stride=(2, 2)).output_size == (3, 3)
+    assert p.output_size == (6, 6)
+
+
+@given(conv_problems() | pool_problems())
+def test_pickle_round_trip(problem):
+    hash(problem)  # is kept in the record, and must not travel
+    again = pickle.loads(pickle.dumps(problem))
+    assert again == problem
+    assert hash(again) == hash(problem)
+    assert again.output_size == problem.output_size
+
+
+def test_pickle_across_processes():
+    """Hashes of strings differ from process to process: an unpickled problem must hash as one made there."""
+    made = list(problems())
+    sent = pickle.dumps(made).hex()
+    code = f"""
+import json, pickle
+from fastconv.notation import format_problem
+from fastconv.testing import problems
+known = {{p: format_problem(p) for p in problems()}}
+print(json.dumps([known[p] for p in pickle.loads(bytes.fromhex({sent!r}))]))
+"""
+    assert [hash(p) for p in made]
+    answer = python(code, PYTHONHASHSEED="12345").stdout
+    assert json.loads(answer) == [format_problem(p) for p in made]
