@@ -1,0 +1,93 @@
+"""Measure fastconv: on photographs and one layer of every network, on whole networks, or show an earlier run."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from benchmarks import cases, photographs, pictures, plots, report, table
+from benchmarks.job import OUT, RESULTS, Job, Step
+from benchmarks.peers import select
+from benchmarks.report import Report
+from fastconv import networks
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status: 0, 1 if a result was wrong, 2 for bad input, 130 if interrupted."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    args = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace, str], int] = args.run
+    try:
+        return run(args, shlex.join(["python", "-m", "benchmarks", *argv]))
+    except (ValueError, TypeError, OSError) as error:
+        print(f"benchmarks: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    # The idle threads of one library spin for a while, and take cores from the next in the round.
+    crowd = "one or several numbers (default: 1); above 1, libraries disturb each other: measure few --peers at once"
+    common.add_argument("--threads", type=int, nargs="+", default=[1], help=crowd)
+    common.add_argument("--seconds", type=float, default=1.0, help="how long each case's rounds go on (default: 1)")
+    common.add_argument("--peers", nargs="+", default=["all"], metavar="PEER", help="all (default), none, or names")
+    common.add_argument("--register", action="append", default=[], metavar="MODULE:CLASS", help="measure yours too")
+    common.add_argument("--save", metavar="NAME", help="keep the numbers as benchmarks/results/NAME.json too")
+
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, parents=[common])
+    parser.set_defaults(run=_main, algorithms=None)
+    commands = parser.add_subparsers(metavar="command")
+
+    added = commands.add_parser("main", help="photographs and one layer of every network (default)", parents=[common])
+    added.set_defaults(run=_main)
+
+    added = commands.add_parser("layers", help="the distinct layers of whole networks", parents=[common])
+    added.add_argument("networks", nargs="+", metavar="NETWORK", help=f"all, or {', '.join(networks.NETWORKS)}")
+    added.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes (default: 1)")
+    added.add_argument("--direction", choices=("fprop", "dgrad", "wgrad", "bgrad"), default="fprop")
+    added.add_argument("--algorithms", nargs="+", help="only these: backends, or backend/name (default: all)")
+    added.set_defaults(run=_layers)
+
+    added = commands.add_parser("plot", help="the table and the plots of a saved run")
+    added.add_argument("file", type=Path)
+    added.set_defaults(run=_plot)
+    return parser
+
+
+def _job(args: argparse.Namespace, command: str) -> Job:
+    for place in args.register:
+        cases.register(place)
+    return Job(Report(command), select(args.peers), args.threads, args.seconds, args.algorithms)
+
+
+def _save(args: argparse.Namespace) -> Path | None:
+    return RESULTS / f"{args.save}.json" if args.save else None
+
+
+def _main(args: argparse.Namespace, command: str) -> int:
+    drawing = Step("pictures", lambda detail: pictures.draw(photographs.images(), OUT))
+    selected = [*photographs.cases(), *cases.representatives()]
+    return _job(args, command).run(selected, drawing, save=_save(args))
+
+
+def _layers(args: argparse.Namespace, command: str) -> int:
+    names = list(networks.NETWORKS) if args.networks == ["all"] else args.networks
+    selected = [case for n in args.batch for case in cases.layers(names, n, args.direction)]
+    return _job(args, command).run(selected, save=_save(args))
+
+
+def _plot(args: argparse.Namespace, command: str) -> int:
+    saved = report.load(args.file)
+    table.show(saved)
+    for path in plots.draw(saved, OUT):
+        print(path, file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""PyTorch as most programs use it, in its default layout and in channels-last."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
+
+from benchmarks.peers.peer import CONVOLUTIONS, Peer, symmetric
+from fastconv.algorithm import AnyProblem
+from fastconv.problem import ConvProblem, PoolProblem
+
+_POOLS = frozenset(
+    f"{kind}_pool{ndim}d" for kind in ("max", "avg", "adaptive_avg", "adaptive_max", "lp") for ndim in (1, 2, 3)
+)
+
+
+class Torch(Peer):
+    """`torch.nn.functional`; the gradients by the operator that autograd calls."""
+
+    name = "torch"
+    library = "torch"
+    ops: ClassVar[frozenset[str]] = CONVOLUTIONS | _POOLS
+    directions: ClassVar[tuple[str, ...]] = ("fprop", "dgrad", "wgrad")
+    dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
+
+    def limits(self, problem: AnyProblem) -> Iterator[tuple[bool, str]]:
+        yield from super().limits(problem)
+        yield not symmetric(problem), "pads both sides alike"
+        backward = problem.direction != "fprop"
+        yield backward and isinstance(problem, PoolProblem), "is measured on the forward pass of pools only"
+        yield backward and problem.op == "linear", "is measured on the forward pass of linear only"
+        yield backward and getattr(problem, "bias", "none") != "none", "is measured without a bias in gradients"
+
+    def prepare(self, problem: AnyProblem, inputs: tuple[Any, ...], threads: int) -> Callable[[], Any]:
+        import torch
+
+        torch.set_num_threads(threads)
+        tensors = [self.laid_out(torch.from_numpy(array)) for array in inputs]
+        if isinstance(problem, PoolProblem):
+            return _pool(problem, tensors[0])
+        if problem.direction == "fprop":
+            return _forward(problem, tensors)
+        return self._backward(problem, tensors)
+
+    def laid_out(self, tensor: Any) -> Any:
+        """Return a tensor in the memory order of this row."""
+        return tensor
+
+    def _backward(self, problem: ConvProblem, tensors: list[Any]) -> Callable[[], Any]:
+        import torch
+
+        if problem.direction == "dgrad":
+            dy, w = tensors
+            # Only its shape is looked at, as autograd's saved input would be.
+            x = self.laid_out(torch.empty(problem.x_shape, dtype=dy.dtype))
+        else:
+            x, dy = tensors
+            w = self.laid_out(torch.empty(problem.w_shape, dtype=dy.dtype))
+        wanted = [problem.direction == "dgrad", problem.direction == "wgrad", False]
+        padding = [before for before, _ in problem.padding]
+        backward = torch.ops.aten.convolution_backward.default
+
+        def run() -> Any:
+            results = backward(
+                dy, x, w, None, problem.stride, padding, problem.dilation, False, [0], problem.groups, wanted
+            )
+            return results[wanted.index(True)]
+
+        return run
+
+
+class TorchChannelsLast(Torch):
+    """The same, on maps and weights that are channels-last in memory, the result too."""
+
+    name = "torch channels-last"
+    ops: ClassVar[frozenset[str]] = frozenset(op for op in Torch.ops if op.endswith(("2d", "3d")))
+
+    def laid_out(self, tensor: Any) -> Any:
+        import torch
+
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return tensor.contiguous(memory_format=formats.get(tensor.ndim, torch.contiguous_format))
+
+
+def _forward(problem: ConvProblem, tensors: list[Any]) -> Callable[[], Any]:
+    from torch.nn import functional
+
+    x, w, bias = (*tensors, None)[:3]
+    if problem.op == "linear":
+        return lambda: functional.linear(x, w, bias)
+    convolve = getattr(functional, problem.op)
+    padding = tuple(before for before, _ in problem.padding)
+    return lambda: convolve(x, w, bias, problem.stride, padding, problem.dilation, problem.groups)
+
+
+def _pool(problem: PoolProblem, x: Any) -> Callable[[], Any]:
+    from torch.nn import functional
+
+    pool = getattr(functional, problem.op)
+    if problem.is_adaptive:
+        return lambda: pool(x, problem.output_size)
+    if problem.kind == "lp_pool":
+        return lambda: pool(x, problem.norm_type, problem.kernel_size, problem.stride, problem.ceil_mode)
+    settings: dict[str, Any] = {
+        "padding": tuple(before for before, _ in problem.padding),
+        "ceil_mode": problem.ceil_mode,
+    }
+    if problem.is_max:
+        settings["dilation"] = problem.dilation
+    else:
+        settings["count_include_pad"] = problem.count_include_pad
+        if problem.divisor_override is not None:
+            settings["divisor_override"] = problem.divisor_override
+    return lambda: pool(x, problem.kernel_size, problem.stride, **settings)
