@@ -10,6 +10,7 @@ from fastconv import arrays, dispatch, registry, testing
 from fastconv.algorithm import AnyProblem, Plan
 from fastconv.arrays import Array
 from fastconv.call import Call, execute, lowering_of
+from fastconv.lowering import call_options
 from fastconv.notation import format_problem, parse_problem
 from fastconv.options import Options, current, options
 from fastconv.problem import ConvProblem, PoolProblem
@@ -137,7 +138,7 @@ def explain(subject: Subject, *args: Any, **kwargs: Any) -> dispatch.Choice:
     ----------
     subject : one of fastconv's ops, a problem, or a problem's text form
     *args, **kwargs
-        What the op takes.
+        What the op takes; with a problem, ``backend`` and ``algorithm``.
 
     Returns
     -------
@@ -203,9 +204,10 @@ def available_backends() -> tuple[str, ...]:
 
 
 def _problem(subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[AnyProblem, Options]:
-    if isinstance(subject, str):
-        return parse_problem(subject), current()
-    if isinstance(subject, ConvProblem | PoolProblem):
-        return subject, current()
+    if isinstance(subject, str | ConvProblem | PoolProblem):
+        if args or kwargs.keys() - {"backend", "algorithm"}:
+            raise TypeError(f"subject: a problem takes backend and algorithm alone, got {args} and {kwargs}")
+        problem = parse_problem(subject) if isinstance(subject, str) else subject
+        return problem, call_options(kwargs.get("backend"), kwargs.get("algorithm"))
     call = lowering_of(subject)(*args, **kwargs)
     return call.problem, call.options

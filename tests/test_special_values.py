@@ -44,12 +44,24 @@ POOLS = [
     "unfold n2 c3 i7 k3 p1",
     "unfold:dgrad n2 c3 i7 k3 p1",
 ]
-SOLVABLE = [
-    (algorithm.key, text)
-    for algorithm in registry.algorithms()
-    for text in CONVOLUTIONS + POOLS
-    if algorithm.refuses(parse_problem(text)) is None
-]
+
+
+def solves(algorithm, text: str, dtype: str) -> bool:
+    return algorithm.refuses(parse_problem(text).replace(dtype=dtype)) is None
+
+
+def solvable(*texts: str, dtypes=tuple(DTYPES)):
+    """Return a mark for every (key, text, dtype) that an algorithm does not refuse."""
+    return pytest.mark.parametrize(
+        ("key", "text", "dtype"),
+        [
+            (algorithm.key, text, dtype)
+            for algorithm in registry.algorithms()
+            for text in texts
+            for dtype in dtypes
+            if solves(algorithm, text, dtype)
+        ],
+    )
 
 
 def sprinkled(array, values: tuple[float, ...]):
@@ -60,8 +72,7 @@ def sprinkled(array, values: tuple[float, ...]):
     return array
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
-@pytest.mark.parametrize(("key", "text"), SOLVABLE)
+@solvable(*CONVOLUTIONS, *POOLS, dtypes=("float32", "float64", "float16"))
 def test_specials_come_out_where_the_reference_has_them(key, text, dtype):
     """Into each input in turn: NaN alone, infinities alone, and all together, where infinities may cancel to NaN."""
     algorithm, problem = registry.find(key), parse_problem(text).replace(dtype=dtype)

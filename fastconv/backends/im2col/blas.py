@@ -33,7 +33,10 @@ class _Limit:
 
     def __init__(self) -> None:
         # Finding the loaded libraries takes a hundred microseconds, setting a limit six.
-        self._controller = import_module("threadpoolctl").ThreadpoolController()
+        library = import_module("threadpoolctl")
+        self._controller = library.ThreadpoolController()
+        # Of late the thread that set a limit is the only one that may change it, until it lets go.
+        self._let_go = getattr(library.OpenBLASController, "clear_controlling_thread", lambda force: None)
         self._changed = threading.Condition()
         self._threads = 0
         self._users = 0
@@ -46,6 +49,7 @@ class _Limit:
                 self._changed.wait()
             if not self._users:
                 self._threads = threads
+                self._let_go(force=True)
                 self._in_force = self._controller.limit(limits=threads, user_api="blas")
             self._users += 1
         try:
@@ -54,11 +58,22 @@ class _Limit:
             with self._changed:
                 self._users -= 1
                 if not self._users:
+                    self._let_go(force=True)
                     self._in_force.restore_original_limits()
                     self._changed.notify_all()
 
 
-_limit = cache(_Limit)
+_making = threading.Lock()
+
+
+@cache
+def _made() -> _Limit:
+    return _Limit()
+
+
+def _limit() -> _Limit:
+    with _making:  # two of them would not know of each other
+        return _made()
 
 
 def limited(run: Run) -> Run:

@@ -70,7 +70,7 @@ def _first_channel(image: tuple[int, ...], weight: tuple[int, ...], o: int) -> i
 
 
 @_compiled(lambda real: (_reads(real, 5), _reads(real, 8), *_TABLES, _writes(real, 5)))
-def fprop(x, w, td, th, tw, y):  # type: ignore[no-untyped-def]
+def fprop(x, w, td, th, tw, y):
     padding = x.dtype.type(0)
     for n, o, i, j, k in np.ndindex(y.shape):
         first = _first_channel(x.shape, w.shape, o)
@@ -86,7 +86,7 @@ def fprop(x, w, td, th, tw, y):  # type: ignore[no-untyped-def]
 
 
 @_compiled(lambda real: (_reads(real, 5), _reads(real, 8), *_TABLES, _writes(real, 5)))
-def dgrad(dy, w, td, th, tw, dx):  # type: ignore[no-untyped-def]
+def dgrad(dy, w, td, th, tw, dx):
     for n, o, i, j, k in np.ndindex(dy.shape):
         first = _first_channel(dx.shape, w.shape, o)
         gradient = dy[n, o, i, j, k]
@@ -100,7 +100,7 @@ def dgrad(dy, w, td, th, tw, dx):  # type: ignore[no-untyped-def]
 
 
 @_compiled(lambda real: (_reads(real, 5), _reads(real, 5), *_TABLES, _writes(real, 8)))
-def wgrad(x, dy, td, th, tw, dw):  # type: ignore[no-untyped-def]
+def wgrad(x, dy, td, th, tw, dw):
     padding = x.dtype.type(0)
     for n, o, i, j, k in np.ndindex(dy.shape):
         first = _first_channel(x.shape, dw.shape, o)
@@ -115,7 +115,7 @@ def wgrad(x, dy, td, th, tw, dw):  # type: ignore[no-untyped-def]
 
 
 @_compiled(lambda real: (_reads(real, 5), _writes(real, 5)))
-def bgrad(dy, db):  # type: ignore[no-untyped-def]
+def bgrad(dy, db):
     for n, o, i, j, k in np.ndindex(dy.shape):
         db[n, o, i, j, k] += dy[n, o, i, j, k]
 
@@ -124,7 +124,7 @@ def bgrad(dy, db):  # type: ignore[no-untyped-def]
 
 
 @_compiled(lambda real: (_reads(real, 5), *_TABLES, _writes(real, 8)))
-def gather(x, td, th, tw, columns):  # type: ignore[no-untyped-def]
+def gather(x, td, th, tw, columns):
     for n, c, a, b, e, i, j, k in np.ndindex(columns.shape):
         p, q, r = td[i, a], th[j, b], tw[k, e]
         if _inside(x.shape, p, q, r):
@@ -132,7 +132,7 @@ def gather(x, td, th, tw, columns):  # type: ignore[no-untyped-def]
 
 
 @_compiled(lambda real: (_reads(real, 8), *_TABLES, _writes(real, 5)))
-def scatter(columns, td, th, tw, dx):  # type: ignore[no-untyped-def]
+def scatter(columns, td, th, tw, dx):
     for n, c, a, b, e, i, j, k in np.ndindex(columns.shape):
         p, q, r = td[i, a], th[j, b], tw[k, e]
         if _inside(dx.shape, p, q, r):
@@ -140,7 +140,7 @@ def scatter(columns, td, th, tw, dx):  # type: ignore[no-untyped-def]
 
 
 @_compiled(lambda real: (_reads(real, 5), *_TABLES, _writes(real, 5), _writes(types.int64, 5)))
-def maximum(x, td, th, tw, y, indices):  # type: ignore[no-untyped-def]
+def maximum(x, td, th, tw, y, indices):
     for n, c, i, j, k in np.ndindex(y.shape):
         best, chosen = x.dtype.type(-np.inf), -1
         for a in range(td.shape[1]):
@@ -167,7 +167,7 @@ def _position(image: tuple[int, ...], index: int) -> tuple[int, int, int]:
 
 
 @_compiled(lambda real: (_reads(real, 5), _reads(types.int64, 5), _writes(real, 5)))
-def put(values, indices, target):  # type: ignore[no-untyped-def]
+def put(values, indices, target):
     for n, c, i, j, k in np.ndindex(values.shape):
         p, q, r = _position(target.shape, indices[n, c, i, j, k])
         if _inside(target.shape, p, q, r):
@@ -175,7 +175,7 @@ def put(values, indices, target):  # type: ignore[no-untyped-def]
 
 
 @_compiled(lambda real: (_reads(real, 5), _reads(types.int64, 5), _writes(real, 5)))
-def put_add(values, indices, target):  # type: ignore[no-untyped-def]
+def put_add(values, indices, target):
     for n, c, i, j, k in np.ndindex(values.shape):
         p, q, r = _position(target.shape, indices[n, c, i, j, k])
         if _inside(target.shape, p, q, r):
@@ -183,7 +183,7 @@ def put_add(values, indices, target):  # type: ignore[no-untyped-def]
 
 
 @_compiled(lambda real: (_reads(real, 5), _reads(types.int64, 5), _writes(real, 5)))
-def take(source, indices, result):  # type: ignore[no-untyped-def]
+def take(source, indices, result):
     for n, c, i, j, k in np.ndindex(result.shape):
         p, q, r = _position(source.shape, indices[n, c, i, j, k])
         if _inside(source.shape, p, q, r):
