@@ -16,6 +16,7 @@ _BUILT_IN = (
     "fastconv.backends.naive.pool:PoolLoops",
     "fastconv.backends.im2col.conv:Gemm",
     "fastconv.backends.im2col.pool:Columns",
+    "fastconv.backends.cpu.direct:Direct",
 )
 
 _algorithms: dict[str, Algorithm] = {}

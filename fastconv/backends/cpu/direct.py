@@ -1,0 +1,55 @@
+"""Direct convolution: implicit GEMM on a register-tiled micro-kernel, with no column matrix in memory."""
+
+from __future__ import annotations
+
+from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.job import Work
+from fastconv.backends.cpu.registers import simd
+from fastconv.machine import Machine, machine
+from fastconv.problem import ConvProblem
+
+_OVERHEAD = 10e-6
+_EFFICIENCY = 0.85
+_PACK_RATE = 1.5e9  # weights a second
+_HERTZ = 3e9
+
+
+class Direct(Algorithm):
+    """Output channels in the lanes of vectors; any stride, dilation, kernel, padding mode and memory order."""
+
+    name = "direct"
+    backend = "numba"
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        if not isinstance(problem, ConvProblem):
+            return "solves convolutions only"
+        if problem.direction != "fprop":
+            return "computes forward only"
+        if problem.is_local:
+            return "shares weights between positions, which a locally connected layer does not"
+        if problem.dtype != problem.accumulator:
+            return f"computes in float32 and float64, not on {problem.dtype}"
+        return None
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        work = _work(problem)
+        packed = 0 if work.problem.prepacked else work.packed_size * work.size
+        return packed + work.workers * (work.slab_bytes(work.band) if work.padded else 0)
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        work = _work(problem)
+        packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
+        computing = work.seconds(_HERTZ) / _EFFICIENCY
+        moving = problem.bytes / machine.bandwidth
+        return _OVERHEAD + packing + max(computing, moving) / work.workers
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.run import Runner
+
+        runner = Runner(_work(problem))
+        return Plan(problem, self, runner.run, runner.pack)
+
+
+def _work(problem: AnyProblem) -> Work:
+    assert isinstance(problem, ConvProblem)
+    return Work(problem, simd(), machine().threads(), machine().l2_bytes)

@@ -1,0 +1,34 @@
+"""The vector registers: how wide, how many, and whether a multiplication and an addition are one instruction."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from fastconv import environment
+from fastconv.machine import machine
+
+
+@dataclass(frozen=True)
+class Simd:
+    """A register file: how wide, how many, and whether it multiplies and adds in one instruction."""
+
+    name: str
+    vector_bytes: int
+    registers: int
+    fma: bool
+
+    def lanes(self, itemsize: int) -> int:
+        return self.vector_bytes // itemsize
+
+
+_KNOWN = {
+    "avx512": Simd("avx512", 64, 32, True),
+    "avx2": Simd("avx2", 32, 16, True),
+    "neon": Simd("neon", 16, 32, True),
+    "none": Simd("none", 16, 16, False),
+}
+
+
+def simd() -> Simd:
+    """Return the machine's register file, or the narrower one that ``FASTCONV_SIMD`` asks for."""
+    return _KNOWN[environment.read("FASTCONV_SIMD") or machine().simd]

@@ -1,0 +1,172 @@
+"""Vector code from Python: an emitter of LLVM instructions.
+
+Loops that LLVM is hoped to vectorise do not reach a processor's peak; instructions emitted one by one do
+(the idea of LIBXSMM and oneDNN). `Emitter` speaks in whole vectors; the kernels built with it are ordinary
+Numba intrinsics, compiled in a tenth of a second and cached on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+
+I64 = ir.IntType(64)
+I32 = ir.IntType(32)
+
+
+class Emitter:
+    """Emits instructions on vectors of one element type.
+
+    Addresses are 64-bit integers, in bytes.
+    """
+
+    def __init__(self, builder: Any, bits: int, lanes: int, fma: bool = True) -> None:
+        self.builder = builder
+        self.scalar = {32: ir.FloatType(), 64: ir.DoubleType()}[bits]
+        self.bytes = bits // 8
+        self.lanes = lanes
+        self.vector = ir.VectorType(self.scalar, lanes)
+        self._fma = None
+        if fma:
+            kind = ir.FunctionType(self.vector, [self.vector] * 3)
+            self._fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{lanes}f{bits}")
+
+    @property
+    def zero(self) -> Any:
+        return ir.Constant(self.vector, [0.0] * self.lanes)
+
+    def at(self, base: Any, *terms: Any) -> Any:
+        """Return an address: the sum of a base and integers or values."""
+        for term in terms:
+            if isinstance(term, int):
+                if term == 0:
+                    continue
+                term = I64(term)
+            base = self.builder.add(base, term)
+        return base
+
+    def times(self, value: Any, factor: int) -> Any:
+        return self.builder.mul(value, I64(factor)) if factor else I64(0)
+
+    def load(self, address: Any) -> Any:
+        loaded = self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()))
+        loaded.align = self.bytes
+        return loaded
+
+    def store(self, value: Any, address: Any) -> None:
+        stored = self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()))
+        stored.align = self.bytes
+
+    def load_integer(self, address: Any) -> Any:
+        return self.builder.load(self.builder.inttoptr(address, I64.as_pointer()))
+
+    def load_scalar(self, address: Any) -> Any:
+        loaded = self.builder.load(self.builder.inttoptr(address, self.scalar.as_pointer()))
+        loaded.align = self.bytes
+        return loaded
+
+    def splat(self, value: Any) -> Any:
+        """Return a vector of one value, a scalar of any type."""
+        undefined = ir.Constant(ir.VectorType(value.type, self.lanes), ir.Undefined)
+        one = self.builder.insert_element(undefined, value, I32(0))
+        return self.shuffle(one, undefined, [0] * self.lanes)
+
+    def load_splat(self, address: Any) -> Any:
+        return self.splat(self.load_scalar(address))
+
+    def fma(self, a: Any, b: Any, c: Any) -> Any:
+        if self._fma is None:
+            return self.builder.fadd(self.builder.fmul(a, b), c)
+        return self.builder.call(self._fma, [a, b, c])
+
+    def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, self.lanes), list(lanes)))
+
+    def first(self, count: Any) -> Any:
+        """Return a mask of the lanes below a count, which is a value or an integer."""
+        if isinstance(count, int):
+            return ir.Constant(ir.VectorType(ir.IntType(1), self.lanes), [lane < count for lane in range(self.lanes)])
+        lane = ir.Constant(ir.VectorType(I64, self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", lane, self.splat(count))
+
+    def _masked(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
+        suffix = f"v{self.lanes}f{self.bytes * 8}"
+        kind = ir.FunctionType(result, arguments)
+        return cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.{name}.{suffix}.p0")
+
+    def load_masked(self, address: Any, mask: Any) -> Any:
+        """Return a vector whose lanes outside the mask are zero; their memory is not touched. No mask: all lanes."""
+        if mask is None:
+            return self.load(address)
+        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
+        kinds = [self.vector.as_pointer(), I32, ir.VectorType(ir.IntType(1), self.lanes), self.vector]
+        return self.builder.call(self._masked("load", self.vector, kinds), [pointer, I32(self.bytes), mask, self.zero])
+
+    def store_masked(self, value: Any, address: Any, mask: Any) -> None:
+        if mask is None:
+            self.store(value, address)
+            return
+        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
+        kinds = [self.vector, self.vector.as_pointer(), I32, ir.VectorType(ir.IntType(1), self.lanes)]
+        self.builder.call(self._masked("store", ir.VoidType(), kinds), [value, pointer, I32(self.bytes), mask])
+
+    def transpose(self, rows: Sequence[Any]) -> list[Any]:
+        """Transpose a square of vectors in registers: log2(lanes) rounds of two-input shuffles."""
+        result = list(rows)
+        step = 1
+        while step < self.lanes:
+            for i in range(self.lanes):
+                if i & step:
+                    continue
+                a, b = result[i], result[i + step]
+                low = [lane if not lane & step else self.lanes + lane - step for lane in range(self.lanes)]
+                high = [lane + step if not lane & step else self.lanes + lane for lane in range(self.lanes)]
+                result[i], result[i + step] = self.shuffle(a, b, low), self.shuffle(a, b, high)
+            step *= 2
+        return result
+
+    def unless_zero(
+        self, condition: Any, values: Sequence[Any], change: Callable[[list[Any]], Sequence[Any]]
+    ) -> list[Any]:
+        """Return values, changed if an integer is not zero: a branch that is emitted once."""
+        b = self.builder
+        before, changed, after = b.block, b.append_basic_block("changed"), b.append_basic_block("either")
+        b.cbranch(b.icmp_signed("!=", condition, I64(0)), changed, after)
+        b.position_at_end(changed)
+        new = change(list(values))
+        end = b.block
+        b.branch(after)
+        b.position_at_end(after)
+        result = []
+        for old, value in zip(values, new, strict=True):
+            phi = b.phi(self.vector)
+            phi.add_incoming(old, before)
+            phi.add_incoming(value, end)
+            result.append(phi)
+        return result
+
+    def loop(self, count: Any, carried: Sequence[Any], body: Callable[[Any, list[Any]], Sequence[Any]]) -> list[Any]:
+        """Emit a loop of at least one round; ``body(index, values)`` returns the values of the next round."""
+        b = self.builder
+        before = b.block
+        block = b.append_basic_block("loop")
+        after = b.append_basic_block("after")
+        b.branch(block)
+        b.position_at_end(block)
+        index = b.phi(I64)
+        values = [b.phi(v.type) for v in carried]
+        index.add_incoming(I64(0), before)
+        for phi, value in zip(values, carried, strict=True):
+            phi.add_incoming(value, before)
+        new = list(body(index, list(values)))
+        following = b.add(index, I64(1))
+        end = b.block
+        index.add_incoming(following, end)
+        for phi, value in zip(values, new, strict=True):
+            phi.add_incoming(value, end)
+        b.cbranch(b.icmp_signed("<", following, count), block, after)
+        b.position_at_end(after)
+        return new

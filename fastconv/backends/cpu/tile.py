@@ -1,0 +1,209 @@
+"""The micro-kernel of direct convolution: output pixels times output channels, summed in registers.
+
+Lanes are output channels. For every kernel position and input channel a few weight vectors are loaded and
+each pixel's input value is broadcast against them, so stride, dilation and memory order are only addresses.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from fastconv.backends.cpu.simd import I64, Emitter
+
+
+@intrinsic(prefer_literal=True)
+def conv_tile(
+    typingctx, rows, cols, vectors, lanes, bits, fused, last, partial,
+    x, xc, xr, xq, taps, ntaps, nc, w, y, yk, yr, yq, nk, bias, residual, activation,
+):  # fmt: skip
+    """Compute a tile of ``rows x cols`` pixels by ``vectors * lanes`` output channels.
+
+    Literal integers: rows, cols, vectors, lanes, bits (of an element), fused (multiply-add exists),
+    last (output is channels-last) and partial (``nk`` may be below ``vectors * lanes``).
+
+    Values, addresses and strides in bytes: x (of the tile's first pixel), xc, xr, xq (input channel, tile
+    row, tile column), taps (address of ntaps offsets into x), ntaps, nc, w (packed: tap, channel, lane), y, yk,
+    yr, yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation
+    (slope below zero, floor, cap); the last three are 0 for none.
+    """
+    literals = (rows, cols, vectors, lanes, bits, fused, last, partial)
+    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+        return None
+    shape = [a.literal_value for a in literals]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tile = _Tile(builder, *shape)
+        tile.emit(*args[len(literals) :])
+        return context.get_dummy_value()
+
+    return types.void(*literals, *(types.int64,) * 16), codegen
+
+
+class _Tile:
+    """Emits one tile."""
+
+    def __init__(
+        self,
+        builder: Any,
+        rows: int,
+        cols: int,
+        vectors: int,
+        lanes: int,
+        bits: int,
+        fused: int,
+        last: int,
+        partial: int,
+    ) -> None:
+        self.e = Emitter(builder, bits, lanes, bool(fused))
+        self.rows, self.cols, self.vectors = rows, cols, vectors
+        self.last, self.is_partial = bool(last), bool(partial)
+        self.pixels = [(r, q) for r in range(rows) for q in range(cols)]
+        self.width = lanes * self.e.bytes
+
+    def emit(
+        self, x: Any, xc: Any, xr: Any, xq: Any, taps: Any, ntaps: Any, nc: Any, w: Any,
+        y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any,
+    ) -> None:  # fmt: skip
+        """Emit the whole kernel; sums are a list, pixel by pixel and vector by vector."""
+        strides = (yk, yr, yq, nk)
+        sums = self._start(bias, nk)
+        sums = self.e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
+        sums = self._multiply(sums, x, xc, xr, xq, taps, ntaps, nc, w)
+        sums = self.e.unless_zero(activation, sums, lambda s: self._activate(s, activation))
+        self._scatter(sums, y, *strides)
+
+    def _start(self, bias: Any, nk: Any) -> list[Any]:
+        e = self.e
+
+        def load(_: Any) -> list[Any]:
+            return [e.load_masked(e.at(bias, v * self.width), self._vector_mask(v, nk)) for v in range(self.vectors)]
+
+        return e.unless_zero(bias, [e.zero] * self.vectors, load) * len(self.pixels)
+
+    def _multiply(
+        self, sums: list[Any], x: Any, xc: Any, xr: Any, xq: Any, taps: Any, ntaps: Any, nc: Any, w: Any
+    ) -> list[Any]:
+        e = self.e
+        offsets = [e.at(e.times(xr, r), e.times(xq, q)) for r, q in self.pixels]
+
+        def channel(_: Any, values: list[Any]) -> list[Any]:
+            source, weight, *total = values
+            factors = [e.load(e.at(weight, v * self.width)) for v in range(self.vectors)]
+            for p, offset in enumerate(offsets):
+                value = e.load_splat(e.at(source, offset))
+                for v, factor in enumerate(factors):
+                    i = p * self.vectors + v
+                    total[i] = e.fma(value, factor, total[i])
+            return [e.at(source, xc), e.at(weight, self.vectors * self.width), *total]
+
+        # The loops stay loops: unrolled taps make LLVM spill the sums.
+        def tap(index: Any, values: list[Any]) -> list[Any]:
+            source = e.at(x, e.load_integer(e.at(taps, e.times(index, 8))))
+            return e.loop(nc, [source, *values], channel)[1:]
+
+        return e.loop(ntaps, [w, *sums], tap)[1:]
+
+    def _add(self, a: list[Any], b: list[Any]) -> list[Any]:
+        return [self.e.builder.fadd(u, v) for u, v in zip(a, b, strict=True)]
+
+    def _activate(self, sums: list[Any], activation: Any) -> list[Any]:
+        """``v < 0 ? v * slope : v`` between floor and cap. Compares so that NaN stays NaN."""
+        e, b = self.e, self.e.builder
+        slope, floor, cap = (e.load_splat(e.at(activation, i * e.bytes)) for i in range(3))
+
+        def one(v: Any) -> Any:
+            v = b.select(b.fcmp_ordered("<", v, e.zero), b.fmul(v, slope), v)
+            v = b.select(b.fcmp_ordered("<", v, floor), floor, v)
+            return b.select(b.fcmp_ordered(">", v, cap), cap, v)
+
+        return [one(v) for v in sums]
+
+    def _vector_mask(self, v: int, nk: Any) -> Any:
+        if not self.is_partial:
+            return None
+        return self.e.first(self.e.builder.sub(nk, I64(v * self.e.lanes)))
+
+    def _gather(self, y: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> list[Any]:
+        """Load a tile of an array that lies like y."""
+        e = self.e
+        result: list[Any] = [None] * (len(self.pixels) * self.vectors)
+        if self.last:
+            for v in range(self.vectors):
+                mask = self._vector_mask(v, nk)
+                for p, (r, q) in enumerate(self.pixels):
+                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * self.width)
+                    result[p * self.vectors + v] = e.load_masked(address, mask)
+            return result
+        for v in range(self.vectors):
+            for first, block in self._squares():
+                channels = range(v * e.lanes, (v + 1) * e.lanes)
+                pixels = functools.partial(self._load_pixels, y, yk, yr, first=first)
+                lanes = [self._if_channel(k, nk, functools.partial(pixels, k=k)) for k in channels]
+                for p, vector in zip(block, e.transpose(lanes), strict=False):
+                    result[p * self.vectors + v] = vector
+        return result
+
+    def _scatter(self, sums: list[Any], y: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> None:
+        e = self.e
+        if self.last:
+            for v in range(self.vectors):
+                mask = self._vector_mask(v, nk)
+                for p, (r, q) in enumerate(self.pixels):
+                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * self.width)
+                    e.store_masked(sums[p * self.vectors + v], address, mask)
+            return
+        for v in range(self.vectors):
+            for first, block in self._squares():
+                square = [sums[p * self.vectors + v] for p in block]
+                turned = e.transpose(square + [e.zero] * (e.lanes - len(square)))
+                for k, vector in enumerate(turned, v * e.lanes):
+                    self._when_channel(k, nk, functools.partial(self._store_pixels, vector, y, yk, yr, k, first))
+
+    def _squares(self) -> list[tuple[int, range]]:
+        """Return the pixels in groups of as many as there are lanes: what is transposed at once."""
+        count = len(self.pixels)
+        return [(first, range(first, min(first + self.e.lanes, count))) for first in range(0, count, self.e.lanes)]
+
+    def _runs(self, first: int) -> list[tuple[int, int, int, int]]:
+        """Return (row, column, lane, length) of the runs of pixels in a row that a group is made of."""
+        runs = []
+        for r in range(self.rows):
+            low = max(first, r * self.cols)
+            high = min(first + self.e.lanes, (r + 1) * self.cols)
+            if low < high:
+                runs.append((r, low - r * self.cols, low - first, high - low))
+        return runs
+
+    def _when_channel(self, k: int, nk: Any, action: Any) -> None:
+        if not self.is_partial:
+            action()
+            return
+        with self.e.builder.if_then(self.e.builder.icmp_signed("<", I64(k), nk)):
+            action()
+
+    def _if_channel(self, k: int, nk: Any, value: Any) -> Any:
+        if not self.is_partial:
+            return value()
+        inside = self.e.builder.zext(self.e.builder.icmp_signed("<", I64(k), nk), I64)
+        return self.e.unless_zero(inside, [self.e.zero], lambda _: [value()])[0]
+
+    def _load_pixels(self, y: Any, yk: Any, yr: Any, k: int, first: int) -> Any:
+        e, lanes = self.e, self.e.lanes
+        result = e.zero
+        for r, q, lane, length in self._runs(first):
+            address = e.at(y, e.times(yk, k), e.times(yr, r), q * e.bytes)
+            piece = e.load_masked(address, e.first(length) if length < lanes else None)
+            order = [lanes + i - lane if lane <= i < lane + length else i for i in range(lanes)]
+            result = piece if length == lanes else e.shuffle(result, piece, order)
+        return result
+
+    def _store_pixels(self, vector: Any, y: Any, yk: Any, yr: Any, k: int, first: int) -> None:
+        e, lanes = self.e, self.e.lanes
+        for r, q, lane, length in self._runs(first):
+            address = e.at(y, e.times(yk, k), e.times(yr, r), q * e.bytes)
+            piece = e.shuffle(vector, vector, [(i + lane) % lanes for i in range(lanes)]) if lane else vector
+            e.store_masked(piece, address, e.first(length) if length < lanes else None)
