@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
+
+import numpy as np
 
 from fastconv import arrays, dispatch, registry, testing
 from fastconv.algorithm import AnyProblem, Plan
@@ -48,6 +50,10 @@ class BoundPlan:
             self.algorithm = self._plan.algorithm.key
             packed = self._plan.packed(tuple(call.inputs.values()))
             self._inputs = dict(zip(call.inputs, packed, strict=True))
+        plain = self._plan is not None and call.kind is arrays.NUMPY and call.shape == self.problem.outputs[0].shape
+        self._plain_shape = self.problem.inputs[0].shape if plain else None
+        self._dtype = arrays.dtype_named(self.problem.dtype)
+        self._rest = tuple(self._inputs.values())[1:]
 
     def __call__(self, input: Array, *, residual: Array | None = None, out: Array | None = None) -> Array:
         """Run the plan.
@@ -71,6 +77,11 @@ class BoundPlan:
         TypeError, ValueError
             If an array is not like the one that the plan was made with.
         """
+        if type(input) is np.ndarray and residual is None and out is None and self._is_plain(input):
+            plan, problem = cast(Plan, self._plan), self.problem
+            outputs = tuple(arrays.empty(o, problem.layout, input) for o in problem.outputs)
+            plan.run((input, *self._rest), outputs)
+            return outputs[0] if len(outputs) == 1 else outputs
         given = {self._first: input}
         if residual is not None:
             if "residual" not in self._inputs:
@@ -81,6 +92,10 @@ class BoundPlan:
             inputs[name] = self._read(name, value)
         call = self._call.with_inputs(inputs, out=out)
         return call.finish(call.compute(self._plan))
+
+    def _is_plain(self, input: Any) -> bool:
+        """Whether an array is just what the algorithm takes, and what it makes just what the caller gets."""
+        return bool(input.shape == self._plain_shape and input.dtype == self._dtype)
 
     def _read(self, name: str, value: Any) -> Any:
         array = arrays.read_as(name, value, self._call.kind, "the plan's")

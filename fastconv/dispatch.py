@@ -243,11 +243,26 @@ def tune(
                 log.warning("%s is out for %s: %s", key, format_problem(problem), outcome.failure)
         results = {key: outcome.seconds for key, outcome in outcomes.items()}
         tuning.database().record(format_problem(problem), measured_on(), results)
-    plan_for.cache_clear()
+    forget()
     return survey(problem, options)
 
 
-registry.on_change(plan_for.cache_clear)
+_generation = 0
+
+
+def generation() -> int:
+    """Return a number that changes whenever plans made before may no longer be the best."""
+    return _generation
+
+
+def forget() -> None:
+    """Forget all plans: algorithms or measurements have changed."""
+    global _generation
+    _generation += 1
+    plan_for.cache_clear()
+
+
+registry.on_change(forget)
 
 if environment.read("FASTCONV_VERBOSE"):
     log.addHandler(logging.StreamHandler())

@@ -22,6 +22,7 @@ FLOORS = (
     ("testing",),
     ("contest",),
     ("dispatch",),
+    ("repeat",),
     ("call",),
     ("ops", "columns", "pooling"),
     ("grad",),

@@ -34,7 +34,8 @@ _FIELDS = """
     step_d step_h               | stride of the convolution, in positions
     table_d table_h table_w     | input index of each padded position, -1 for zero
 """
-JOB = np.dtype([(name, np.int64) for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split()])
+FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
+JOB = np.dtype([(name, np.int64) for name in FIELDS])
 
 
 @njit

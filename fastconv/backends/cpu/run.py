@@ -2,29 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.direct_loops import JOB, loops
+from fastconv.backends.cpu.direct_loops import FIELDS, loops
 from fastconv.backends.cpu.job import FUSED, Work
 from fastconv.backends.cpu.packing import pack_kernel
-from fastconv.problem import AXES
+from fastconv.backends.cpu.scratch import address
+from fastconv.problem import AXES, Sizes
+
+# Of arrays of how many different strides a plan remembers what it worked out.
+_MOST_RECORDS = 64
+
+
+class Packed(NamedTuple):
+    """A packed weight."""
+
+    array: Any
+    address: int
+
+
+class Record(NamedTuple):
+    """What is known of a problem on arrays of certain strides."""
+
+    job: Any  # a `JOB` as plain integers, addresses left open
+    loops: int  # address of the compiled loops
+    slabs: int  # bytes of all workers' slabs
+    taps: Any  # offsets that the job points to
+
+
+# Where the addresses stand that every run fills in.
+_X, _W, _Y, _BIAS, _RESIDUAL, _ACTIVATION, _SLAB = (
+    FIELDS.index(name) for name in ("x", "w", "y", "bias", "residual", "activation", "slab")
+)
 
 
 class Runner:
     """Runs one problem on arrays of any strides."""
 
     def __init__(self, work: Work) -> None:
+        problem = work.problem
         self.work = work
-        self._records: dict[tuple[Any, ...], Any] = {}
+        self._records: dict[tuple[Any, ...], Record] = {}
         self._pack = pack_kernel(8 * work.size, work.lanes)
-        self._activation = np.array(FUSED.get(work.problem.activation or "", (0, 0, 0)), work.problem.dtype)
+        self._fused = problem.activation is None or problem.activation in FUSED
         # The loops look at these by address.
         self._offsets = [self._packed_offsets(vectors) for vectors in (work.tile.vectors, work.tile.tail)]
         self._tables = [np.ascontiguousarray(axis.table) for axis in work.axes]
+        self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.dtype)
+        self._activation = address(self._constants) if problem.activation in FUSED else 0
+        self._has_bias, self._has_residual = problem.bias != "none", problem.residual
+        self._units, self._workers = work.units, work.workers
 
     def _packed_offsets(self, vectors: int) -> Any:
         """Return where in a packed block each (input channel, kernel position) goes: positions are outermost there."""
@@ -39,62 +70,75 @@ class Runner:
         if rows.strides[1] != work.size:
             rows = np.ascontiguousarray(rows)
         packed = np.empty(work.packed_size, work.problem.dtype)
+        where = address(packed)
         self._pack(
-            rows.ctypes.data, rows.strides[0], work.problem.groups, work.outputs, rows.shape[1], work.block,
-            packed.ctypes.data, *(offsets.ctypes.data for offsets in self._offsets),
+            address(rows), rows.strides[0], work.problem.groups, work.outputs, rows.shape[1], work.block,
+            where, *map(address, self._offsets),
         )  # fmt: skip
-        return packed
+        return Packed(packed, where)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        work, problem = self.work, self.work.problem
-        named = dict(zip((operand.name for operand in problem.inputs), inputs, strict=True))
-        x, y = self._lift(np.require(named["x"], requirements="A")), outputs[0]
-        packed = named["w"] if problem.prepacked else self.pack(named["w"])
-        target = self._lift(y)
-        order = _order(target)
+        x, w, (y,) = inputs[0], inputs[1], outputs
+        record = self._record(x.strides, y.strides)
+        residual = inputs[-1] if self._has_residual else None
+        aligned = x.flags.aligned and y.flags.aligned
+        if record is None or not aligned or (residual is not None and not _alike(residual, y)):
+            self._run_apart(inputs, y)
+            return
+        packed = w if self.work.problem.prepacked else self.pack(w)
+        bias = np.ascontiguousarray(inputs[2]) if self._has_bias else None
+        job = record.job.copy()
+        job[_X], job[_W], job[_Y] = address(x), packed.address, address(y)
+        if bias is not None:
+            job[_BIAS] = address(bias)
+        if residual is not None:
+            job[_RESIDUAL] = address(residual)
+        job[_ACTIVATION] = self._activation
+        if record.slabs:
+            job[_SLAB] = scratch.take(record.slabs)
+        threads.run(record.loops, address(job), self._units, self._workers)
+        if not self._fused:
+            epilogue.apply(self.work.problem.activation, y)
+
+    def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
+        """Run on copies of what the loops cannot read, and into an array that they can write."""
+        result = np.empty(y.shape, y.dtype)
+        x, *rest = (a if isinstance(a, Packed) else np.require(a, requirements="A") for a in inputs)
+        if self._has_residual:
+            rest[-1] = rest[-1].copy(order="C")  # strides of axes of size 1 included
+        self.run((x, *rest), (result,))
+        y[...] = result
+
+    def _record(self, x: Sizes, y: Sizes) -> Record | None:
+        """Return the record for arrays of these strides; None if the micro-kernel cannot store so."""
+        try:
+            return self._records[x, y]
+        except KeyError:
+            pass
+        missing = (0,) * (len(AXES) - self.work.problem.ndim)
+        order = self._order(y)
         if order is None:
-            target = self._lift(np.empty(y.shape, y.dtype))
-            order = "first"
-        residual = self._lift(named["residual"]) if problem.residual else None
-        alike = residual is None or residual.strides == target.strides and residual.flags.aligned
-        fused = problem.activation is None or problem.activation in FUSED
-        record, tile, _ = self._record(x, target, order)
-        job = record.copy()
-        slab = scratch.take(work.workers * int(job["slab_bytes"][0])) if job["slab_bytes"][0] else 0
-        bias = np.ascontiguousarray(named["bias"]) if problem.bias != "none" else None
-        job["x"], job["y"], job["w"], job["slab"] = x.ctypes.data, target.ctypes.data, packed.ctypes.data, slab
-        job["bias"] = 0 if bias is None else bias.ctypes.data
-        job["residual"] = residual.ctypes.data if residual is not None and alike else 0
-        job["activation"] = self._activation.ctypes.data if fused and alike and problem.activation else 0
-        threads.run(tile, job.ctypes.data, work.units, work.workers)
-        result = target.reshape(y.shape)
-        if not alike:
-            epilogue.apply(problem.activation, result, None, named["residual"])
-        elif not fused:
-            epilogue.apply(problem.activation, result)
-        if result.ctypes.data != y.ctypes.data:
-            y[...] = result
+            return None
+        if len(self._records) >= _MOST_RECORDS:
+            self._records.clear()
+        record = self._records[x, y] = self._describe(
+            (*x[:2], *missing, *x[2:]), (*y[:2], *missing, *y[2:]), order == "last"
+        )
+        return record
 
-    def _lift(self, array: Any) -> Any:
-        """View a map with three spatial axes."""
-        return np.expand_dims(array, tuple(range(2, 2 + len(AXES) - self.work.problem.ndim)))
+    def _order(self, y: Sizes) -> str | None:
+        """Return in which order the micro-kernel can store: along pixels, along channels, or neither."""
+        shape, size = self.work.problem.y_shape, self.work.size
+        if self.work.axes[2].out == 1 or y[-1] == size:
+            return "first"
+        return "last" if y[1] == size or shape[1] == 1 else None
 
-    def _record(self, x: Any, y: Any, order: str) -> tuple[Any, int, Any]:
-        key = (x.strides, y.strides)
-        known = self._records.get(key)
-        if known is None:
-            if len(self._records) > 64:
-                self._records.clear()
-            known = self._records[key] = self._describe(x, y, order)
-        return known
-
-    def _describe(self, x: Any, y: Any, order: str) -> tuple[Any, int, Any]:
-        """Return the record for arrays of these strides (addresses left open), the compiled loops and the offsets."""
+    def _describe(self, x: Sizes, y: Sizes, last: bool) -> Record:
         work, p, size = self.work, self.work.problem, self.work.size
         depth, rows, cols = work.axes
-        xn, xc, xd, xh, xw = x.strides
-        yn, yk, yd, yh, yw = y.strides
+        xn, xc, xd, xh, xw = x
+        yn, yk, yd, yh, yw = y
         f: dict[str, int] = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": xd, "xh": xh, "xw": xw}
         f |= {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw}
         f |= {"nc": work.inputs, "ntaps": work.taps, "oc": work.outputs, "groups": p.groups}
@@ -109,11 +153,11 @@ class Runner:
             lh = widths * item
             ld = lh * heights
             lc = 0 if together else ld * depth.span(1)
-            first, last = cols.inside
+            start, stop = cols.inside
             f |= {"lines": 1 if together else work.inputs, "item": item, "lc": lc, "ld": ld, "lh": lh}
-            f |= {"depths": depth.span(1), "heights": heights, "widths": widths, "first": first, "last": last}
+            f |= {"depths": depth.span(1), "heights": heights, "widths": widths, "first": start, "last": stop}
             f |= {"slab_bytes": -(-work.slab_bytes(work.band) // 64) * 64}
-            f |= dict(zip(("table_d", "table_h", "table_w"), (t.ctypes.data for t in self._tables), strict=True))
+            f |= dict(zip(("table_d", "table_h", "table_w"), map(address, self._tables), strict=True))
             f |= {"sc": size if together else lc, "sd": 0, "sh": rows.stride * lh, "sw": cols.stride * item}
             steps = (ld, lh, item)
         else:
@@ -122,18 +166,13 @@ class Runner:
         kernel = np.indices(tuple(axis.kernel for axis in work.axes)).reshape(3, -1)
         offsets = sum(k * axis.dilation * step for k, axis, step in zip(kernel, work.axes, steps, strict=True))
         taps = np.ascontiguousarray(offsets, np.int64)
-        f["taps"] = taps.ctypes.data
-        record = np.zeros(1, JOB)
-        for name, value in f.items():
-            record[name] = value
-        t, simd = work.tile, work.simd
-        compiled = loops(t.rows, t.cols, t.vectors, t.tail, work.lanes, 8 * size, int(simd.fma), int(order == "last"))
-        return record, compiled.address, taps
+        f["taps"] = address(taps)
+        t = work.tile
+        compiled = loops(t.rows, t.cols, t.vectors, t.tail, work.lanes, 8 * size, int(work.simd.fma), int(last))
+        job = np.array([f.get(name, 0) for name in FIELDS], np.int64)
+        return Record(job, compiled.address, work.workers * f.get("slab_bytes", 0), taps)
 
 
-def _order(y: Any) -> str | None:
-    """Return in which order the micro-kernel can store: along pixels, along channels, or neither."""
-    size = y.itemsize
-    if y.strides[4] == size or y.shape[4] == 1:
-        return "first"
-    return "last" if y.strides[1] == size or y.shape[1] == 1 else None
+def _alike(residual: Any, y: Any) -> bool:
+    """Whether the loops find the residual's elements where they store the output's."""
+    return residual.strides == y.strides and bool(residual.flags.aligned)

@@ -1,8 +1,10 @@
-"""Scratch memory that a Python thread keeps from call to call, so that no call pays for fresh pages."""
+"""Addresses: of arrays, and of scratch memory that a Python thread keeps from call to call."""
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from typing import Any
 
 import numpy as np
 
@@ -10,10 +12,18 @@ _ALIGNMENT = 64
 _local = threading.local()
 
 
+def address(array: Any) -> int:
+    """Return where an array's first element is."""
+    try:  # a third of the time that array.ctypes takes
+        return ctypes.addressof(ctypes.c_char.from_buffer(array))
+    except (TypeError, ValueError, BufferError):  # read-only, or not contiguous
+        return array.ctypes.data  # type: ignore[no-any-return]
+
+
 def take(size: int) -> int:
-    """Return the address of at least ``size`` bytes, valid until the thread's next call."""
+    """Return the address of at least ``size`` bytes, valid until the thread's next call: no call pays for new pages."""
     buffer = getattr(_local, "buffer", None)
     if buffer is None or buffer.size < size + _ALIGNMENT:
         buffer = _local.buffer = np.empty(size + _ALIGNMENT, np.uint8)
-    address: int = buffer.ctypes.data
-    return address + -address % _ALIGNMENT
+    start = address(buffer)
+    return start + -start % _ALIGNMENT

@@ -1,0 +1,78 @@
+"""Calls that are made again: what was worked out for arguments of one form is found by that form.
+
+Reading and checking arguments takes longer than a small convolution. All of it depends on the arguments' form
+alone (shapes, strides, dtypes, numbers), not on what the arrays hold, so the second call of a form skips it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from types import NoneType
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from fastconv import arrays, dispatch
+from fastconv.algorithm import Plan
+from fastconv.options import current
+
+Form: TypeAlias = tuple[Any, ...]
+
+_MOST = 4096
+_SIMPLE = frozenset({int, float, bool, str, NoneType})
+
+
+class Repeat(NamedTuple):
+    """A call whose plan is known: where its arguments hold the problem's inputs."""
+
+    plan: Plan
+    places: tuple[int | str, ...]
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Compute, and return what the public function returns."""
+        problem = self.plan.problem
+        inputs = tuple(args[p] if type(p) is int else kwargs[p] for p in self.places)  # type: ignore[index]
+        outputs = tuple(arrays.empty(o, problem.layout, inputs[0]) for o in problem.outputs)
+        self.plan.run(inputs, outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+
+_known: dict[Form, Repeat] = {}
+
+
+def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form | None:
+    """Return what a call's plan depends on; None for arguments that are no NumPy arrays, numbers or strings."""
+    parts: list[Any] = [function, current(), dispatch.generation()]
+    for value in args:
+        kind = type(value)
+        if kind is np.ndarray:
+            parts += value.shape, value.strides, value.dtype
+        elif kind in _SIMPLE:  # with its type: True is no 1 here
+            parts += kind, value
+        elif kind is tuple and all(type(entry) is int for entry in value):
+            parts.append(value)
+        else:
+            return None
+    if kwargs:
+        named = form(None, tuple(kwargs.values()), {})
+        if named is None:
+            return None
+        parts += kwargs
+        parts.append(named)
+    return tuple(parts)
+
+
+def find(form: Form) -> Repeat | None:
+    """Return the call of a form, if it was made before."""
+    return _known.get(form)
+
+
+def remember(form: Form, plan: Plan, inputs: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Remember a call, unless one of its inputs was made from the arguments rather than being one of them."""
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    places = [next((place for place, value in given if value is array), None) for array in inputs]
+    if None in places:
+        return
+    if len(_known) >= _MOST:
+        _known.clear()
+    _known[form] = Repeat(plan, tuple(places))  # type: ignore[arg-type]
