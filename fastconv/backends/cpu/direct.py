@@ -9,7 +9,7 @@ from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
 _OVERHEAD = 10e-6
-_EFFICIENCY = 0.85
+_EFFICIENCY = 0.75
 _PACK_RATE = 1.5e9  # weights a second
 _HERTZ = 3e9
 

@@ -10,9 +10,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, cfunc, from_dtype, njit, types
+from numba import carray, from_dtype, njit, types
 
-from fastconv.backends.cpu.fingerprint import fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import clear, copy, integer, move
 from fastconv.backends.cpu.tile import conv_tile
 
@@ -78,10 +78,9 @@ def loops(rows: int, cols: int, vectors: int, tail: int, lanes: int, bits: int, 
     them perhaps not full.
     """
     size = bits // 8
-    # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
     sources = fingerprint()
 
-    @cfunc(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64), cache=True)
+    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -127,9 +127,13 @@ class Work:
         self.inputs = problem.ic // problem.groups
         self.outputs = problem.oc // problem.groups
         self.taps = math.prod(problem.kernel_size)
-        _, rows, cols = self.axes
-        self.tile, self.step_cycles = choose_tile((rows.out, cols.out), self.outputs, self.lanes, vectors.registers)
         self.padded = any(axis.inside != (0, axis.extent) for axis in self.axes)
+        # Where an image has one output position (a fully connected layer), a tile takes one pixel of several images.
+        self.across = not self.padded and problem.n > 1 and math.prod(problem.output_size) == 1
+        self.images = 1 if self.across else problem.n
+        _, rows, cols = self.axes
+        self.output = (1, problem.n) if self.across else (rows.out, cols.out)
+        self.tile, self.step_cycles = choose_tile(self.output, self.outputs, self.lanes, vectors.registers)
 
     @property
     def block(self) -> int:
@@ -150,10 +154,10 @@ class Work:
     def band(self) -> int:
         """Output rows done together: few enough for half of the cache, and for every worker to get some."""
         _, rows, _ = self.axes
-        outer = self.problem.n * self.problem.groups * self.axes[0].out
+        outer = self.images * self.problem.groups * self.axes[0].out
         wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 else 1
         band = max(self.tile.rows, -(-rows.out // wanted))
-        while self.padded and band > self.tile.rows and self.slab_bytes(band) > self.cache // 2:
+        while band > self.tile.rows and self.slab_bytes(band) > self.cache // 2:
             band = max(self.tile.rows, band - self.tile.rows)
         # Even bands: as few rows as may be are done twice.
         bands = -(-rows.out // band)
@@ -166,22 +170,22 @@ class Work:
     @property
     def parts(self) -> int:
         """Pieces that the blocks of output channels are cut into, where bands alone do not feed all workers."""
-        units = self.problem.n * self.problem.groups * self.axes[0].out * self.bands
+        units = self.images * self.problem.groups * self.axes[0].out * self.bands
         if self.workers == 1 or units >= 2 * self.workers:
             return 1
         return min(self.blocks, -(-2 * self.workers // units))
 
     @property
     def units(self) -> int:
-        return self.problem.n * self.problem.groups * self.axes[0].out * self.bands * self.parts
+        return self.images * self.problem.groups * self.axes[0].out * self.bands * self.parts
 
     def slab_bytes(self, band: int) -> int:
-        """Bytes of the padded copy that a band of output rows reads."""
+        """Bytes of the input, padding included, that a band of output rows reads."""
         depth, rows, cols = self.axes
         return self.inputs * depth.span(1) * rows.span(band) * cols.extent * self.size
 
     def seconds(self, hertz: float) -> float:
         """Return what the micro-kernel should take on one core."""
         p = self.problem
-        steps = p.n * p.groups * self.axes[0].out * self.inputs * self.taps
+        steps = self.images * p.groups * self.axes[0].out * self.inputs * self.taps
         return steps * self.step_cycles / hertz

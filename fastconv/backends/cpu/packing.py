@@ -5,9 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import njit, types
+from numba import types
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.compiling import fingerprint, function
 from fastconv.backends.cpu.simd import I64, Emitter
 
 
@@ -52,8 +53,12 @@ def pack_kernel(bits: int, lanes: int) -> Any:
     size = bits // 8
     vector = lanes * size
 
-    @njit(types.void(*(types.int64,) * 9), nogil=True, cache=True)
+    sources = fingerprint()
+
+    @function(types.void(*(types.int64,) * 9))
     def pack(w, stride, groups, outputs, terms, block, packed, offsets, tail_offsets):
+        if sources == 0:
+            return
         target = packed
         for g in range(groups):
             for first in range(0, outputs, block):

@@ -104,10 +104,10 @@ class Runner:
     def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
         """Run on copies of what the loops cannot read, and into an array that they can write."""
         result = np.empty(y.shape, y.dtype)
-        x, *rest = (a if isinstance(a, Packed) else np.require(a, requirements="A") for a in inputs)
+        copies: list[Any] = [a if isinstance(a, Packed) else np.require(a, requirements="A") for a in inputs]
         if self._has_residual:
-            rest[-1] = rest[-1].copy(order="C")  # strides of axes of size 1 included
-        self.run((x, *rest), (result,))
+            copies[-1] = copies[-1].copy(order="C")  # with the strides of a new array, axes of size 1 included
+        self.run(tuple(copies), (result,))
         y[...] = result
 
     def _record(self, x: Sizes, y: Sizes) -> Record | None:
@@ -129,10 +129,10 @@ class Runner:
 
     def _order(self, y: Sizes) -> str | None:
         """Return in which order the micro-kernel can store: along pixels, along channels, or neither."""
-        shape, size = self.work.problem.y_shape, self.work.size
-        if self.work.axes[2].out == 1 or y[-1] == size:
+        work = self.work
+        if not work.across and (work.axes[2].out == 1 or y[-1] == work.size):
             return "first"
-        return "last" if y[1] == size or shape[1] == 1 else None
+        return "last" if y[1] == work.size or work.problem.oc == 1 else None
 
     def _describe(self, x: Sizes, y: Sizes, last: bool) -> Record:
         work, p, size = self.work, self.work.problem, self.work.size
@@ -142,7 +142,7 @@ class Runner:
         f: dict[str, int] = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": xd, "xh": xh, "xw": xw}
         f |= {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw}
         f |= {"nc": work.inputs, "ntaps": work.taps, "oc": work.outputs, "groups": p.groups}
-        f |= {"od": depth.out, "oh": rows.out, "ow": cols.out}
+        f |= {"od": depth.out, "oh": work.output[0], "ow": work.output[1]}
         f |= {"blocks": work.blocks, "wblock": work.block * work.inputs * work.taps * size}
         f |= {"bands": work.bands, "band": work.band, "parts": work.parts}
         f |= {"step_d": depth.stride, "step_h": rows.stride}
@@ -163,6 +163,8 @@ class Runner:
         else:
             f |= {"sc": xc, "sd": depth.stride * xd, "sh": rows.stride * xh, "sw": cols.stride * xw}
             steps = (xd, xh, xw)
+        if work.across:
+            f |= {"sw": xn, "yw": yn}
         kernel = np.indices(tuple(axis.kernel for axis in work.axes)).reshape(3, -1)
         offsets = sum(k * axis.dilation * step for k, axis, step in zip(kernel, work.axes, steps, strict=True))
         taps = np.ascontiguousarray(offsets, np.int64)

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.compiling import callback, function
 from fastconv.machine import available_cores
 
 _I64 = ir.IntType(64)
@@ -112,7 +113,7 @@ def _take_units(board, worker):
         start = _add(board + _NEXT, chunk)
 
 
-@cfunc(types.int64(types.CPointer(types.int64)), cache=True)
+@callback(types.int64(types.CPointer(types.int64)))
 def _work(argument):
     """The life of a worker. ``_OPEN`` holds the number of the job that is open to workers, 0 if none is."""
     board, index = argument[0], argument[1]
@@ -140,7 +141,7 @@ def _work(argument):
     return 0
 
 
-@njit(types.void(*(types.int64,) * 8), nogil=True, cache=True)
+@function(types.void(*(types.int64,) * 8))
 def _launch(board, post, number, function, job, units, chunk, helpers):
     _set(board + _FUNCTION, function)
     _set(board + _JOB, job)
@@ -159,7 +160,7 @@ def _launch(board, post, number, function, job, units, chunk, helpers):
         _pause()
 
 
-@njit(types.void(*(types.int64,) * 3), nogil=True, cache=True)
+@function(types.void(*(types.int64,) * 3))
 def _alone(function, job, units):
     _call(function, job, 0, units, 0)
 

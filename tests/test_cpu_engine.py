@@ -1,0 +1,175 @@
+"""The CPU engine beyond what the registry's tests ask of every algorithm: vector widths, tiles, threads, caches."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from fresh import python
+
+import fastconv as fc
+from fastconv import registry, testing
+from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.compiling import fingerprint
+from fastconv.backends.cpu.job import Work, choose_tile
+from fastconv.backends.cpu.registers import Simd, simd
+from fastconv.notation import parse_problem
+
+ENGINE = [algorithm.key for algorithm in registry.algorithms() if algorithm.backend == "numba"]
+OTHERS = [name for name in ("avx512", "avx2", "neon", "none") if name != simd().name]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectors", OTHERS)
+def test_every_width_of_vectors_is_right(vectors):
+    """In a fresh process, since compiled kernels and plans know the width."""
+    code = """
+from fastconv import registry, testing
+for algorithm in registry.algorithms():
+    if algorithm.backend == "numba":
+        print(algorithm.key, testing.check_algorithm(algorithm, testing.problems("float32")))
+"""
+    lines = python(code, FASTCONV_SIMD=vectors).stdout.splitlines()
+    counts = dict(line.rsplit(" ", 1) for line in lines)
+    assert set(counts) == set(ENGINE)
+    assert all(int(count) > 0 for count in counts.values())
+
+
+@pytest.mark.parametrize(("lanes", "registers"), [(16, 32), (8, 16), (4, 32), (4, 16), (2, 16)])
+def test_tiles_fit_the_registers_and_the_map(lanes, registers):
+    for rows, cols, channels in itertools.product((1, 2, 7, 55), (1, 3, 7, 14, 27, 224), (1, 16, 17, 96, 512)):
+        tile, cycles = choose_tile((rows, cols), channels, lanes, registers)
+        sums = tile.rows * tile.cols * tile.vectors
+        assert sums + tile.vectors + 1 <= registers
+        assert 1 <= tile.rows <= rows and 1 <= tile.cols <= cols and 1 <= tile.tail <= tile.vectors
+        vectors = -(-channels // lanes)
+        assert (vectors - tile.tail) % tile.vectors == 0
+        assert cycles >= rows * cols * vectors / 2
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 16, 64])
+@pytest.mark.parametrize(
+    "text",
+    ["conv2d n1 c64 i56 oc64 k3 p1", "conv2d n1 c512 i7 oc512 k3 p1", "conv2d n1 c8 i5 oc8 k1", "linear n1 c64 oc1000"],
+)
+def test_work_is_cut_into_units_for_every_worker(text, workers):
+    work = Work(parse_problem(text), Simd("avx2", 32, 16, True), workers, 1 << 20)
+    assert work.tile.rows <= work.band <= work.axes[1].out
+    assert work.bands * work.band >= work.axes[1].out
+    assert 1 <= work.parts <= work.blocks
+    assert work.units >= min(workers, work.blocks * -(-work.axes[1].out // work.tile.rows))
+
+
+def test_compiled_loops_do_not_grow_with_the_shapes_that_come():
+    from fastconv.backends.cpu.direct_loops import loops
+
+    before = loops.cache_info().currsize
+    for size in range(14, 64):
+        for kernel, stride in ((3, 1), (5, 2), (1, 1)):
+            x = np.zeros((1, 3, size, 56), np.float32)
+            fc.conv2d(x, np.zeros((32, 3, kernel, kernel), np.float32), stride=stride, algorithm="numba/direct")
+    assert loops.cache_info().currsize - before <= 8
+
+
+def test_loops_are_found_in_the_cache_by_another_process(tmp_path):
+    code = """
+import fastconv as fc, numpy as np
+from fastconv.backends.cpu.direct_loops import loops
+fc.conv2d(np.ones((1, 3, 9, 9), np.float32), np.ones((4, 3, 3, 3), np.float32), algorithm="numba/direct")
+print(loops(*{arguments}).cache_hits)
+"""
+    work = Work(parse_problem("conv2d c3 i9 oc4 k3"), simd(), 1, 1 << 20)
+    tile = work.tile
+    arguments = (tile.rows, tile.cols, tile.vectors, tile.tail, work.lanes, 32, int(simd().fma), 0)
+    code = code.replace("{arguments}", repr(arguments))
+    first = python(code, NUMBA_CACHE_DIR=str(tmp_path)).stdout
+    second = python(code, NUMBA_CACHE_DIR=str(tmp_path)).stdout
+    assert int(first) == 0
+    assert int(second) == 1
+
+
+def test_fingerprint_is_a_small_odd_number():
+    assert fingerprint() == fingerprint()
+    assert fingerprint() % 2 == 1 and fingerprint() < 2**63
+
+
+# -------------------------------------------------------------------------------------------------------- threads
+
+
+@functools.cache
+def counting() -> Any:
+    """Return a compiled task that adds one to a counter for each of its units."""
+    from numba import cfunc, types
+
+    @cfunc(types.void(*(types.int64,) * 4))
+    def count(job, start, stop, worker):
+        for unit in range(start, stop):
+            threads._add(job + 8 * unit, 1)
+
+    return count
+
+
+def sums(units: int, workers: int) -> list[int]:
+    """Return how often each unit of a job is done."""
+    job = np.zeros(units, np.int64)
+    threads.run(counting().address, scratch.address(job), units, workers)
+    return job.tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3, 64])
+@pytest.mark.parametrize("units", [1, 2, 7, 1000])
+def test_every_unit_is_done_once(units, workers):
+    assert sums(units, workers) == [1] * units
+
+
+def test_python_threads_that_find_the_workers_busy_compute_alone():
+    with ThreadPoolExecutor(8) as pool:
+        assert all(counts == [1] * 50 for counts in pool.map(sums, [50] * 400, [2] * 400))
+
+
+def test_forked_child_has_workers_of_its_own():
+    assert sums(100, 2) == [1] * 100
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if sums(100, 2) == [1] * 100 else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("key", ENGINE)
+def test_any_number_of_threads_gives_the_same_bits(key):
+    algorithm = registry.find(key)
+    texts = [
+        "conv2d n2 c24 i30 oc40 k3 p1 bias relu",
+        "conv2d n1 c32 i7 oc96 k3 p1",
+        "conv2d n2 c32 i29 oc32 k3 p1 g32",
+    ]
+    for problem in map(parse_problem, texts):
+        if algorithm.refuses(problem) is None:
+            inputs = testing.random_inputs(problem)
+            results = []
+            for count in (1, 2):
+                with fc.options(threads=count):
+                    results.append(testing.run(algorithm, problem, inputs)[0])
+            assert np.array_equal(*results)
+
+
+# -------------------------------------------------------------------------------------------------------- scratch
+
+
+def test_addresses_of_arrays_of_any_kind():
+    array = np.arange(12.0).reshape(3, 4)
+    frozen = array.copy()
+    frozen.flags.writeable = False
+    for view in (array, array[1:, 2:], array[::-1], array.T, frozen):
+        assert scratch.address(view) == view.ctypes.data
+
+
+def test_scratch_is_aligned_and_kept():
+    first = scratch.take(1000)
+    assert first % 64 == 0
+    assert scratch.take(500) == first
