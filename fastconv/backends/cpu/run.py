@@ -56,6 +56,10 @@ class Runner:
         self._activation = address(self._constants) if problem.activation in FUSED else 0
         self._has_bias, self._has_residual = problem.bias != "none", problem.residual
         self._units, self._workers = work.units, work.workers
+        self._weight_shape = (problem.oc, work.inputs * work.taps)
+        self._packed_size, self._dtype = work.packed_size, np.dtype(problem.dtype)
+        self._pack_arguments = (problem.groups, work.outputs, self._weight_shape[1], work.block)
+        self._offset_addresses = tuple(map(address, self._offsets))
 
     def _packed_offsets(self, vectors: int) -> Any:
         """Return where in a packed block each (input channel, kernel position) goes: positions are outermost there."""
@@ -63,18 +67,14 @@ class Runner:
         order = np.arange(work.taps * work.inputs).reshape(work.taps, work.inputs).T
         return np.ascontiguousarray(order.ravel() * vectors * work.lanes * work.size)
 
-    def pack(self, w: Any) -> Any:
+    def pack(self, w: Any) -> Packed:
         """Return the weight as the micro-kernel reads it."""
-        work = self.work
-        rows = np.require(w, requirements="A").reshape(work.problem.oc, work.inputs * work.taps)
-        if rows.strides[1] != work.size:
-            rows = np.ascontiguousarray(rows)
-        packed = np.empty(work.packed_size, work.problem.dtype)
+        rows = w.reshape(self._weight_shape)
+        if rows.strides[1] != self.work.size or not rows.flags.aligned:
+            rows = rows.copy(order="C")
+        packed = np.empty(self._packed_size, self._dtype)
         where = address(packed)
-        self._pack(
-            address(rows), rows.strides[0], work.problem.groups, work.outputs, rows.shape[1], work.block,
-            where, *map(address, self._offsets),
-        )  # fmt: skip
+        self._pack(address(rows), rows.strides[0], *self._pack_arguments, where, *self._offset_addresses)
         return Packed(packed, where)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
