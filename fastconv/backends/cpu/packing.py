@@ -1,4 +1,4 @@
-"""Weights as the direct micro-kernel reads them: block of output channels, kernel position, input channel, lane."""
+"""Weights as the direct micro-kernel reads them: block of output channels, input channel, kernel position, lane."""
 
 from __future__ import annotations
 

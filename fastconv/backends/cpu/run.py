@@ -62,10 +62,9 @@ class Runner:
         self._offset_addresses = tuple(map(address, self._offsets))
 
     def _packed_offsets(self, vectors: int) -> Any:
-        """Return where in a packed block each (input channel, kernel position) goes: positions are outermost there."""
+        """Return where in a packed block each (input channel, kernel position) goes."""
         work = self.work
-        order = np.arange(work.taps * work.inputs).reshape(work.taps, work.inputs).T
-        return np.ascontiguousarray(order.ravel() * vectors * work.lanes * work.size)
+        return np.arange(work.taps * work.inputs) * (vectors * work.lanes * work.size)
 
     def pack(self, w: Any) -> Packed:
         """Return the weight as the micro-kernel reads it."""

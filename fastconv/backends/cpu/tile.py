@@ -26,7 +26,7 @@ def conv_tile(
     last (output is channels-last) and partial (``nk`` may be below ``vectors * lanes``).
 
     Values, addresses and strides in bytes: x (of the tile's first pixel), xc, xr, xq (input channel, tile
-    row, tile column), taps (address of ntaps offsets into x), ntaps, nc, w (packed: tap, channel, lane), y, yk,
+    row, tile column), taps (address of ntaps offsets into x), ntaps, nc, w (packed: channel, tap, lane), y, yk,
     yr, yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation
     (slope below zero, floor, cap); the last three are 0 for none.
     """
@@ -91,24 +91,26 @@ class _Tile:
         offsets = [e.at(e.times(xr, r), e.times(xq, q)) for r, q in self.pixels]
         next_tile = e.times(xq, 2 * self.cols - 1)
 
+        # Kernel positions are innermost: they read what is in the first-level cache. The loops stay loops, since
+        # unrolled they make LLVM spill the sums.
         def channel(_: Any, values: list[Any]) -> list[Any]:
-            source, weight, *total = values
+            source, *rest = values
             # The next tile's pixels: what lies a channel apart no processor foresees.
             e.prefetch(e.at(source, next_tile))
+            return [e.at(source, xc), *e.loop(ntaps, rest, functools.partial(tap, source))]
+
+        def tap(source: Any, index: Any, values: list[Any]) -> list[Any]:
+            weight, *total = values
+            at = e.at(source, e.load_integer(e.at(taps, e.times(index, 8))))
             factors = [e.load(e.at(weight, v * self.width)) for v in range(self.vectors)]
             for p, offset in enumerate(offsets):
-                value = e.load_splat(e.at(source, offset))
+                value = e.load_splat(e.at(at, offset))
                 for v, factor in enumerate(factors):
                     i = p * self.vectors + v
                     total[i] = e.fma(value, factor, total[i])
-            return [e.at(source, xc), e.at(weight, self.vectors * self.width), *total]
+            return [e.at(weight, self.vectors * self.width), *total]
 
-        # The loops stay loops: unrolled taps make LLVM spill the sums.
-        def tap(index: Any, values: list[Any]) -> list[Any]:
-            source = e.at(x, e.load_integer(e.at(taps, e.times(index, 8))))
-            return e.loop(nc, [source, *values], channel)[1:]
-
-        return e.loop(ntaps, [w, *sums], tap)[1:]
+        return e.loop(nc, [x, w, *sums], channel)[2:]
 
     def _add(self, a: list[Any], b: list[Any]) -> list[Any]:
         return [self.e.builder.fadd(u, v) for u, v in zip(a, b, strict=True)]
