@@ -17,6 +17,7 @@ _BUILT_IN = (
     "fastconv.backends.im2col.conv:Gemm",
     "fastconv.backends.im2col.pool:Columns",
     "fastconv.backends.cpu.direct:Direct",
+    "fastconv.backends.cpu.pointwise:Pointwise",
 )
 
 _algorithms: dict[str, Algorithm] = {}

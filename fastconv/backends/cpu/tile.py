@@ -43,6 +43,19 @@ def conv_tile(
     return types.void(*literals, *(types.int64,) * 16), codegen
 
 
+def activate(e: Emitter, sums: list[Any], activation: Any) -> list[Any]:
+    """Emit ``v < 0 ? v * slope : v`` between floor and cap, the three constants at an address. NaN stays NaN."""
+    b = e.builder
+    slope, floor, cap = (e.load_splat(e.at(activation, i * e.bytes)) for i in range(3))
+
+    def one(v: Any) -> Any:
+        v = b.select(b.fcmp_ordered("<", v, e.zero), b.fmul(v, slope), v)
+        v = b.select(b.fcmp_ordered("<", v, floor), floor, v)
+        return b.select(b.fcmp_ordered(">", v, cap), cap, v)
+
+    return [one(v) for v in sums]
+
+
 class _Tile:
     """Emits one tile."""
 
@@ -73,7 +86,7 @@ class _Tile:
         sums = self._start(bias, nk)
         sums = self.e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
         sums = self._multiply(sums, x, xc, xr, xq, taps, ntaps, nc, w)
-        sums = self.e.unless_zero(activation, sums, lambda s: self._activate(s, activation))
+        sums = self.e.unless_zero(activation, sums, lambda s: activate(self.e, s, activation))
         self._scatter(sums, y, *strides)
 
     def _start(self, bias: Any, nk: Any) -> list[Any]:
@@ -114,18 +127,6 @@ class _Tile:
 
     def _add(self, a: list[Any], b: list[Any]) -> list[Any]:
         return [self.e.builder.fadd(u, v) for u, v in zip(a, b, strict=True)]
-
-    def _activate(self, sums: list[Any], activation: Any) -> list[Any]:
-        """``v < 0 ? v * slope : v`` between floor and cap. Compares so that NaN stays NaN."""
-        e, b = self.e, self.e.builder
-        slope, floor, cap = (e.load_splat(e.at(activation, i * e.bytes)) for i in range(3))
-
-        def one(v: Any) -> Any:
-            v = b.select(b.fcmp_ordered("<", v, e.zero), b.fmul(v, slope), v)
-            v = b.select(b.fcmp_ordered("<", v, floor), floor, v)
-            return b.select(b.fcmp_ordered(">", v, cap), cap, v)
-
-        return [one(v) for v in sums]
 
     def _vector_mask(self, v: int, nk: Any) -> Any:
         if not self.is_partial:
