@@ -1,19 +1,24 @@
-"""Reading the small arguments of the public functions: sizes, strides, paddings, flags.
+"""Reading small arguments, of the public functions and of problems: sizes, strides, paddings, flags.
 
 Every function takes the argument's name first, so that what it raises can name it.
 """
 
 from __future__ import annotations
 
+import numbers
 import operator
 from typing import Any
 
-from fastconv.notation import same_padding
-from fastconv.problem import Padding, Sizes
+import numpy as np
+
+from fastconv.sizes import Padding, Sizes, same_padding
+
+LARGEST = 2**31 - 1
+"""No size is larger: the sums and products of a few then fit the machine's integers."""
 
 
 def integer(name: str, value: Any, least: int | None = None) -> int:
-    """Return an integer of at least ``least``."""
+    """Return an integer of at least ``least``, and at most `LARGEST` away from zero."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -22,27 +27,40 @@ def integer(name: str, value: Any, least: int | None = None) -> int:
         raise TypeError(f"{name}: expected an integer, got {value!r}") from None
     if least is not None and result < least:
         raise ValueError(f"{name}: must be at least {least}, got {result}")
+    if abs(result) > LARGEST:
+        raise ValueError(f"{name}: must be at most {LARGEST}, got {result}")
     return result
+
+
+def number(name: str, value: Any) -> float:
+    """Return a float."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{name}: expected a number, got {value!r}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name}: {value} is too large") from None
 
 
 def flag(name: str, value: Any) -> bool:
     """Return a bool."""
-    if not isinstance(value, bool):
+    if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
-    return value
+    return bool(value)
 
 
-def sizes(name: str, value: Any, ndim: int, least: int = 1) -> Sizes:
-    """Return one integer per spatial axis; a single one stands for all."""
+def sizes(name: str, value: Any, ndim: int, least: int = 1, kept: Sizes | None = None) -> Sizes:
+    """Return one integer per spatial axis; a single one stands for all, None for the one in ``kept``, if given."""
     value = hashable(name, value)
-    if not isinstance(value, tuple):
-        return (integer(name, value, least),) * ndim
-    entries = tuple(integer(name, entry, least) for entry in value)
+    entries = [
+        entry if entry is None and kept is not None else integer(name, entry, least)
+        for entry in (value if isinstance(value, tuple) else (value,))
+    ]
     if len(entries) == 1:
-        return entries * ndim
+        entries *= ndim
     if len(entries) != ndim:
         raise ValueError(f"{name}: expected an integer or {ndim} of them, got {value!r}")
-    return entries
+    return tuple(k if entry is None else entry for entry, k in zip(entries, kept or (0,) * ndim, strict=True))
 
 
 def shape(name: str, value: Any) -> Sizes:
@@ -81,15 +99,14 @@ def padding(value: Any, input_size: Sizes, kernel_size: Sizes, stride: Sizes, di
 def hashable(name: str, value: Any) -> Any:
     """Return an argument as integers, strings and tuples of them, so that it can be looked up in a cache.
 
-    Whatever is no integer is refused here: a cache would take 1.0 and True for 1.
+    Whatever is no integer is refused here: a cache would take 1.0 and True for 1. Lists, ranges and NumPy's arrays
+    count as tuples; a set or a dictionary, which has no order of axes, does not.
     """
-    if type(value) is int or value is None or isinstance(value, str):
+    if value is None or isinstance(value, str):
         return value
-    try:
-        entries = iter(value)
-    except TypeError:
-        return integer(name, value)
-    return tuple(hashable(name, entry) for entry in entries)
+    if isinstance(value, tuple | list | range) or (isinstance(value, np.ndarray) and value.ndim):
+        return tuple(hashable(name, entry) for entry in value)
+    return integer(name, value)
 
 
 def word(name: str, value: Any) -> str:

@@ -19,6 +19,8 @@ Array: TypeAlias = Any
 
 _DLPACK_CPU = 1
 _DLPACK_CUDA = 2
+# What the libraries raise for an array that they cannot export: BufferError by the standard, and others before it.
+_NOT_EXPORTED = (BufferError, RuntimeError, TypeError, ValueError)
 
 
 class Kind(NamedTuple):
@@ -77,19 +79,18 @@ def _from_dlpack(name: str, value: Any) -> tuple[Any, Kind]:
     namespace = value.__array_namespace__() if hasattr(value, "__array_namespace__") else sys.modules[library]
     # NumPy does not import bfloat16 through DLPack, so it travels as integers of the same width.
     narrow = str(value.dtype).rpartition(".")[2] == "bfloat16"
+    refusal = f"{name}: this {library} {type(value).__name__} cannot be read through DLPack: "
     try:
         device = int(value.__dlpack_device__()[0])
-        source = value.view(namespace.int16) if narrow else value
-        if device == _DLPACK_CPU:
-            array: Any = np.from_dlpack(source)
-        elif device == _DLPACK_CUDA:
-            array = _cupy(name).from_dlpack(source)
-        else:
-            raise TypeError(f"DLPack device type {device} is neither CPU nor CUDA")
-    except Exception as error:  # each library has its own exceptions for what it cannot export
-        raise TypeError(
-            f"{name}: this {library} {type(value).__name__} cannot be read through DLPack: {error}"
-        ) from error
+    except _NOT_EXPORTED as error:
+        raise TypeError(f"{refusal}{error}") from error
+    if device not in (_DLPACK_CPU, _DLPACK_CUDA):
+        raise TypeError(f"{refusal}DLPack device type {device} is neither CPU nor CUDA")
+    reader = np if device == _DLPACK_CPU else _cupy(name)
+    try:
+        array = reader.from_dlpack(value.view(namespace.int16) if narrow else value)
+    except _NOT_EXPORTED as error:
+        raise TypeError(f"{refusal}{error}") from error
     if narrow:
         array = array.view(_bfloat16(name))
     return array, Kind(library, "cpu" if device == _DLPACK_CPU else "cuda", namespace.__name__)

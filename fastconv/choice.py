@@ -14,7 +14,7 @@ from fastconv.arrays import Array
 from fastconv.call import Call, execute, lowering_of
 from fastconv.lowering import call_options
 from fastconv.notation import format_problem, parse_problem
-from fastconv.options import Options, current, options
+from fastconv.options import Options, options
 from fastconv.problem import ConvProblem, PoolProblem
 
 Subject: TypeAlias = "Callable[..., Array] | AnyProblem | str"
@@ -172,6 +172,7 @@ def explain(subject: Subject, *args: Any, **kwargs: Any) -> dispatch.Choice:
 def tune(subject: Subject, *args: Any, force: bool = False, **kwargs: Any) -> dispatch.Choice:
     """Measure every algorithm that may solve a problem, and remember the times for this machine.
 
+    A convolution is measured twice: as its function runs it, and with its weight packed, as `plan` does.
     Each is compared with the reference first; one whose result is off never wins. Algorithms predicted to be
     hopelessly slow are left unmeasured. The times stay in the user's cache directory (see `fastconv info`).
 
@@ -180,12 +181,17 @@ def tune(subject: Subject, *args: Any, force: bool = False, **kwargs: Any) -> di
     subject, *args, **kwargs
         As in `explain`.
     force : bool
-        Measure again what is known already.
+        Measure again what is known already, and try again what was wrong or failed.
 
     Returns
     -------
     Choice
         As `explain` returns it now.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What `explain` raises; also if the problem is too large for this machine's memory.
     """
     return dispatch.tune(*_problem(subject, args, kwargs), force=force)
 
@@ -195,22 +201,32 @@ def autotune() -> AbstractContextManager[Options]:
     return options(autotune=True)
 
 
-def warmup(problems: Iterable[AnyProblem | str], progress: Callable[[str], None] | None = None) -> None:
-    """Run each problem once on random data, so that kernels are compiled and plans made before they are needed.
+def warmup(
+    subject: Subject | Iterable[Subject], *args: Any, progress: Callable[[str], None] | None = None, **kwargs: Any
+) -> None:
+    """Run problems once on random data, so that kernels are compiled and plans made before they are needed.
 
     Parameters
     ----------
-    problems : iterable of problems or of their text forms
+    subject, *args, **kwargs
+        As in `explain`; or several subjects, which all take the same arguments.
     progress : callable, optional
         Called with each problem's text before it runs.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What `explain` raises; also if no algorithm solves the problem, or if it is too large for this machine's
+        memory.
     """
-    in_force = current()
-    for subject in problems:
-        problem, _ = _problem(subject, (), {})
+    several = isinstance(subject, Iterable) and not isinstance(subject, str)
+    for one in cast("Iterable[Subject]", subject) if several else [subject]:
+        problem, chosen = _problem(one, args, kwargs)
         if progress is not None:
             progress(format_problem(problem))
-        chosen = dispatch.plan_for(problem, in_force)
-        execute(problem, chosen.packed(testing.random_inputs(problem)), in_force, plan=chosen)
+        if problem.n:
+            plan = dispatch.plan_for(problem, chosen)
+            execute(problem, plan.packed(testing.random_inputs(problem)), chosen, plan=plan)
 
 
 def available_backends() -> tuple[str, ...]:

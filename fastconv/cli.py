@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import fields
 from typing import Any, NamedTuple, NoReturn
 
@@ -23,9 +24,10 @@ from fastconv.notation import format_problem, parse_problem
 from fastconv.options import Options, current, options
 from fastconv.problem import DTYPES, ConvProblem, PoolProblem
 
-_PROBLEM = """\
+_EXAMPLES = ("conv2d:fprop n1 ic64 ih56 iw56 oc64 kh3 kw3 p1 f32", "max_pool2d n1 c64 i112 k3 s2 p1")
+_PROBLEM = f"""\
 a problem is its text, such as
-  conv2d:fprop n1 ic64 ih56 iw56 oc64 kh3 kw3 p1 f32      max_pool2d n1 c64 i112 k3 s2 p1
+  {_EXAMPLES[0]}      {_EXAMPLES[1]}
 or a layer of a network (resnet50/layer1.0.conv2), or a whole network (resnet50), one after the other at will.
 networks: """
 
@@ -38,10 +40,11 @@ class Item(NamedTuple):
 
 
 class Part(NamedTuple):
-    """A result, as plain data and as text."""
+    """A result, as plain data and as text, and the exit status that it asks for."""
 
     data: dict[str, Any]
     text: str
+    status: int = 0
 
 
 class _Parser(argparse.ArgumentParser):
@@ -50,7 +53,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit status: 0, 2 for bad input, 130 if interrupted.
+    """Run a command and return its exit status: 0, 1 for a wrong algorithm, 2 for bad input, 130 if interrupted.
 
     Parameters
     ----------
@@ -59,18 +62,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         args = _parser().parse_args(argv, argparse.Namespace(json=False))
-        with options(**_chosen_options(args)):
-            _show(args.command(args), args.json)
+        chosen = _chosen_options(args)
+        # With none chosen the environment is left to who needs it: `info` shows what is wrong with it.
+        with options(**chosen) if chosen else nullcontext():
+            status = _show(args.command(args), args.json)
         sys.stdout.flush()
     except BrokenPipeError:  # who read has gone; there is nobody to tell
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (ValueError, OSError) as error:
-        print(f"fastconv: error: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError) as error:
+        print(f"fastconv: error: {str(error) or type(error).__name__}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
-    return 0
+    return status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -154,7 +159,7 @@ def _items(args: argparse.Namespace) -> list[Item]:
         for item in _read(text, args):
             found.setdefault(item.problem, item.name)
     if not found:
-        raise ValueError("problem: expected at least one, " + _PROBLEM.partition("\n")[2].partition("\n")[0].strip())
+        raise ValueError(f"problem: expected at least one, such as {_EXAMPLES[0]!r} or {_EXAMPLES[1]!r}")
     return [Item(name, problem) for problem, name in found.items()]
 
 
@@ -214,19 +219,21 @@ def _name(item: Item) -> str:
     return item.name
 
 
-def _part(item: Item, data: dict[str, Any], text: str) -> Part:
-    return Part({"name": item.name, "problem": format_problem(item.problem), **data}, text)
+def _part(item: Item, data: dict[str, Any], text: str, status: int = 0) -> Part:
+    return Part({"name": item.name, "problem": format_problem(item.problem), **data}, text, status)
 
 
-def _show(result: Part | Iterator[Part], as_json: bool) -> None:
-    """Print the text of each part as it comes, or the data of all of them at the end."""
-    data = []
+def _show(result: Part | Iterator[Part], as_json: bool) -> int:
+    """Print the text of each part as it comes, or the data of all of them at the end; return the exit status."""
+    data, status = [], 0
     for part in [result] if isinstance(result, Part) else result:
         data.append(part.data)
+        status = max(status, part.status)
         if not as_json:
             print(part.text, flush=True)
     if as_json:
         print(json.dumps(data[0] if isinstance(result, Part) else data, indent=1))
+    return status
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -249,6 +256,8 @@ def _tune(args: argparse.Namespace) -> Part | Iterator[Part]:
         return _measure(args)
     if args.words:
         raise ValueError("problem: none can be given with --export, --merge or --clear")
+    if args.force:
+        raise ValueError("--force: nothing is measured with --export, --merge or --clear")
     return _manage(args)
 
 
@@ -304,7 +313,7 @@ def _bench(args: argparse.Namespace) -> Iterator[Part]:
             "results": sorted(results, key=lambda r: r["seconds"] or math.inf),
             "left_out": [key for key in expected if key not in outcomes],
         }
-        yield _part(item, data, _bench_text(problem, data))
+        yield _part(item, data, _bench_text(problem, data), status=int(any(r["failure"] for r in results)))
 
 
 def _rated(problem: AnyProblem, key: str, outcome: contest.Outcome, peak: float) -> dict[str, Any]:

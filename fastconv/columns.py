@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 from fastconv import arguments, arrays
 from fastconv.arrays import Array
 from fastconv.call import Call, op
-from fastconv.lowering import batched, call_options, read_arrays, window_problem
-from fastconv.problem import Sizes
+from fastconv.lowering import Common, batched, read_arrays, window_problem
+from fastconv.sizes import Sizes
 
 
 @op
@@ -48,10 +47,9 @@ def unfold(
     """
     kernel = _window(kernel_size)
     read = read_arrays(input=input)
-    x = batched("input", read.arrays["input"], len(kernel))
+    x, added = batched("input", read.arrays["input"], len(kernel))
     problem = window_problem("unfold", "fprop", x.shape, read, arrays.layout_of(x), kernel, stride, padding, dilation)
-    shape = problem.y_shape if x.ndim == read.arrays["input"].ndim else problem.y_shape[1:]
-    return Call(problem, {"input": x}, read.shapes, shape, read.kind, call_options(backend, algorithm), out)
+    return Common(out, backend, algorithm).call(problem, {"input": x}, read, problem.y_shape[added:])
 
 
 @op
@@ -88,8 +86,7 @@ def fold(
     kernel = _window(kernel_size)
     size = arguments.sizes("output_size", output_size, len(kernel))
     read = read_arrays(input=input)
-    given = read.arrays["input"]
-    columns = batched("input", given, 1)
+    columns, added = batched("input", read.arrays["input"], 1)
     taps = math.prod(kernel)
     if columns.shape[1] % taps or not columns.shape[1]:
         raise ValueError(f"input: {columns.shape[1]} rows are no multiple of the kernel's {taps} elements")
@@ -106,13 +103,11 @@ def fold(
     )
     if columns.shape != problem.y_shape:
         raise ValueError(f"input: expected {problem.y_shape[2]} columns for output_size {size}, got {columns.shape[2]}")
-    shape = problem.x_shape if columns.ndim == given.ndim else problem.x_shape[1:]
-    return Call(problem, {"input": columns}, read.shapes, shape, read.kind, call_options(backend, algorithm), out)
+    return Common(out, backend, algorithm).call(problem, {"input": columns}, read, problem.x_shape[added:])
 
 
 def _window(kernel_size: Any) -> Sizes:
-    if isinstance(kernel_size, Sequence):
-        if not 1 <= len(kernel_size) <= 3:
-            raise ValueError(f"kernel_size: expected an integer or 1 to 3 of them, got {kernel_size!r}")
-        return arguments.sizes("kernel_size", kernel_size, len(kernel_size))
-    return arguments.sizes("kernel_size", kernel_size, 2)
+    given = arguments.hashable("kernel_size", kernel_size)
+    if isinstance(given, tuple) and not 1 <= len(given) <= 3:
+        raise ValueError(f"kernel_size: expected an integer or 1 to 3 of them, got {kernel_size!r}")
+    return arguments.sizes("kernel_size", given, len(given) if isinstance(given, tuple) else 2)

@@ -10,14 +10,15 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
-from fastconv import contest, environment, registry, tuning
+from fastconv import contest, environment, registry, testing, tuning
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.machine import machine
 from fastconv.notation import format_problem
-from fastconv.options import Options, applied
+from fastconv.options import Options, applied, current
+from fastconv.problem import ConvProblem
 
 log = logging.getLogger("fastconv")
 
@@ -68,8 +69,9 @@ class Choice:
     options : Options
     candidates : tuple of Candidate
         Every registered algorithm, the fastest first, the refused last.
+        None at all if the batch is empty.
     winner : str or None
-        ``backend/name``; None if all were refused.
+        ``backend/name``; None if all were refused or there is nothing to compute.
     """
 
     problem: AnyProblem
@@ -80,6 +82,8 @@ class Choice:
     @property
     def reason(self) -> str:
         """Why the winner won, in words."""
+        if self.problem.n == 0:
+            return "the batch is empty: nothing to compute"
         usable = [c for c in self.candidates if c.refusal is None]
         if not usable:
             return "every algorithm was refused"
@@ -140,8 +144,15 @@ def _bytes(value: int | None) -> str:
     )
 
 
-def survey(problem: AnyProblem, options: Options) -> Choice:
-    """Ask every algorithm, and choose.
+def survey(problem: AnyProblem, options: Options, *, bans: bool = True) -> Choice:
+    """Ask every algorithm, and choose. No algorithm is asked about an empty batch.
+
+    Parameters
+    ----------
+    problem : ConvProblem or PoolProblem
+    options : Options
+    bans : bool
+        Whether to refuse the algorithms that were wrong, or failed, when they were tuned.
 
     Raises
     ------
@@ -149,10 +160,12 @@ def survey(problem: AnyProblem, options: Options) -> Choice:
         If the options name a backend or an algorithm that is not registered.
     """
     _check_names(options)
+    if problem.n == 0:
+        return Choice(problem, options, (), None)
     with applied(options):
-        known = tuning.database().lookup(format_problem(problem), measured_on())
+        times, banned = _remembered(problem)
         candidates = sorted(
-            (_ask(a, problem, options, known) for a in reversed(registry.algorithms())),
+            (_ask(a, problem, options, times, banned if bans else {}) for a in reversed(registry.algorithms())),
             key=lambda c: (c.refusal is not None, c.seconds),
         )
     best = candidates[0] if candidates and candidates[0].refusal is None else None
@@ -160,24 +173,71 @@ def survey(problem: AnyProblem, options: Options) -> Choice:
 
 
 def measured_on() -> str:
-    """What a measurement holds for: this machine with this many threads."""
-    return f"{machine().key}, {machine().threads()} threads"
+    """What a measurement holds for: this machine, its libraries, and what the options in force let a run use."""
+    words = [machine().key, f"{machine().threads()} threads", _libraries()]
+    if current().max_workspace != Options.max_workspace:
+        words.append(f"max_workspace {current().max_workspace}")
+    return ", ".join(words)
 
 
-def _ask(algorithm: Algorithm, problem: AnyProblem, options: Options, known: dict[str, float | None]) -> Candidate:
+@cache
+def _libraries() -> str:
+    return ", ".join(f"{name} {tuning.installed(name)}" for name in ("numpy", "numba"))
+
+
+def _forms(problem: AnyProblem) -> tuple[AnyProblem, ...]:
+    """Return a problem with its weight as it is given, and with it packed: `plan` runs the second."""
+    if not isinstance(problem, ConvProblem) or all(operand.name != "w" for operand in problem.inputs):
+        return (problem,)
+    return tuple(problem.replace(prepacked=prepacked) for prepacked in (False, True))
+
+
+# What was raised when an algorithm was tuned. Unlike a wrong result that may be due to the moment, such as to a lack
+# of memory, so this process alone remembers it.
+_failures: dict[tuple[AnyProblem, str], str] = {}
+
+
+def _remembered(problem: AnyProblem) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the measured seconds by algorithm, and why algorithms are out. One that is wrong in any form is out."""
+    banned = {key: f"failed when it was tuned: {why}" for (of, key), why in list(_failures.items()) if of == problem}
+    times = {}
+    for form in _forms(problem):
+        for key, seconds in tuning.database().lookup(format_problem(form), measured_on()).items():
+            if seconds is None:
+                banned[key] = "its result differed from the reference when it was tuned"
+            elif form == problem:
+                times[key] = seconds
+    return times, banned
+
+
+def _ask(
+    algorithm: Algorithm, problem: AnyProblem, options: Options, times: dict[str, float], banned: dict[str, str]
+) -> Candidate:
+    try:
+        return _answer(algorithm, problem, options, times, banned)
+    except Exception as failure:  # noqa: BLE001 - one that is registered by a user may fail in any way
+        return Candidate(algorithm.key, f"raised {type(failure).__name__} when it was asked: {failure}")
+
+
+def _answer(
+    algorithm: Algorithm, problem: AnyProblem, options: Options, times: dict[str, float], banned: dict[str, str]
+) -> Candidate:
     refusal = _filtered(algorithm, problem, options) or algorithm.refuses(problem)
-    if refusal is None and known.get(algorithm.key, 0.0) is None:
-        refusal = "its result differed from the reference when it was tuned"
+    if refusal is None and not algorithm.fallback:
+        refusal = banned.get(algorithm.key)
     if refusal is not None:
         return Candidate(algorithm.key, refusal)
+    predicted = float(algorithm.predict(problem, machine()))
+    if not 0 <= predicted < math.inf:
+        return Candidate(algorithm.key, f"predicts that a run takes {predicted} seconds")
     workspace = algorithm.workspace_bytes(problem)
     if workspace > options.max_workspace and not algorithm.fallback:
         refusal = f"needs {_bytes(workspace)} of workspace, max_workspace allows {_bytes(options.max_workspace)}"
     return Candidate(
         algorithm.key,
         refusal,
-        algorithm.predict(problem, machine()),
-        known.get(algorithm.key),
+        predicted,
+        times.get(algorithm.key),
         workspace,
         algorithm.error_bound(problem),
     )
@@ -203,12 +263,15 @@ def plan_for(problem: AnyProblem, options: Options) -> Plan:
     Raises
     ------
     NoAlgorithmError
-        If every algorithm refuses; the message gives each one's reason.
+        If every algorithm refuses; the message gives each one's reason. Also if the batch is empty.
+    ValueError
+        If the environment variable ``FASTCONV_VERBOSE`` cannot be read.
     """
-    choice = tune(problem, options) if options.autotune else survey(problem, options)
+    _heed_verbose()
+    choice = _autotuned(problem, options) if options.autotune else survey(problem, options)
     if choice.winner is None:
-        reasons = "\n".join(f"  {c.algorithm}: {c.refusal}" for c in choice.candidates)
-        raise NoAlgorithmError(f"no algorithm for {format_problem(problem)}:\n{reasons}")
+        reasons = "".join(f"\n  {c.algorithm}: {c.refusal}" for c in choice.candidates) or f" {choice.reason}"
+        raise NoAlgorithmError(f"no algorithm for {format_problem(problem)}:{reasons}")
     log.info("%s -> %s: %s", format_problem(problem), choice.winner, choice.reason)
     with applied(options):
         return registry.find(choice.winner).plan(problem)
@@ -229,22 +292,52 @@ def tune(
 ) -> Choice:
     """Measure the candidates of a problem, each checked against the reference first, and remember.
 
-    Candidates that are predicted to be hopeless are left unmeasured. Nothing is measured anew that the
-    database holds, unless ``force``.
+    A convolution is measured with its weight as it is given and packed. Candidates that are predicted to be hopeless
+    are left unmeasured. Nothing is measured anew that the database holds, unless ``force``, which also gives those
+    another try that were wrong or failed before.
+
+    Raises
+    ------
+    ValueError
+        If the problem is too large for this machine's memory.
     """
-    choice = survey(problem, options)
-    usable = [c for c in choice.candidates if c.refusal is None]
+    for form in _forms(problem):
+        _measure(form, options, force, progress)
+    return survey(problem, options)
+
+
+def _autotuned(problem: AnyProblem, options: Options) -> Choice:
+    try:
+        return tune(problem, options)
+    except testing.TooLargeError as error:  # to compute with the caller's arrays may still be possible
+        log.warning("not tuned: %s", error)
+        return survey(problem, options)
+
+
+def _measure(problem: AnyProblem, options: Options, force: bool, progress: Callable[[str], None] | None = None) -> None:
+    usable = [c for c in survey(problem, options, bans=not force).candidates if c.refusal is None]
     if len(usable) < 2 or (not force and usable[0].measured is not None):
-        return choice
+        return
     with applied(options):
         outcomes = contest.hold(problem, {c.algorithm: c.seconds for c in usable}, progress)
         for key, outcome in outcomes.items():
+            _failures.pop((problem, key), None)
             if outcome.failure is not None:
-                log.warning("%s is out for %s: %s", key, format_problem(problem), outcome.failure)
-        results = {key: outcome.seconds for key, outcome in outcomes.items()}
+                log.warning("%s failed on %s: %s", key, format_problem(problem), outcome.failure)
+        if all(outcome.failure is not None for outcome in outcomes.values()):
+            return  # so the fault lies elsewhere
+        results: tuning.Results = {}
+        for key, outcome in outcomes.items():
+            if outcome.failure is None:
+                results[key] = outcome.seconds
+            elif registry.find(key).fallback:
+                continue  # what solves everything is never out
+            elif outcome.wrong:
+                results[key] = None
+            else:
+                _failures[problem, key] = outcome.failure
         tuning.database().record(format_problem(problem), measured_on(), results)
     forget()
-    return survey(problem, options)
 
 
 _generation = 0
@@ -262,8 +355,20 @@ def forget() -> None:
     plan_for.cache_clear()
 
 
-registry.on_change(forget)
+def _forget_failures_too() -> None:
+    _failures.clear()
+    forget()
 
-if environment.read("FASTCONV_VERBOSE"):
-    log.addHandler(logging.StreamHandler())
+
+registry.on_change(_forget_failures_too)
+
+
+@cache
+def _heed_verbose() -> None:
+    """Log choices if the environment asks for it: where the program's logging goes, or else to standard error."""
+    if not environment.read("FASTCONV_VERBOSE"):
+        return
     log.setLevel(logging.INFO)
+    if not log.hasHandlers():
+        log.addHandler(logging.StreamHandler())
+        log.propagate = False  # a program that sets up its logging later would have every line twice

@@ -47,6 +47,9 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any]]] = {
     "tanh": (_tanh, lambda y: 1 - y * y),
 }
 
+# Temporaries that an activation allocates, in arrays of the size it is given; the others work in place.
+TEMPORARIES = {"sigmoid": 4, "leaky_relu": 1}
+
 
 def bias_view(problem: ConvProblem, bias: Any) -> Any:
     """Return the bias shaped so that it broadcasts over (N, C, spatial)."""

@@ -7,7 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LOCK_TIMEOUT = 10.0
@@ -36,7 +36,13 @@ def signature(path: Path) -> tuple[int, ...] | None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file in one step: whoever reads it finds the old text or the new one, whole."""
+    """Write a file in one step: whoever reads it finds the old text or the new one, whole.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written; the message names the file, not the draft beside it.
+    """
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with draft.open("w", encoding="utf-8") as file:
@@ -44,8 +50,11 @@ def replace(path: Path, text: str) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(draft, path)
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from fastconv.algorithm import AnyProblem
 from fastconv.arrays import Array
 from fastconv.call import Call, execute, lowering_of, named_op
 from fastconv.epilogue import activation_gradient
-from fastconv.lowering import Read, call_options, conv_problem, read_arrays
-from fastconv.problem import ConvProblem, PoolProblem, Sizes
+from fastconv.lowering import Common, Read, conv_problem, read_arrays
+from fastconv.problem import ConvProblem, PoolProblem
+from fastconv.sizes import Sizes
 
 _ARRAY_ARGUMENTS = ("input", "weight", "bias", "residual", "indices", "grad_output")
 
@@ -42,7 +43,8 @@ def vjp(
     pullback : callable
         ``pullback(grad_output)`` returns a tuple with a gradient for each array argument in the order of the
         op's signature, None for one that was None and for indices; the residual's comes last, if there is one.
-        ``pullback(grad_output, wrt=("weight", "bias"))`` computes only those and returns None for the others.
+        ``pullback(grad_output, wrt=("weight", "bias"))`` computes only those and returns None for the others;
+        ``wrt`` may be a single name.
         It keeps the arrays it needs, not copies: do not overwrite them before.
 
     Raises
@@ -98,8 +100,11 @@ class _Pullback:
         self._kind = call.kind
         self._options = call.options
 
-    def __call__(self, grad_output: Array, wrt: Collection[str] | None = None) -> tuple[Array | None, ...]:
-        for name in wrt or ():
+    def __call__(self, grad_output: Array, wrt: str | Collection[str] | None = None) -> tuple[Array | None, ...]:
+        wanted = self._names if wrt is None else (wrt,) if isinstance(wrt, str) else wrt
+        if not isinstance(wanted, Collection):
+            raise TypeError(f"wrt: expected a name or several, got {wrt!r}")
+        for name in wanted:
             if name not in self._names:
                 raise ValueError(f"wrt: expected names among {', '.join(self._names)}, got {name!r}")
         grad = arrays.read_as("grad_output", grad_output, self._kind, "input")
@@ -110,7 +115,7 @@ class _Pullback:
         grad = grad.reshape(expected.shape)
         if isinstance(self._problem, ConvProblem):
             grad = activation_gradient(self._problem.activation, grad, self._saved.get(expected.name))
-        return tuple(self._gradient(name, grad) if wrt is None or name in wrt else None for name in self._names)
+        return tuple(self._gradient(name, grad) if name in wanted else None for name in self._names)
 
     def _gradient(self, name: str, grad: Any) -> Any:
         role = self._role_of.get(name)
@@ -232,7 +237,7 @@ def _make_input(ndim: int) -> Callable[..., Array]:
         shapes = {"input_size": arguments.shape("input_size", input_size), "weight": w.shape}
         problem = _gradient_problem(ndim, "dgrad", shapes, read, stride, padding, dilation, groups, padding_mode)
         inputs = {"grad_output": dy, "weight": w}
-        return Call(problem, inputs, read.shapes, problem.x_shape, read.kind, call_options(backend, algorithm), out)
+        return Common(out, backend, algorithm).call(problem, inputs, read, problem.x_shape)
 
     return named_op(conv_input, f"conv{ndim}d_input", _INPUT_DOC, ndim)
 
@@ -256,9 +261,7 @@ def _make_weight(ndim: int) -> Callable[..., Array]:
         x = read.arrays["input"]
         shapes = {"input": x.shape, "weight_size": arguments.shape("weight_size", weight_size)}
         problem = _gradient_problem(ndim, "wgrad", shapes, read, stride, padding, dilation, groups, padding_mode)
-        return Call(
-            problem, read.arrays, read.shapes, problem.w_shape, read.kind, call_options(backend, algorithm), out
-        )
+        return Common(out, backend, algorithm).call(problem, read.arrays, read, problem.w_shape)
 
     return named_op(conv_weight, f"conv{ndim}d_weight", _WEIGHT_DOC, ndim)
 

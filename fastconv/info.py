@@ -7,13 +7,13 @@ import os
 import platform
 import sys
 from dataclasses import asdict
-from importlib import metadata
 from importlib.util import find_spec
 from typing import Any
 
 from fastconv import environment, registry, tuning
 from fastconv._version import __version__
 from fastconv.machine import machine
+from fastconv.options import Options, applied, current
 
 # Import name -> the name it is installed by.
 _FRAMEWORKS = {
@@ -32,18 +32,16 @@ _FRAMEWORKS = {
 def collect() -> dict[str, Any]:
     """Return everything that `fastconv info` shows, as plain data."""
     cuda_state = cuda()
+    with applied(_options()):
+        threads, peak = machine().threads(), machine().peak("float32")
     return {
         "versions": versions(),
-        "machine": {
-            **asdict(machine()),
-            "threads": machine().threads(),
-            "assumed_peak_float32": machine().peak("float32"),
-        },
+        "machine": {**asdict(machine()), "threads": threads, "assumed_peak_float32": peak},
         "backends": backends(cuda_state),
         "cuda": cuda_state,
         "database": {"path": str(tuning.database().path), "records": len(tuning.database())},
         "environment": variables(),
-        "frameworks": {name: _version(package) for name, package in _FRAMEWORKS.items() if find_spec(name)},
+        "frameworks": {name: tuning.installed(package) for name, package in _FRAMEWORKS.items() if find_spec(name)},
     }
 
 
@@ -52,7 +50,7 @@ def versions() -> dict[str, str | None]:
     return {
         "fastconv": __version__,
         "python": platform.python_version(),
-        **{name: _version(name) for name in ("numpy", "numba", "llvmlite")},
+        **{name: tuning.installed(name) for name in ("numpy", "numba", "llvmlite")},
     }
 
 
@@ -106,18 +104,19 @@ def variables() -> dict[str, dict[str, Any]]:
     }
 
 
+def _options() -> Options:
+    """Return the options in force; what they are by default if a variable is unreadable, which `variables` shows."""
+    try:
+        return current()
+    except ValueError:
+        return Options()
+
+
 def _value(name: str) -> Any:
     try:
         return environment.read(name)
     except ValueError as error:
         return f"unreadable: {error}"
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _driver() -> tuple[int, int] | None:

@@ -6,11 +6,34 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from fastconv import arguments, arrays
+from fastconv.algorithm import AnyProblem
 from fastconv.arrays import Array, Kind
+from fastconv.call import Call
 from fastconv.options import Options, current
 from fastconv.problem import ConvProblem, PoolProblem, Sizes
 
 _OPTIONAL = ("bias", "residual")
+
+COMMON_DOC = """
+    out : array of the output's shape and dtype, optional
+        Where the result is written; returned. It may share memory with an input.
+    backend, algorithm : str, optional
+        Use only this backend, or this algorithm.
+
+    Returns
+    -------
+    array
+        Of the input's kind, dtype and memory order (channels-first or channels-last){also}.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, arrays differ in kind or dtype, or the dtype is not float32, float64, float16
+        or bfloat16.
+    ValueError
+        If shapes or sizes do not fit; the message names the argument. `NoAlgorithmError`, a `ValueError`, if
+        the options in force leave no algorithm."""
+"""The end of an op's docstring; ``{also}`` stands for what it returns besides."""
 
 
 class Read(NamedTuple):
@@ -57,12 +80,28 @@ def call_options(backend: str | None, algorithm: str | None) -> Options:
     )
 
 
-def batched(name: str, array: Any, ndim: int) -> Any:
-    """Return a map with its batch axis, which unbatched input lacks."""
+class Common(NamedTuple):
+    """The arguments that ops take by keyword alone; the last two only those that end in an epilogue."""
+
+    out: Array | None
+    backend: str | None
+    algorithm: str | None
+    activation: str | None = None
+    residual: Array | None = None
+
+    def call(self, problem: AnyProblem, inputs: dict[str, Any], read: Read, shape: Sizes) -> Call:
+        """Return the call of an op whose result has this shape."""
+        return Call(
+            problem, inputs, read.shapes, shape, read.kind, call_options(self.backend, self.algorithm), self.out
+        )
+
+
+def batched(name: str, array: Any, ndim: int) -> tuple[Any, int]:
+    """Return a map with its batch axis, and how many axes that added: the result has as many too many, in front."""
     if array.ndim == ndim + 2:
-        return array
+        return array, 0
     if array.ndim == ndim + 1:
-        return array[None]
+        return array[None], 1
     raise ValueError(
         f"{name}: expected {ndim + 2} dimensions (N, C and {ndim} spatial), or {ndim + 1} without N, "
         f"got shape {array.shape}"

@@ -12,6 +12,8 @@ the op and the direction (``fprop`` if left out); every other word is a name and
 - flags: ``f32 f64 f16 bf16``, ``channels_last``, ``reflect replicate circular``, ``bias`` (or
   ``bias_per_position``), ``relu`` and the other activations, ``residual``, ``prepacked``, ``cuda``; for pools
   ``ceil``, ``exclude_pad``, ``indices``, ``div3`` (a divisor), ``norm2`` (an exponent).
+
+A word that means nothing to the op, or says again what another has said, is an error.
 """
 
 from __future__ import annotations
@@ -19,12 +21,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from fastconv.problem import ACTIVATIONS, AXES, PADDING_MODES, ConvProblem, PoolProblem, Problem
+from fastconv.problem import ACTIVATIONS, PADDING_MODES, ConvProblem, PoolProblem
+from fastconv.record import Problem, axes_of, stride_follows_kernel
+from fastconv.sizes import AXES, same_padding
 
 _DTYPES = {"f32": "float32", "f64": "float64", "f16": "float16", "bf16": "bfloat16"}
 _DTYPE_WORDS = {v: k for k, v in _DTYPES.items()}
 _WORD = re.compile(r"([a-z]+?)(-?\d[\d.:e+-]*|same)$")
 _PER_AXIS = {"i": "input_size", "k": "kernel_size", "o": "output_size", "s": "stride", "d": "dilation", "p": "padding"}
+_LETTERS = {field: letter for letter, field in _PER_AXIS.items()}
+_INTEGERS = {"n": "n", "c": "c", "ic": "c", "oc": "oc", "g": "groups", "div": "divisor_override"}
 _DEFAULTS: dict[str, Any] = {"stride": 1, "dilation": 1, "padding": (0, 0)}
 
 # word -> (field, value), for the words that carry no number
@@ -44,30 +50,21 @@ _FLAGS: dict[str, tuple[str, Any]] = {
 }
 
 
-def same_padding(size: int, kernel: int, stride: int, dilation: int) -> tuple[int, int]:
-    """Padding for an output of ``ceil(size / stride)``, the odd one after the input (TensorFlow's split)."""
-    total = max((-(-size // stride) - 1) * stride + dilation * (kernel - 1) + 1 - size, 0)
-    return total // 2, total - total // 2
-
-
-def format_problem(problem: Problem) -> str:
+def format_problem(problem: ConvProblem | PoolProblem) -> str:
     """Return the canonical text of a problem; `parse_problem` gives the problem back."""
     axes = AXES[len(AXES) - problem.ndim :]
-    conv = isinstance(problem, ConvProblem)
+
+    def sizes(field: str) -> list[str]:
+        return [f"{_LETTERS[field]}{a}{v}" for a, v in zip(axes, getattr(problem, field), strict=True)]
+
     words = [f"{problem.op}:{problem.direction}", f"n{problem.n}"]
-    if isinstance(problem, ConvProblem):
-        words += [f"ic{problem.ic}"]
-    elif isinstance(problem, PoolProblem):
-        words += [f"c{problem.c}"]
-    words += [f"i{a}{v}" for a, v in zip(axes, problem.input_size, strict=True)]
+    words += [f"ic{problem.ic}" if isinstance(problem, ConvProblem) else f"c{problem.c}"]
+    words += sizes("input_size")
     if isinstance(problem, ConvProblem):
         words += [f"oc{problem.oc}"]
-    if conv or not getattr(problem, "given_output", False):
-        words += [f"k{a}{v}" for a, v in zip(axes, problem.kernel_size, strict=True)]
-    else:
-        words += [f"o{a}{v}" for a, v in zip(axes, problem.output_size, strict=True)]
+    words += sizes("kernel_size" if "kernel_size" in problem.fields_of(problem.op) else "output_size")
     for letter, values, default in (
-        ("s", problem.stride, None if _stride_follows_kernel(problem.op) else 1),
+        ("s", problem.stride, None if stride_follows_kernel(problem.op) else 1),
         ("p", problem.padding, (0, 0)),
         ("d", problem.dilation, 1),
     ):
@@ -90,11 +87,6 @@ def format_problem(problem: Problem) -> str:
     return " ".join([*words, _DTYPE_WORDS[problem.dtype]])
 
 
-def _stride_follows_kernel(op: str) -> bool:
-    """Whether a missing stride means the kernel's size, as in PyTorch's pools."""
-    return "pool" in op and not op.startswith(("adaptive", "max_unpool"))
-
-
 def _value(value: Any) -> str:
     if isinstance(value, int):
         return str(value)
@@ -111,45 +103,46 @@ def parse_problem(text: str) -> ConvProblem | PoolProblem:
     """
     head, *words = text.split() or [""]
     op, _, direction = head.partition(":")
-    direction = direction or "fprop"
-    match = re.fullmatch(r"(linear)|(?:conv|locally_connected|\w*pool)([123])d|(unfold)", op)
-    if not match:
+    kind: type[ConvProblem | PoolProblem] | None = next((c for c in (ConvProblem, PoolProblem) if op in c.OPS), None)
+    if kind is None:
         raise ValueError(
             f"problem: unknown op {op!r}; expected conv1d, conv2d, conv3d, locally_connected2d, linear, unfold "
             "or a pool such as max_pool2d"
         )
-    ndim = 0 if match[1] else int(match[2] or 0)
-    values: dict[str, Any] = {}
-    sizes: dict[str, dict[str, Any]] = {}
+    read: dict[tuple[str, str], tuple[str, Any]] = {}
     for word in words:
-        _read_word(word, values, sizes)
-    if match[3]:
-        ndim = max((len(AXES) - AXES.index(a) for named in sizes.values() for a in named if a), default=2)
-    return _build(op, direction, AXES[len(AXES) - ndim :], values, sizes)
+        field, axis, value = _read_word(word)
+        if kind is ConvProblem and field == "c":
+            field = "ic"
+        if field not in kind.fields_of(op):
+            raise ValueError(f"problem: {word!r} means nothing to {op}")
+        if (field, axis) in read:
+            raise ValueError(f"problem: {word!r} says again what {read[field, axis][0]!r} says")
+        read[field, axis] = word, value
+    named = [len(AXES) - AXES.index(axis) for _, axis in read if axis]
+    axes = AXES[len(AXES) - axes_of(op, max(named, default=2)) :]
+    return kind(**{"op": op, "direction": direction or "fprop", **_fields(kind, op, axes, read)})
 
 
-def _read_word(word: str, values: dict[str, Any], sizes: dict[str, dict[str, Any]]) -> None:
+def _read_word(word: str) -> tuple[str, str, Any]:
+    """Return the field that a word speaks of, the axis (or none) and the value."""
     if word in _FLAGS:
         name, value = _FLAGS[word]
-        values[name] = value
-        return
+        return name, "", value
     match = _WORD.match(word)
     if match is None:
         raise ValueError(
             f"problem: cannot read {word!r}; expected a name and a number such as 'ih56', or a flag such as 'bias'"
         )
     name, number = match.groups()
-    integers = {"n": "n", "c": "c", "ic": "c", "oc": "oc", "g": "groups", "div": "divisor_override"}
     try:
-        if name in integers:
-            values[integers[name]] = int(number)
-        elif name == "norm":
-            values["norm_type"] = float(number)
-        elif name[0] in _PER_AXIS and name[1:] in ("", *AXES):
-            read = _padding if name[0] == "p" else int
-            sizes.setdefault(_PER_AXIS[name[0]], {})[name[1:]] = read(number)
-        else:
-            raise ValueError
+        if name in _INTEGERS:
+            return _INTEGERS[name], "", int(number)
+        if name == "norm":
+            return "norm_type", "", float(number)
+        if name[0] in _PER_AXIS and name[1:] in ("", *AXES):
+            return _PER_AXIS[name[0]], name[1:], _padding(number) if name[0] == "p" else int(number)
+        raise ValueError
     except ValueError:
         raise ValueError(f"problem: cannot read {word!r}") from None
 
@@ -161,48 +154,37 @@ def _padding(number: str) -> Any:
     return int(before), int(after or before)
 
 
-def _build(
-    op: str, direction: str, axes: str, values: dict[str, Any], sizes: dict[str, dict[str, Any]]
-) -> ConvProblem | PoolProblem:
-    for field, named in sizes.items():
-        if unknown := set(named) - {"", *axes}:
-            letter = next(k for k, v in _PER_AXIS.items() if v == field)
-            raise ValueError(f"problem: {letter}{min(unknown)} names an axis that {op} does not have")
-    pool = "pool" in op or op == "unfold"
-    given = op.startswith(("adaptive", "max_unpool"))
-
-    def read(field: str) -> tuple[Any, ...]:
-        named = sizes.get(field, {})
-        result = []
-        for axis in axes:
-            value = named.get(axis, named.get("", _DEFAULTS.get(field)))
-            if value is None and given and field == "kernel_size":
-                value = 1
-            if value is None:
-                letter = next(k for k, v in _PER_AXIS.items() if v == field)
-                raise ValueError(f"problem: {letter}{axis} is missing from {op}")
-            result.append(value)
-        return tuple(result)
-
+def _fields(kind: type[Problem], op: str, axes: str, read: dict[tuple[str, str], tuple[str, Any]]) -> dict[str, Any]:
+    """Return the fields of a problem from what was read: (field, axis) to (word, value)."""
+    values = {field: value for (field, _), (_, value) in read.items() if field not in _LETTERS}
+    for name in ("ic", "oc"):
+        if name in kind.fields_of(op) and name not in values:
+            raise ValueError(f"problem: {name} is missing from {op}")
     values.setdefault("n", 1)
-    fields = {name: read(name) for name in ("input_size", "kernel_size", "stride", "dilation", "padding")}
-    if "stride" not in sizes and _stride_follows_kernel(op):
-        fields["stride"] = fields["kernel_size"]
-    fields["padding"] = tuple(
-        same_padding(i, k, s, d) if p == "same" else p
-        for i, k, s, d, p in zip(
-            *(fields[f] for f in ("input_size", "kernel_size", "stride", "dilation", "padding")), strict=True
+    known = [field for field in _LETTERS if field in kind.fields_of(op)]
+    values |= {field: _spread(field, op, axes, read) for field in known}
+    if stride_follows_kernel(op) and not any(field == "stride" for field, _ in read):
+        values["stride"] = values["kernel_size"]
+    if "padding" in known:
+        windows = (values[field] for field in ("input_size", "kernel_size", "stride", "dilation"))
+        values["padding"] = tuple(
+            same_padding(*window) if pad == "same" else pad
+            for pad, *window in zip(values["padding"], *windows, strict=True)
         )
-    )
-    if not pool:
-        if "c" not in values or "oc" not in values:
-            raise ValueError(f"problem: {'ic' if 'c' not in values else 'oc'} is missing from {op}")
-        values["ic"] = values.pop("c")
-    elif given:
-        fields["output_size"] = read("output_size")
-    try:
-        kind: Any = PoolProblem if pool else ConvProblem
-        problem: ConvProblem | PoolProblem = kind(op=op, direction=direction, **fields, **values)
-        return problem
-    except TypeError as error:
-        raise ValueError(f"problem: {op} takes no {str(error).rsplit(' ', 1)[-1]}") from None
+    return values
+
+
+def _spread(field: str, op: str, axes: str, read: dict[tuple[str, str], tuple[str, Any]]) -> tuple[Any, ...]:
+    """Return one value per axis: its own, or that of all axes, or the field's default."""
+    letter = _LETTERS[field]
+    said = {axis: found for (of, axis), found in read.items() if of == field}
+    for axis, (word, _) in said.items():
+        if (axis and axis not in axes) or (not axis and set(axes) <= said.keys()):
+            raise ValueError(f"problem: {word!r} names an axis that {op} does not have, or that is named already")
+    values = []
+    for axis in axes:
+        _, value = said.get(axis) or said.get("") or ("", _DEFAULTS.get(field))
+        if value is None:
+            raise ValueError(f"problem: {letter}{axis} is missing from {op}")
+        values.append(value)
+    return tuple(values)

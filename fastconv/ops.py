@@ -13,9 +13,9 @@ from typing import Any
 from fastconv import arguments, arrays
 from fastconv.arrays import Array
 from fastconv.call import Call, named_op, op
-from fastconv.lowering import Read, batched, call_options, conv_problem, read_arrays
-from fastconv.options import Options
-from fastconv.problem import ConvProblem, Padding, Sizes, conv_output_size
+from fastconv.lowering import COMMON_DOC, Common, Read, batched, conv_problem, read_arrays
+from fastconv.problem import ConvProblem
+from fastconv.sizes import Padding, Sizes, conv_output_size
 
 
 def _conv(
@@ -28,16 +28,13 @@ def _conv(
     dilation: Any,
     groups: int,
     padding_mode: str,
-    activation: str | None,
-    residual: Array | None,
-    out: Array | None,
-    backend: str | None,
-    algorithm: str | None,
+    common: Common,
     *,
     op: str = "conv",
 ) -> Call:
-    read = read_arrays(input=input, weight=weight, bias=bias, residual=residual)
-    x, w = batched("input", read.arrays["input"], ndim), read.arrays["weight"]
+    read = read_arrays(input=input, weight=weight, bias=bias, residual=common.residual)
+    w = read.arrays["weight"]
+    x, added = batched("input", read.arrays["input"], ndim)
     local = op == "locally_connected"
     _check_weight(w, ndim, local, x.shape[1], groups)
     oc, _, *kernel = w.shape[ndim * local :]
@@ -53,13 +50,12 @@ def _conv(
         groups,
         padding_mode=arguments.word("padding_mode", padding_mode),
         bias=_bias_kind(read, local),
-        activation=_activation(activation),
-        residual=residual is not None,
+        **_epilogue(common),
         dtype=read.dtype,
         layout=arrays.layout_of(x),
         device=read.kind.device,
     )
-    return _forward_call(problem, read, x, call_options(backend, algorithm), out)
+    return _forward_call(problem, read, x, problem.result_shape[added:], common)
 
 
 def _conv_transpose(
@@ -72,15 +68,12 @@ def _conv_transpose(
     output_padding: Any,
     groups: int,
     dilation: Any,
-    activation: str | None,
-    residual: Array | None,
-    out: Array | None,
-    backend: str | None,
-    algorithm: str | None,
+    common: Common,
 ) -> Call:
     """The gradient of a convolution with respect to its input, as a forward pass: ``input`` is ``dy``."""
-    read = read_arrays(input=input, weight=weight, bias=bias, residual=residual)
-    dy, w = batched("input", read.arrays["input"], ndim), read.arrays["weight"]
+    read = read_arrays(input=input, weight=weight, bias=bias, residual=common.residual)
+    w = read.arrays["weight"]
+    dy, added = batched("input", read.arrays["input"], ndim)
     if w.ndim != ndim + 2:
         raise ValueError(
             f"weight: expected {ndim + 2} dimensions (input channels, output channels / groups, kernel), "
@@ -99,13 +92,12 @@ def _conv_transpose(
         arguments.integer("groups", groups, 1),
         arguments.hashable("dilation", dilation),
         bias=_bias_kind(read, False),
-        activation=_activation(activation),
-        residual=residual is not None,
+        **_epilogue(common),
         dtype=read.dtype,
         layout=arrays.layout_of(dy),
         device=read.kind.device,
     )
-    return _forward_call(problem, read, dy, call_options(backend, algorithm), out)
+    return _forward_call(problem, read, dy, problem.result_shape[added:], common)
 
 
 @lru_cache(maxsize=4096)
@@ -164,6 +156,8 @@ def _transposed_size(
         size = (i - 1) * s - before - after + d * (k - 1) + extra + 1
         if size < 1:
             raise ValueError(f"padding: ({before}, {after}) leaves an output of {size} from an input of {i}")
+        if size > arguments.LARGEST:
+            raise ValueError(f"stride, dilation: {s} and {d} give an output of {size}, more than {arguments.LARGEST}")
         if conv_output_size(size, k, s, d, (before, after)) != i:
             after -= extra  # rows that no window reaches
         result.append(size)
@@ -188,8 +182,12 @@ def _check_weight(w: Any, ndim: int, local: bool, channels: int, groups: Any) ->
         )
 
 
-def _activation(activation: str | None) -> str | None:
-    return None if activation is None else arguments.word("activation", activation)
+def _epilogue(common: Common) -> dict[str, Any]:
+    activation = common.activation
+    return {
+        "activation": None if activation is None else arguments.word("activation", activation),
+        "residual": common.residual is not None,
+    }
 
 
 def _bias_kind(read: Read, local: bool) -> str:
@@ -199,13 +197,8 @@ def _bias_kind(read: Read, local: bool) -> str:
     return "position" if local and bias.ndim > 1 else "channel"
 
 
-def _forward_call(
-    problem: ConvProblem, read: Read, first: Any, options: Options, out: Any, shape: Sizes | None = None
-) -> Call:
+def _forward_call(problem: ConvProblem, read: Read, first: Any, shape: Sizes, common: Common) -> Call:
     """Check the arrays whose shapes the problem tells, and make the call of a forward pass."""
-    if shape is None:
-        unbatched = first.shape != read.shapes["input"]
-        shape = problem.result_shape[1:] if unbatched else problem.result_shape
     expected = {"residual": shape, "bias": problem.bias_shape, "weight": problem.w_shape}
     for name, array in read.arrays.items():
         if array.shape != expected.get(name, array.shape):
@@ -213,34 +206,17 @@ def _forward_call(
     inputs = {**read.arrays, "input": first}
     if "residual" in inputs:
         inputs["residual"] = inputs["residual"].reshape(problem.result_shape)
-    return Call(problem, inputs, read.shapes, shape, read.kind, options, out)
+    return common.call(problem, inputs, read, shape)
 
 
-_COMMON_DOC = """
-    activation : {'relu', 'leaky_relu', 'relu6', 'sigmoid', 'tanh'}, optional
+_EPILOGUE_DOC = """
+    activation : {{'relu', 'leaky_relu', 'relu6', 'sigmoid', 'tanh'}}, optional
         Applied to the result as it is stored. The leaky slope is 0.01.
     residual : array of the output's shape, optional
-        Added before the activation.
-    out : array of the output's shape and dtype, optional
-        Where the result is written; returned. It may share memory with an input.
-    backend, algorithm : str, optional
-        Use only this backend, or this algorithm.
+        Added before the activation.""" + COMMON_DOC.replace("{also}", "")
 
-    Returns
-    -------
-    array
-        Of the input's kind, dtype and memory order (channels-first or channels-last).
-
-    Raises
-    ------
-    TypeError
-        If an argument is no array, arrays differ in kind or dtype, or the dtype is not float32, float64, float16
-        or bfloat16.
-    ValueError
-        If shapes or sizes do not fit; the message names the argument. `NoAlgorithmError`, a `ValueError`, if
-        the options in force leave no algorithm."""
-
-_CONV_DOC = """Convolve (cross-correlate) over {ndim} spatial axes.
+_CONV_DOC = (
+    """Convolve (cross-correlate) over {ndim} spatial axes.
 
     ``output[n, k, o] = bias[k] + sum over c, r of weight[k, c, r] * input[n, c, o * stride - padding + r * dilation]``
 
@@ -255,9 +231,12 @@ _CONV_DOC = """Convolve (cross-correlate) over {ndim} spatial axes.
     groups : int
         Input and output channels are divided into as many groups, convolved apart.
     padding_mode : {{'zeros', 'reflect', 'replicate', 'circular'}}
-        What stands in the padding.""" + _COMMON_DOC.replace("{", "{{").replace("}", "}}")
+        What stands in the padding."""
+    + _EPILOGUE_DOC
+)
 
-_TRANSPOSE_DOC = """Apply the transpose of a convolution over {ndim} spatial axes ("deconvolution").
+_TRANSPOSE_DOC = (
+    """Apply the transpose of a convolution over {ndim} spatial axes ("deconvolution").
 
     The gradient of `conv{ndim}d` with respect to its input, as an operation of its own. The output's size is
     ``(size - 1) * stride - padding + dilation * (kernel - 1) + output_padding + 1``.
@@ -272,7 +251,9 @@ _TRANSPOSE_DOC = """Apply the transpose of a convolution over {ndim} spatial axe
         How much is cut off the full result; ``'same'`` gives ``input * stride`` outputs.
     output_padding : int or one per axis
         Added to the output's size at the end; smaller than stride or dilation.
-    groups : int""" + _COMMON_DOC.replace("{", "{{").replace("}", "}}")
+    groups : int"""
+    + _EPILOGUE_DOC
+)
 
 
 def _make_conv(ndim: int) -> Callable[..., Array]:
@@ -292,22 +273,8 @@ def _make_conv(ndim: int) -> Callable[..., Array]:
         backend: str | None = None,
         algorithm: str | None = None,
     ) -> Call:
-        return _conv(
-            ndim,
-            input,
-            weight,
-            bias,
-            stride,
-            padding,
-            dilation,
-            groups,
-            padding_mode,
-            activation,
-            residual,
-            out,
-            backend,
-            algorithm,
-        )
+        common = Common(out, backend, algorithm, activation, residual)
+        return _conv(ndim, input, weight, bias, stride, padding, dilation, groups, padding_mode, common)
 
     return named_op(conv, f"conv{ndim}d", _CONV_DOC, ndim)
 
@@ -329,22 +296,8 @@ def _make_conv_transpose(ndim: int) -> Callable[..., Array]:
         backend: str | None = None,
         algorithm: str | None = None,
     ) -> Call:
-        return _conv_transpose(
-            ndim,
-            input,
-            weight,
-            bias,
-            stride,
-            padding,
-            output_padding,
-            groups,
-            dilation,
-            activation,
-            residual,
-            out,
-            backend,
-            algorithm,
-        )
+        common = Common(out, backend, algorithm, activation, residual)
+        return _conv_transpose(ndim, input, weight, bias, stride, padding, output_padding, groups, dilation, common)
 
     return named_op(conv_transpose, f"conv_transpose{ndim}d", _TRANSPOSE_DOC, ndim)
 
@@ -388,23 +341,8 @@ def locally_connected2d(
     TypeError, ValueError
         As in `conv2d`; also if the weight's OH and OW are not what the other arguments give.
     """
-    return _conv(
-        2,
-        input,
-        weight,
-        bias,
-        stride,
-        padding,
-        dilation,
-        1,
-        padding_mode,
-        activation,
-        residual,
-        out,
-        backend,
-        algorithm,
-        op="locally_connected",
-    )
+    common = Common(out, backend, algorithm, activation, residual)
+    return _conv(2, input, weight, bias, stride, padding, dilation, 1, padding_mode, common, op="locally_connected")
 
 
 @op
@@ -438,6 +376,7 @@ def linear(
     TypeError, ValueError
         As in `conv2d`.
     """
+    common = Common(out, backend, algorithm, activation, residual)
     read = read_arrays(input=input, weight=weight, bias=bias, residual=residual)
     x, w = read.arrays["input"], read.arrays["weight"]
     if w.ndim != 2:
@@ -456,10 +395,9 @@ def linear(
         (),
         1,
         bias=_bias_kind(read, False),
-        activation=_activation(activation),
-        residual=residual is not None,
+        **_epilogue(common),
         dtype=read.dtype,
         device=read.kind.device,
     )
     shape = (*x.shape[:-1], w.shape[0])
-    return _forward_call(problem, read, x.reshape(problem.x_shape), call_options(backend, algorithm), out, shape)
+    return _forward_call(problem, read, x.reshape(problem.x_shape), shape, common)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any
 
 from fastconv import environment
@@ -48,6 +49,10 @@ class Options:
 
     def __hash__(self) -> int:
         return self._hash  # type: ignore[attr-defined, no-any-return]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Not the hash: those of strings differ between processes.
+        return partial(Options, **{f.name: getattr(self, f.name) for f in fields(self)}), ()
 
     def replace(self, **changes: Any) -> Options:
         """Return a copy with some options changed; an unknown name is a `TypeError`."""

@@ -13,8 +13,8 @@ import numpy as np
 from fastconv import arguments, arrays
 from fastconv.arrays import Array
 from fastconv.call import Call, named_op
-from fastconv.lowering import Read, batched, call_options, read_arrays, window_problem
-from fastconv.problem import PoolProblem, Sizes
+from fastconv.lowering import COMMON_DOC, Common, batched, read_arrays, window_problem
+from fastconv.sizes import Sizes
 
 
 def _pool(
@@ -25,18 +25,16 @@ def _pool(
     stride: Any,
     padding: Any,
     dilation: Any,
-    out: Array | None,
-    backend: str | None,
-    algorithm: str | None,
+    common: Common,
     **fields: Any,
 ) -> Call:
     read = read_arrays(input=input)
-    x = batched("input", read.arrays["input"], ndim)
+    x, added = batched("input", read.arrays["input"], ndim)
     kernel = arguments.sizes("kernel_size", kernel_size, ndim)
     problem = window_problem(
         f"{kind}{ndim}d", "fprop", x.shape, read, arrays.layout_of(x), kernel, stride, padding, dilation, **fields
     )
-    return _call(problem, read, {"input": x}, problem.y_shape, call_options(backend, algorithm), out)
+    return common.call(problem, {"input": x}, read, problem.y_shape[added:])
 
 
 def _adaptive(
@@ -44,20 +42,12 @@ def _adaptive(
     ndim: int,
     input: Array,
     output_size: Any,
-    out: Array | None,
-    backend: str | None,
-    algorithm: str | None,
+    common: Common,
     **fields: Any,
 ) -> Call:
     read = read_arrays(input=input)
-    x = batched("input", read.arrays["input"], ndim)
-    wanted = tuple(output_size) if isinstance(output_size, tuple | list) else (output_size,) * ndim
-    if len(wanted) != ndim:
-        raise ValueError(f"output_size: expected an integer or {ndim} of them, got {output_size!r}")
-    size = tuple(
-        given if o is None else arguments.integer("output_size", o, 1)
-        for o, given in zip(wanted, x.shape[2:], strict=True)
-    )
+    x, added = batched("input", read.arrays["input"], ndim)
+    size = arguments.sizes("output_size", output_size, ndim, kept=x.shape[2:])
     problem = window_problem(
         f"adaptive_{kind}_pool{ndim}d",
         "fprop",
@@ -71,7 +61,7 @@ def _adaptive(
         output_size=size,
         **fields,
     )
-    return _call(problem, read, {"input": x}, problem.y_shape, call_options(backend, algorithm), out)
+    return common.call(problem, {"input": x}, read, problem.y_shape[added:])
 
 
 def _unpool(
@@ -82,12 +72,10 @@ def _unpool(
     stride: Any,
     padding: Any,
     output_size: Any,
-    out: Array | None,
-    backend: str | None,
-    algorithm: str | None,
+    common: Common,
 ) -> Call:
     read = read_arrays(input=input)
-    x = batched("input", read.arrays["input"], ndim)
+    x, added = batched("input", read.arrays["input"], ndim)
     where = arrays.read_as("indices", indices, read.kind, "input")
     if where.dtype != np.int64:
         raise TypeError(f"indices: expected dtype int64, got {where.dtype}")
@@ -101,7 +89,7 @@ def _unpool(
     if where.size and not (int(where.min()) >= 0 and int(where.max()) < limit):
         raise ValueError(f"indices: expected values from 0 to {limit - 1}, got {where.min()} to {where.max()}")
     inputs = {"input": x, "indices": where.reshape(x.shape)}
-    return _call(problem, read, inputs, problem.y_shape, call_options(backend, algorithm), out)
+    return common.call(problem, inputs, read, problem.y_shape[added:])
 
 
 def _unpooled_size(ndim: int, input_size: Sizes, kernel_size: Any, stride: Any, padding: Any, given: Any) -> Sizes:
@@ -111,18 +99,15 @@ def _unpooled_size(ndim: int, input_size: Sizes, kernel_size: Any, stride: Any, 
     pads = arguments.sizes("padding", padding, ndim, 0)
     default = tuple((i - 1) * s - 2 * p + k for i, s, p, k in zip(input_size, step, pads, kernel, strict=True))
     if given is None:
-        return tuple(arguments.integer("padding: leaves an output size that", d, 1) for d in default)
-    size = tuple(given)[-ndim:] if isinstance(given, tuple | list) else given
-    size = arguments.sizes("output_size", size, ndim)
+        if min(default) < 1:
+            raise ValueError(f"padding: {pads} leaves an output of {default} from an input of {input_size}")
+        return default
+    wanted = arguments.hashable("output_size", given)
+    size = arguments.sizes("output_size", wanted[-ndim:] if isinstance(wanted, tuple) else wanted, ndim)
     for wanted, d, s in zip(size, default, step, strict=True):
         if not d - s < wanted < d + s:
             raise ValueError(f"output_size: expected each size within {step} of {default}, got {size}")
     return size
-
-
-def _call(problem: PoolProblem, read: Read, inputs: dict[str, Any], result: Sizes, options: Any, out: Any) -> Call:
-    shape = result if inputs["input"].ndim == read.arrays["input"].ndim else result[1:]
-    return Call(problem, inputs, read.shapes, shape, read.kind, options, out)
 
 
 _INPUT_DOC = """
@@ -146,36 +131,19 @@ _CEIL_DOC = """
 
 _INDICES_DOC = """
     return_indices : bool
-        Also return, per output, the flat index of its maximum within the input's spatial axes (int64)."""
+        Also return, per output, the flat index of its maximum within the input's spatial axes (int64). A window
+        wholly in the padding has the index -1."""
 
 _ADAPTIVE_DOC = """
     output_size : int, None or one per axis
         None keeps the input's size. Window ``o`` runs from ``floor(o * size / out)`` to
         ``ceil((o + 1) * size / out)``."""
 
-_COMMON_DOC = """
-    out : array of the output's shape and dtype, optional
-        Where the result is written; returned. It may share memory with an input.
-    backend, algorithm : str, optional
-        Use only this backend, or this algorithm.
-
-    Returns
-    -------
-    array
-        Of the input's kind, dtype and memory order{also}.
-
-    Raises
-    ------
-    TypeError
-        If an argument is no array, or its dtype is not float32, float64, float16 or bfloat16.
-    ValueError
-        If sizes do not fit; the message names the argument."""
-
 _ALSO_INDICES = "; with ``return_indices`` a pair of it and the indices"
 
 
 def _doc(summary: str, *parts: str, also: str = "") -> str:
-    return summary + _INPUT_DOC + "".join(parts) + _COMMON_DOC.replace("{also}", also)
+    return summary + _INPUT_DOC + "".join(parts) + COMMON_DOC.replace("{also}", also)
 
 
 _MAX_DOC = _doc(
@@ -240,20 +208,12 @@ def _make_max(ndim: int) -> Callable[..., Array]:
         backend: str | None = None,
         algorithm: str | None = None,
     ) -> Call:
-        return _pool(
-            "max_pool",
-            ndim,
-            input,
-            kernel_size,
-            stride,
-            padding,
-            dilation,
-            out,
-            backend,
-            algorithm,
-            ceil_mode=arguments.flag("ceil_mode", ceil_mode),
-            return_indices=arguments.flag("return_indices", return_indices),
-        )
+        common = Common(out, backend, algorithm)
+        fields = {
+            "ceil_mode": arguments.flag("ceil_mode", ceil_mode),
+            "return_indices": arguments.flag("return_indices", return_indices),
+        }
+        return _pool("max_pool", ndim, input, kernel_size, stride, padding, dilation, common, **fields)
 
     return named_op(max_pool, f"max_pool{ndim}d", _MAX_DOC, ndim)
 
@@ -272,23 +232,15 @@ def _make_avg(ndim: int) -> Callable[..., Array]:
         backend: str | None = None,
         algorithm: str | None = None,
     ) -> Call:
-        return _pool(
-            "avg_pool",
-            ndim,
-            input,
-            kernel_size,
-            stride,
-            padding,
-            1,
-            out,
-            backend,
-            algorithm,
-            ceil_mode=arguments.flag("ceil_mode", ceil_mode),
-            count_include_pad=arguments.flag("count_include_pad", count_include_pad),
-            divisor_override=None
+        common = Common(out, backend, algorithm)
+        fields = {
+            "ceil_mode": arguments.flag("ceil_mode", ceil_mode),
+            "count_include_pad": arguments.flag("count_include_pad", count_include_pad),
+            "divisor_override": None
             if divisor_override is None
             else arguments.integer("divisor_override", divisor_override),
-        )
+        }
+        return _pool("avg_pool", ndim, input, kernel_size, stride, padding, 1, common, **fields)
 
     return named_op(avg_pool, f"avg_pool{ndim}d", _AVG_DOC, ndim)
 
@@ -305,22 +257,12 @@ def _make_lp(ndim: int) -> Callable[..., Array]:
         backend: str | None = None,
         algorithm: str | None = None,
     ) -> Call:
-        if isinstance(norm_type, bool) or not isinstance(norm_type, int | float):
-            raise TypeError(f"norm_type: expected a number, got {norm_type!r}")
-        return _pool(
-            "lp_pool",
-            ndim,
-            input,
-            kernel_size,
-            stride,
-            0,
-            1,
-            out,
-            backend,
-            algorithm,
-            ceil_mode=arguments.flag("ceil_mode", ceil_mode),
-            norm_type=float(norm_type),
-        )
+        common = Common(out, backend, algorithm)
+        fields = {
+            "ceil_mode": arguments.flag("ceil_mode", ceil_mode),
+            "norm_type": arguments.number("norm_type", norm_type),
+        }
+        return _pool("lp_pool", ndim, input, kernel_size, stride, 0, 1, common, **fields)
 
     return named_op(lp_pool, f"lp_pool{ndim}d", _LP_DOC, ndim)
 
@@ -334,7 +276,7 @@ def _make_adaptive_avg(ndim: int) -> Callable[..., Array]:
         backend: str | None = None,
         algorithm: str | None = None,
     ) -> Call:
-        return _adaptive("avg", ndim, input, output_size, out, backend, algorithm)
+        return _adaptive("avg", ndim, input, output_size, Common(out, backend, algorithm))
 
     return named_op(adaptive_avg_pool, f"adaptive_avg_pool{ndim}d", _ADAPTIVE_AVG_DOC, ndim)
 
@@ -350,7 +292,7 @@ def _make_adaptive_max(ndim: int) -> Callable[..., Array]:
         algorithm: str | None = None,
     ) -> Call:
         flag = arguments.flag("return_indices", return_indices)
-        return _adaptive("max", ndim, input, output_size, out, backend, algorithm, return_indices=flag)
+        return _adaptive("max", ndim, input, output_size, Common(out, backend, algorithm), return_indices=flag)
 
     return named_op(adaptive_max_pool, f"adaptive_max_pool{ndim}d", _ADAPTIVE_MAX_DOC, ndim)
 
@@ -368,7 +310,8 @@ def _make_unpool(ndim: int) -> Callable[..., Array]:
         backend: str | None = None,
         algorithm: str | None = None,
     ) -> Call:
-        return _unpool(ndim, input, indices, kernel_size, stride, padding, output_size, out, backend, algorithm)
+        common = Common(out, backend, algorithm)
+        return _unpool(ndim, input, indices, kernel_size, stride, padding, output_size, common)
 
     return named_op(max_unpool, f"max_unpool{ndim}d", _UNPOOL_DOC, ndim)
 

@@ -12,187 +12,33 @@ every size also has the field's short name: ``problem.kh``, ``problem.iw``, ``pr
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import cached_property
-from typing import Any, ClassVar, Literal, NamedTuple, TypeAlias
+from typing import ClassVar
 
-Sizes: TypeAlias = tuple[int, ...]
-Padding: TypeAlias = tuple[tuple[int, int], ...]
-Direction: TypeAlias = Literal["fprop", "dgrad", "wgrad", "bgrad"]
+from fastconv import arguments
+from fastconv.record import DTYPES, LAYOUTS, Operand, Problem
+from fastconv.sizes import AXES, Padding, Sizes, conv_output_size, pool_output_size
 
-LAYOUTS = ("channels_first", "channels_last")
+# Who speaks of problems finds here the words for it, too.
+__all__ = [
+    "ACTIVATIONS",
+    "AXES",
+    "BIASES",
+    "DTYPES",
+    "LAYOUTS",
+    "PADDING_MODES",
+    "ConvProblem",
+    "Operand",
+    "Padding",
+    "PoolProblem",
+    "Problem",
+    "Sizes",
+]
+
 PADDING_MODES = ("zeros", "reflect", "replicate", "circular")
 BIASES = ("none", "channel", "position")
 ACTIVATIONS = ("relu", "leaky_relu", "relu6", "sigmoid", "tanh")
-DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
-ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
-AXES = "dhw"
-
-_LETTERS = {
-    "i": "input_size",
-    "o": "output_size",
-    "k": "kernel_size",
-    "s": "stride",
-    "d": "dilation",
-}
-
-
-class Operand(NamedTuple):
-    """One array of a problem.
-
-    ``spatial`` says that the array is a map (N, C, spatial) whose memory order follows ``problem.layout``;
-    the others (weights, biases) are C-contiguous when fastconv allocates them.
-    """
-
-    name: str
-    shape: Sizes
-    dtype: str
-    spatial: bool
-
-
-def conv_output_size(size: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int]) -> int:
-    """Positions of a window along one axis: ``floor((size + padding - dilation*(kernel-1) - 1) / stride) + 1``."""
-    return (size + sum(padding) - dilation * (kernel - 1) - 1) // stride + 1
-
-
-def pool_output_size(
-    size: int, kernel: int, stride: int, dilation: int, padding: tuple[int, int], ceil_mode: bool
-) -> int:
-    """As :func:`conv_output_size`, or rounded up, where a window must still start inside the input or its left padding.
-
-    The last rule is PyTorch's (``pooling_output_shape`` of ATen/native/Pool.h).
-    """
-    span = size + sum(padding) - dilation * (kernel - 1) - 1
-    if not ceil_mode:
-        return span // stride + 1
-    out = -(-span // stride) + 1
-    return out - 1 if (out - 1) * stride >= size + padding[0] else out
-
-
-def _axes_of(op: str, given: int) -> int:
-    """Return how many spatial axes an op has; unfold has as many as it is given."""
-    if op == "unfold":
-        return given
-    return 0 if op == "linear" else int(op[-2])
-
-
-@dataclass(frozen=True, kw_only=True)
-class Problem:
-    """What convolution and window problems share. Not instantiated itself."""
-
-    op: str
-    direction: Direction
-    n: int
-    input_size: Sizes
-    kernel_size: Sizes
-    output_size: Sizes
-    stride: Sizes
-    padding: Padding
-    dilation: Sizes
-    dtype: str
-    layout: str
-    device: str
-
-    OPS: ClassVar[tuple[str, ...]]
-
-    def _check(self) -> None:
-        for name, value, allowed in (
-            ("op", self.op, self.OPS),
-            ("dtype", self.dtype, DTYPES),
-            ("layout", self.layout, LAYOUTS),
-            ("direction", self.direction, self.directions),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-        if self.n < 0:
-            raise ValueError(f"n: the batch size cannot be negative, got {self.n}")
-        axes = _axes_of(self.op, self.ndim)
-        for name in ("input_size", "kernel_size", "stride", "dilation", "padding"):
-            if len(getattr(self, name)) != axes:
-                raise ValueError(f"{name}: {self.op} has {axes} spatial axes, got {getattr(self, name)}")
-        for name in ("input_size", "kernel_size", "stride", "dilation"):
-            value = getattr(self, name)
-            if any(v < 1 for v in value):
-                raise ValueError(f"{name}: every entry must be at least 1, got {value}")
-
-    def __getattr__(self, name: str) -> Any:
-        # `kh` is kernel_size along h, and so on; only reached when ordinary lookup has failed.
-        if len(name) == 2 and name[1] in AXES:
-            axis = len(self.input_size) - len(AXES) + AXES.index(name[1])
-            if axis >= 0:
-                if name[0] == "p":
-                    before, after = self.padding[axis]
-                    if before == after:
-                        return before
-                    raise AttributeError(f"{name}: padding is asymmetric here: {before}, {after}; read .padding")
-                if name[0] in _LETTERS:
-                    return getattr(self, _LETTERS[name[0]])[axis]
-        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
-
-    def __hash__(self) -> int:
-        # A plan is found by its problem in every call, so the hash is computed once.
-        return self._hash
-
-    @cached_property
-    def _hash(self) -> int:
-        return hash(tuple(getattr(self, f.name) for f in fields(self)))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        # Not the cached hash: string hashes differ between processes.
-        return _rebuild, (type(self), {f.name: getattr(self, f.name) for f in fields(self)})
-
-    @property
-    def directions(self) -> tuple[str, ...]:
-        raise NotImplementedError
-
-    @property
-    def inputs(self) -> tuple[Operand, ...]:
-        """The arrays that `Plan.run` reads, in order."""
-        raise NotImplementedError
-
-    @property
-    def outputs(self) -> tuple[Operand, ...]:
-        """The arrays that `Plan.run` writes, in order."""
-        raise NotImplementedError
-
-    @property
-    def macs(self) -> int:
-        """Multiply-adds (convolution) or element visits (windows) of the direct method, padding counted."""
-        raise NotImplementedError
-
-    @property
-    def ndim(self) -> int:
-        """Spatial dimensions: 0 (linear) to 3."""
-        return len(self.input_size)
-
-    @property
-    def accumulator(self) -> str:
-        """The dtype in which sums are kept: float32 for the half types."""
-        return ACCUMULATORS[self.dtype]
-
-    @cached_property
-    def itemsize(self) -> int:
-        """Bytes an element of ``dtype``."""
-        return DTYPES[self.dtype]
-
-    @property
-    def flops(self) -> int:
-        """Floating point operations of the direct method: two a multiply-add."""
-        return 2 * self.macs
-
-    @cached_property
-    def bytes(self) -> int:
-        """Bytes that must move at least: every input read once, every output written once."""
-        size = {**DTYPES, "int64": 8}
-        return sum(math.prod(a.shape) * size[a.dtype] for a in self.inputs + self.outputs)
-
-    def replace(self, **changes: Any) -> Any:
-        """Return a copy with some fields changed; computed fields are computed anew."""
-        return replace(self, **changes)
-
-
-def _rebuild(cls: type[Problem], values: dict[str, Any]) -> Problem:
-    return cls(**{f.name: values[f.name] for f in fields(cls) if f.init})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,10 +54,10 @@ class ConvProblem(Problem):
     n, ic, oc : int
         Batch size, input channels, output channels.
     input_size, kernel_size, stride, dilation : tuple of int
-        One entry per spatial axis; dilation is 1-based.
+        One entry per spatial axis; dilation is 1-based. Stride and dilation are ones if left out.
     padding : tuple of (int, int)
-        Before and after, per spatial axis. With zero padding the one after may be negative: the input's end
-        is then not read.
+        Before and after, per spatial axis; none if left out. With zero padding the one after may be negative: the
+        input's end is then not read.
     groups : int
         Divides ``ic`` and ``oc``.
     padding_mode : str
@@ -230,7 +76,7 @@ class ConvProblem(Problem):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If the values do not describe a convolution; the message names the argument.
     """
 
@@ -245,24 +91,24 @@ class ConvProblem(Problem):
     activation: str | None = None
     residual: bool = False
     prepacked: bool = False
-    dtype: str = "float32"
-    layout: str = "channels_first"
-    device: str = "cpu"
 
     __hash__ = Problem.__hash__
 
+    @classmethod
+    def fields_of(cls, op: str) -> set[str]:
+        names = {f.name for f in fields(cls) if f.init}
+        return names - {"kernel_size", "stride", "dilation", "padding"} if op == "linear" else names
+
     def __post_init__(self) -> None:
-        self._check()
+        self._check(
+            padding_mode=PADDING_MODES,
+            bias=BIASES if self.is_local else BIASES[:2],
+            activation=(None, *ACTIVATIONS),
+        )
         for name in ("ic", "oc", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: must be at least 1, got {getattr(self, name)}")
-        for name, value, allowed in (
-            ("padding_mode", self.padding_mode, PADDING_MODES),
-            ("bias", self.bias, BIASES if self.is_local else BIASES[:2]),
-            ("activation", self.activation, (None, *ACTIVATIONS)),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name}: expected one of {', '.join(map(str, allowed))}, got {value!r}")
+            self._set(name, arguments.integer(name, getattr(self, name), 1))
+        for name in ("residual", "prepacked"):
+            self._set(name, arguments.flag(name, getattr(self, name)))
         for channels in (self.ic, self.oc):
             if channels % self.groups:
                 raise ValueError(f"groups: {self.groups} does not divide {self.ic} input and {self.oc} output channels")
@@ -278,7 +124,8 @@ class ConvProblem(Problem):
                     f"more than the padded input of {size + sum(pad)}"
                 )
             out.append(positions)
-        object.__setattr__(self, "output_size", tuple(out))
+        self._set("output_size", tuple(out))
+        self._check_extent()
 
     def _check_padding(self, size: int, pad: tuple[int, int]) -> None:
         # A transposed convolution with much output padding leaves the end of dx unread: padding below zero.
@@ -374,6 +221,28 @@ class ConvProblem(Problem):
         return math.prod(self.w_shape) + (0 if self.bias == "none" else math.prod(self.bias_shape))
 
 
+_GIVEN_OUTPUT = ("adaptive_avg_pool", "adaptive_max_pool", "max_unpool")
+_SLIDING = ("max_pool", "avg_pool", "lp_pool", "unfold")
+
+# The kinds to which a field means something, if that is not all of them.
+_KINDS_WITH = {
+    "output_size": _GIVEN_OUTPUT,
+    "kernel_size": _SLIDING,
+    "stride": _SLIDING,
+    "padding": _SLIDING,
+    "dilation": _SLIDING,
+    "ceil_mode": ("max_pool", "avg_pool", "lp_pool"),
+    "count_include_pad": ("avg_pool",),
+    "divisor_override": ("avg_pool",),
+    "norm_type": ("lp_pool",),
+    "return_indices": ("max_pool", "adaptive_max_pool"),
+}
+
+
+def _kind_of(op: str) -> str:
+    return op.rstrip("123d") if op != "unfold" else op
+
+
 @dataclass(frozen=True, kw_only=True)
 class PoolProblem(Problem):
     """A window operation without weights, in one direction.
@@ -392,7 +261,8 @@ class PoolProblem(Problem):
     output_size : tuple of int
         Spatial size of y. Computed, but for adaptive pools and ``max_unpool``, where it is given.
     kernel_size, stride, padding, dilation
-        As in `ConvProblem`. Adaptive pools have none (ones and zeros stand there).
+        As in `ConvProblem`, but that a pool's stride is the kernel's size if left out. Adaptive pools and
+        ``max_unpool`` have none (ones and zeros stand there).
     ceil_mode : bool
         Round output sizes up (PyTorch's rule).
     count_include_pad : bool
@@ -408,8 +278,9 @@ class PoolProblem(Problem):
 
     Raises
     ------
-    ValueError
-        If the values do not describe a window operation; the message names the argument.
+    TypeError, ValueError
+        If the values do not describe a window operation, or a field that means nothing to it is not at its default;
+        the message names the argument.
     """
 
     KINDS: ClassVar[tuple[str, ...]] = (
@@ -433,24 +304,42 @@ class PoolProblem(Problem):
     divisor_override: int | None = None
     norm_type: float = 2.0
     return_indices: bool = False
-    dtype: str = "float32"
-    layout: str = "channels_first"
-    device: str = "cpu"
 
     __hash__ = Problem.__hash__
 
+    @classmethod
+    def fields_of(cls, op: str) -> set[str]:
+        kind = _kind_of(op)
+        return {f.name for f in fields(cls) if kind in _KINDS_WITH.get(f.name, cls.KINDS)}
+
     def __post_init__(self) -> None:
         self._check()
-        if self.c < 1:
-            raise ValueError(f"c: must be at least 1, got {self.c}")
-        if self.divisor_override is not None and self.divisor_override == 0:
+        self._set("c", arguments.integer("c", self.c, 1))
+        for name in ("ceil_mode", "count_include_pad", "return_indices"):
+            self._set(name, arguments.flag(name, getattr(self, name)))
+        if self.divisor_override is not None and not arguments.integer("divisor_override", self.divisor_override):
             raise ValueError("divisor_override: must not be zero")
+        self._set("norm_type", arguments.number("norm_type", self.norm_type))
         if not (0 < self.norm_type < math.inf):
             raise ValueError(f"norm_type: must be positive and finite, got {self.norm_type}")
+        self._check_meaning()
         if self.given_output:
+            self._set("output_size", arguments.shape("output_size", self.output_size))
             if len(self.output_size) != self.ndim or any(o < 1 for o in self.output_size):
                 raise ValueError(f"output_size: expected {self.ndim} positive sizes, got {self.output_size}")
-            return
+        else:
+            self._set("output_size", self._computed_output())
+        self._check_extent()
+
+    def _check_meaning(self) -> None:
+        ones = (1,) * self.ndim
+        plain = {"kernel_size": ones, "stride": ones, "dilation": ones, "padding": ((0, 0),) * self.ndim}
+        for f in fields(self):
+            value, default = getattr(self, f.name), plain.get(f.name, f.default)
+            if f.name != "output_size" and f.name not in self.fields_of(self.op) and value != default:
+                raise ValueError(f"{f.name}: means nothing to {self.op}, where it must be {default}, got {value}")
+
+    def _computed_output(self) -> Sizes:
         out = []
         for size, kernel, stride, dilation, pad in zip(
             self.input_size, self.kernel_size, self.stride, self.dilation, self.padding, strict=True
@@ -467,12 +356,12 @@ class PoolProblem(Problem):
                     f"more than the padded input of {size + sum(pad)}"
                 )
             out.append(positions)
-        object.__setattr__(self, "output_size", tuple(out))
+        return tuple(out)
 
     @property
     def kind(self) -> str:
         """The op's name without its dimension."""
-        return self.op.rstrip("123d") if self.op != "unfold" else self.op
+        return _kind_of(self.op)
 
     @property
     def directions(self) -> tuple[str, ...]:
@@ -489,7 +378,7 @@ class PoolProblem(Problem):
     @property
     def given_output(self) -> bool:
         """Whether the output size is an argument rather than computed."""
-        return self.is_adaptive or self.kind == "max_unpool"
+        return self.kind in _GIVEN_OUTPUT
 
     @property
     def x_shape(self) -> Sizes:

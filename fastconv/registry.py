@@ -18,6 +18,9 @@ _BUILT_IN = (
     "fastconv.backends.im2col.pool:Columns",
     "fastconv.backends.cpu.direct:Direct",
     "fastconv.backends.cpu.pointwise:Pointwise",
+    "fastconv.backends.cpu.depthwise:Depthwise",
+    "fastconv.backends.cpu.winograd:Winograd2",
+    "fastconv.backends.cpu.winograd:Winograd4",
 )
 
 _algorithms: dict[str, Algorithm] = {}

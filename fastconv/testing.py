@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -115,19 +116,40 @@ def is_exact(problem: AnyProblem) -> bool:
     return problem.activation in (None, "relu", "relu6")
 
 
+class TooLargeError(ValueError):
+    """The problem does not fit into this machine's memory."""
+
+
 def random_inputs(problem: AnyProblem, seed: int = 0) -> tuple[Any, ...]:
-    """Return normally distributed inputs for a problem, in its dtype and memory order."""
+    """Return normally distributed inputs for a problem, in its dtype and memory order.
+
+    Raises
+    ------
+    TooLargeError
+        If what is free of this machine's memory does not hold the problem, and once more in float64.
+    """
     rng = np.random.default_rng(seed)
     return _inputs(problem, rng, lambda shape: rng.standard_normal(shape))
 
 
 def integer_inputs(problem: AnyProblem, seed: int = 0) -> tuple[Any, ...]:
-    """Return inputs of integers from -4 to 4, whose sums of products are exact in every accumulator."""
+    """Return inputs of integers from -4 to 4, whose sums of products are exact in every accumulator.
+
+    Raises
+    ------
+    TooLargeError
+        As `random_inputs`.
+    """
     rng = np.random.default_rng(seed)
     return _inputs(problem, rng, lambda shape: rng.integers(-4, 5, shape).astype(np.float64))
 
 
 def _inputs(problem: AnyProblem, rng: Any, draw: Any) -> tuple[Any, ...]:
+    needed, free = problem.bytes + problem.bytes // problem.itemsize * 8, _free_bytes()
+    if needed > free:
+        raise TooLargeError(
+            f"problem: {format_problem(problem)} takes {needed} bytes to draw and to check, {int(free)} are free"
+        )
     made: dict[str, Any] = {}
     for operand in problem.inputs:
         if operand.dtype == "int64":
@@ -139,6 +161,15 @@ def _inputs(problem: AnyProblem, rng: Any, draw: Any) -> tuple[Any, ...]:
             values = draw(operand.shape)
         made[operand.name] = laid_out(operand, problem.layout, values)
     return tuple(made.values())
+
+
+def _free_bytes() -> float:
+    """Return the bytes of memory that programs can still get; infinity where the system does not tell."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
 
 
 def laid_out(operand: Operand, layout: str, values: Any) -> Any:
@@ -191,6 +222,24 @@ def _reference(problem: AnyProblem, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 def compare(problem: AnyProblem, outputs: tuple[Any, ...], expected: Exact, bound: float) -> float:
+    """Check outputs as `largest_error` does, against a reference that has something to show.
+
+    Returns
+    -------
+    float
+        The largest error, as a share of what is allowed at its element.
+
+    Raises
+    ------
+    AssertionError
+        If the outputs are wrong, or the reference is zero everywhere.
+    """
+    what = format_problem(problem)
+    assert expected.results[0].any(), f"{what}: the reference is zero everywhere, so nothing would be shown"
+    return largest_error(problem, outputs, expected, bound)
+
+
+def largest_error(problem: AnyProblem, outputs: tuple[Any, ...], expected: Exact, bound: float) -> float:
     """Check outputs against the reference within an error bound.
 
     Parameters
@@ -210,12 +259,11 @@ def compare(problem: AnyProblem, outputs: tuple[Any, ...], expected: Exact, boun
     Raises
     ------
     AssertionError
-        If an element is out of bounds, NaN and infinity stand elsewhere than in the reference, or the reference
-        itself is all zero. The message gives the first such element.
+        If an element is out of bounds, or NaN and infinity stand elsewhere than in the reference. The message gives
+        the first such element.
     """
     result, reference = outputs[0].astype(np.float64), expected.results[0]
     what = format_problem(problem)
-    assert reference.any(), f"{what}: the reference is zero everywhere, so nothing would be shown"
     rounding = EPSILON[problem.dtype] + ERROR_CONSTANT * EPSILON[problem.accumulator]
     smallest = float(np.finfo(np.float32).tiny) if problem.dtype != "float16" else 2.0**-24
     finite = np.isfinite(reference)

@@ -2,7 +2,8 @@
 
 The database is a list of records in one file of the user's cache directory. A record holds for one problem, on one
 machine and with one version of fastconv (how fast an older version's algorithm was says nothing of today's), and
-gives the seconds of each algorithm, or null for one whose result was wrong.
+gives the seconds of each algorithm, or null for one whose result was wrong. Records of other versions stay, since
+versions side by side may share the file; `fastconv tune --clear` removes them with all others.
 
 Nothing here ever stops a computation: a file that cannot be read is ignored, a directory that cannot be written
 leaves the measurements in memory, and each is warned of once. The commands a person gives (`export`, `merge`,
@@ -22,6 +23,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -84,8 +86,16 @@ def measure(runs: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> d
     return {name: statistics.median(samples[name]) for name in timers}
 
 
+def installed(package: str) -> str | None:
+    """Return the version of a package without importing it; None if it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 class Key(NamedTuple):
-    """What a record holds for: a problem's text, a machine with its threads, a version of fastconv."""
+    """What a record holds for: a problem's text, a machine with its threads and libraries, a version of fastconv."""
 
     problem: str
     measured_on: str
@@ -139,7 +149,8 @@ def _decode_row(row: dict[str, Any]) -> tuple[Key, Record]:
     for value in (recorded, *(v for v in seconds.values() if v is not None)):
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise ValueError(f"it is damaged ({value!r} is no time)")
-    return key, Record(recorded, seconds)
+    # A clock that was ahead must not win for ever: of a time that has not come yet nobody knows when it was.
+    return key, Record(recorded if recorded <= time.time() else 0.0, seconds)
 
 
 class Database:
@@ -173,7 +184,7 @@ class Database:
         problem : str
             The problem's canonical text.
         measured_on : str
-            The machine and its threads.
+            The machine, and all else that the times depend on.
 
         Returns
         -------

@@ -125,6 +125,13 @@ BAD_COUNTS = {  # of what must be a positive integer, or one per axis
     "none": ((), ValueError),
     "nested": (((1, 1), (1, 1)), TypeError),
     "an array of floats": (np.ones(2), TypeError),
+    "an array of bools": (np.ones(2, bool), TypeError),
+    "a set": ({1, 2}, TypeError),
+    "a dictionary": ({1: 2, 2: 1}, TypeError),
+    "bytes": (b"\1\1", TypeError),
+    "an iterator": (iter([1, 1]), TypeError),
+    "beyond any size": (2**31, ValueError),
+    "beyond any integer": ((1, 2**64), ValueError),
 }
 BAD_OPTIONS = {
     "padding_mode": [
@@ -321,8 +328,15 @@ PARTICULAR: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         "max_unpool2d",
         {"input": x()[:, :, :1, :1], "indices": np.zeros((2, 4, 1, 1), np.int64), "padding": 1},
         ValueError,
-        "padding: leaves an output size",
+        r"padding: \(1, 1\) leaves an output of \(0, 0\) from an input of \(1, 1\)",
     ),
+    ("conv2d", {"padding": 10**9}, ValueError, "padding.*: y of shape .* is more than a process can address"),
+    ("conv2d", {"padding": 10**10}, ValueError, "padding: must be at most 2147483647"),
+    ("conv_transpose2d", {"stride": 2**31 - 1}, ValueError, "stride, dilation: .* give an output of"),
+    ("adaptive_avg_pool2d", {"output_size": 2**30}, ValueError, "output_size.*: y of shape .* is more than"),
+    ("fold", {"output_size": 2**31}, ValueError, "output_size: must be at most"),
+    ("lp_pool2d", {"norm_type": 10**400}, ValueError, "norm_type"),
+    ("lp_pool2d", {"norm_type": np.True_}, TypeError, "norm_type: expected a number"),
     ("unfold", {"kernel_size": (1, 2, 3, 4)}, ValueError, "kernel_size: expected an integer or 1 to 3"),
     ("unfold", {"kernel_size": (3,)}, ValueError, "input: expected 3 dimensions"),
     ("unfold", {"kernel_size": 9}, ValueError, "kernel_size: 9"),
@@ -363,12 +377,42 @@ def test_refusal_does_not_hang_on_what_was_called_before(op):
             VALID.with_(op, stride=stride)
 
 
-@pytest.mark.parametrize(
-    "stride", [np.int64(2), np.array([2, 2]), np.array(2), [2, 2], (2,), range(2, 4), iter([2, 2])]
-)
+@pytest.mark.parametrize("stride", [np.int64(2), np.array([2, 2]), np.array(2), [2, 2], (2,), range(2, 4)])
 def test_whatever_is_an_integer_will_do(stride):
     shape = VALID.with_("conv2d", stride=stride).shape
     assert shape[:3] == (2, 6, 3)
+
+
+@pytest.mark.parametrize(
+    ("op", "argument", "value", "plain"),
+    [
+        ("adaptive_avg_pool2d", "output_size", np.array([2, 3]), (2, 3)),
+        ("adaptive_avg_pool2d", "output_size", (2,), 2),
+        ("adaptive_max_pool2d", "output_size", [None, np.int32(3)], (None, 3)),
+        ("adaptive_avg_pool2d", "output_size", None, (None, None)),
+        ("lp_pool2d", "norm_type", np.float32(2), 2),
+        ("lp_pool2d", "norm_type", np.int64(2), 2.0),
+        ("max_pool2d", "ceil_mode", np.True_, True),
+        ("avg_pool2d", "count_include_pad", np.False_, False),
+        ("unfold", "kernel_size", np.array([3, 2]), (3, 2)),
+        ("max_unpool2d", "output_size", np.array([2, 4, 14, 16]), (14, 16)),
+    ],
+)
+def test_scalars_and_arrays_of_numpy_will_do(op, argument, value, plain):
+    assert np.array_equal(VALID.with_(op, **{argument: value}), VALID.with_(op, **{argument: plain}))
+
+
+def test_gradients_with_respect_to_one_name():
+    y, pullback = fc.vjp(fc.conv2d, x(), w())
+    dx, dw, db = pullback(y, wrt="weight")
+    assert dx is None
+    assert db is None
+    assert np.array_equal(dw, pullback(y, wrt=("weight",))[1])
+    assert pullback(y, wrt=()) == (None, None, None)
+    with pytest.raises(ValueError, match="wrt: expected names among input, weight, bias, got 'wei'"):
+        pullback(y, wrt="wei")
+    with pytest.raises(TypeError, match="wrt: expected a name or several, got 1"):
+        pullback(y, wrt=1)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from inspect import isfunction
 from types import MappingProxyType
@@ -449,6 +450,40 @@ def test_torch_bfloat16():
 def test_tensor_that_cannot_be_exported(tensor):
     with pytest.raises(TypeError, match="input: this torch Tensor cannot be read through DLPack: "):
         fc.conv2d(tensor, torch.ones(4, 3, 3, 3))
+
+
+class Foreign:
+    """An array of some library on some device, which has nothing to export but an error."""
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, device, error=None):
+        self.device, self.error = device, error
+
+    def __dlpack_device__(self):
+        return self.device, 0
+
+    def __dlpack__(self, **how):
+        raise self.error
+
+
+def test_device_that_is_neither_cpu_nor_cuda():
+    with pytest.raises(TypeError, match=r"^input: this \w+ Foreign .*: DLPack device type 8 is neither CPU nor CUDA$"):
+        fc.conv2d(Foreign(8), integers(1, 1, 1, 1))
+
+
+def test_cuda_array_without_cupy(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    with pytest.raises(TypeError, match=r"^input: is in GPU memory, for which CuPy is needed"):
+        fc.conv2d(Foreign(2), integers(1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("error", [BufferError, RuntimeError])
+def test_refused_export_is_a_bad_argument_and_a_failure_is_not(error):
+    with pytest.raises(TypeError, match=r"^input: this .* cannot be read through DLPack: busy"):
+        fc.conv2d(Foreign(1, error("busy")), integers(1, 1, 1, 1))
+    with pytest.raises(ZeroDivisionError):
+        fc.conv2d(Foreign(1, ZeroDivisionError()), integers(1, 1, 1, 1))
 
 
 def test_half_numpy_half_torch():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -164,9 +165,10 @@ def test_bench_says_what_it_leaves_out(run, monkeypatch):
     assert set(left_out.partition("slower: ")[2].split(", ")) == usable(TEXT) - {chosen}
 
 
-def test_bench_shows_what_is_wrong(run, monkeypatch):
+def test_bench_shows_what_is_wrong(run, capsys):
     class Liar(type(registry.find("reference/einsum"))):
         name = "liar"
+        fallback = False
 
         def predict(self, problem, machine):
             return 1e-9
@@ -182,11 +184,13 @@ def test_bench_shows_what_is_wrong(run, monkeypatch):
 
     registry.register(Liar())
     try:
-        out = run("bench", TEXT)
+        assert main(["bench", "lenet5/s2", TEXT, "max_pool2d c3 i8 k2"]) == 1
+        out = capsys.readouterr().out
         (entry,) = json.loads(run("tune", "--json", TEXT))
     finally:
         registry.unregister("reference/liar")
-    assert "reference/liar is wrong: AssertionError" in out
+    assert "reference/liar is wrong: " in out
+    assert "max_pool2d" in out
     assert next(c for c in entry["candidates"] if c["algorithm"] == "reference/liar")["refusal"]
     assert entry["winner"] != "reference/liar"
 
@@ -210,20 +214,46 @@ def test_tune_measures_and_remembers(run, cache_dir):
     assert again["candidates"] == entry["candidates"]
     (forced,) = json.loads(run("tune", "--json", "--force", TEXT))
     assert forced["candidates"] != entry["candidates"]
-    assert json.loads(run("info", "--json"))["database"]["records"] == 1
+    assert json.loads(run("info", "--json"))["database"]["records"] == 2  # packed beforehand and not
 
 
 def test_database_goes_out_and_comes_back(run, fail, cache_dir):
     run("tune", TEXT)
     exported = str(cache_dir / "exported.json")
-    assert json.loads(run("tune", "--export", exported, "--json"))["exported"] == 1
-    assert json.loads(run("tune", "--clear", "--json"))["cleared"] == 1
+    assert json.loads(run("tune", "--export", exported, "--json"))["exported"] == 2
+    assert json.loads(run("tune", "--clear", "--json"))["cleared"] == 2
     assert json.loads(run("info", "--json"))["database"]["records"] == 0
-    assert json.loads(run("tune", "--merge", exported, "--json"))["merged"] == 1
-    assert json.loads(run("info", "--json"))["database"]["records"] == 1
-    assert "exported: 1" in run("tune", "--export", exported)
+    assert json.loads(run("tune", "--merge", exported, "--json"))["merged"] == 2
+    assert json.loads(run("info", "--json"))["database"]["records"] == 2  # packed beforehand and not
+    assert "exported: 2" in run("tune", "--export", exported)
     assert "missing.json" in fail("tune", "--merge", str(cache_dir / "missing.json"))
     assert "--clear" in fail("tune", "--clear", TEXT)
+    for action in ("--export", "--merge"):
+        assert "--force: nothing is measured" in fail("tune", action, exported, "--force")
+
+
+@pytest.mark.parametrize("target", ["nowhere/exported.json", "a file/exported.json", "a folder"])
+def test_export_that_cannot_be_written_names_the_file(fail, cache_dir, target):
+    (cache_dir / "a file").touch()
+    (cache_dir / "a folder").mkdir()
+    message = fail("tune", "--export", str(cache_dir / target))
+    assert message.endswith(f"'{cache_dir / target}'\n")
+    assert ".tmp" not in message
+    assert not list(cache_dir.glob("*.tmp"))
+
+
+def test_no_memory_is_an_error_message(fail, monkeypatch):
+    def starve(*args):
+        raise MemoryError
+
+    monkeypatch.setattr("fastconv.contest.hold", starve)
+    assert "MemoryError" in fail("bench", TEXT)
+
+
+def test_no_problem_shows_examples_that_work(fail):
+    first, second = re.findall(r"'(.*?)'", fail("tune"))
+    assert parse_problem(first).op == "conv2d"
+    assert parse_problem(second).op == "max_pool2d"
 
 
 # ----------------------------------------------------------------------------------------------- bad input

@@ -8,6 +8,7 @@ import math
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from importlib import metadata
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from fastconv.options import current
 
 TEXT = "conv2d:fprop n2 ic3 ih8 iw8 oc4 kh3 kw3 p1 f32"
 PROBLEM = parse_problem(TEXT)
+FORMS = (TEXT, format_problem(PROBLEM.replace(prepacked=True)))
 X, W = testing.integer_inputs(PROBLEM)
 Y = fc.conv2d(X, W, padding=1, backend="reference")
 
@@ -292,7 +294,7 @@ def test_tune_changes_the_choice(quick):
         assert tuned == fc.explain(PROBLEM)
         assert tuned.winner == "fake/honest"
         assert candidate("fake/liar", tuned).measured >= 0.005
-        assert 0.001 <= candidate("fake/honest", tuned).measured < 0.005
+        assert 0.001 <= candidate("fake/honest", tuned).measured < candidate("fake/liar", tuned).measured
         assert tuned.reason.startswith("measured ")
         assert tuned.reason.endswith("times faster than fake/liar")
         runs = liar.runs
@@ -322,7 +324,7 @@ def test_wrong_algorithm_wins_until_it_is_tuned_and_never_after(quick, caplog):
         assert fc.explain(PROBLEM).winner == "fake/wrong"
         with caplog.at_level(logging.WARNING, "fastconv"):
             tuned = fc.tune(PROBLEM)
-        assert "fake/wrong is out for conv2d:fprop" in caplog.text
+        assert "fake/wrong failed on conv2d:fprop" in caplog.text
         assert "1 of 512 elements are off; the first at (0, 0, 0, 0)" in caplog.text
         assert tuned.winner not in (None, "fake/wrong")
         assert candidate("fake/wrong", tuned).refusal == "its result differed from the reference when it was tuned"
@@ -331,15 +333,115 @@ def test_wrong_algorithm_wins_until_it_is_tuned_and_never_after(quick, caplog):
 
 
 def test_failing_algorithm_is_out_when_tuned(quick, caplog):
+    """Out for this process, that is: what was raised may be due to the moment."""
+
     def fail(problem, outputs):
         raise MemoryError("too large")
 
-    with registered(Fake("failing", spoil=fail)):
+    failing = Fake("failing", spoil=fail)
+    with registered(failing):
         with pytest.raises(MemoryError):
             conv()
-        assert fc.tune(PROBLEM).winner != "fake/failing"
+        tuned = fc.tune(PROBLEM)
+        assert tuned.winner != "fake/failing"
         assert "MemoryError: too large" in caplog.text
+        assert candidate("fake/failing", tuned).refusal == "failed when it was tuned: MemoryError: too large"
         conv()
+        assert all("fake/failing" not in tuning.database().lookup(text, dispatch.measured_on()) for text in FORMS)
+        failing.spoil = None
+        assert candidate("fake/failing", fc.tune(PROBLEM, force=True)).measured is not None
+    assert not dispatch._failures
+
+
+def test_force_gives_the_wrong_another_try(quick):
+    def spoil(problem, outputs):
+        outputs[0][0, 0, 0, 0] += 1
+
+    mended = Fake("mended", spoil=spoil)
+    with registered(mended), fc.options(backend="fake"), registered(Fake("slow", seconds=0.005)):
+        assert candidate("fake/mended", fc.tune(PROBLEM)).refusal is not None
+        mended.spoil = None
+        assert fc.tune(PROBLEM).winner == "fake/slow"
+        assert fc.tune(PROBLEM, force=True).winner == "fake/mended"
+
+
+def test_wrong_in_one_form_is_out_in_both(quick):
+    def spoil(problem, outputs):
+        outputs[0][0, 0, 0, 0] += problem.prepacked
+
+    with registered(Fake("wrong", spoil=spoil)):
+        fc.tune(PROBLEM)
+        for prepacked in (False, True):
+            choice = fc.explain(PROBLEM.replace(prepacked=prepacked))
+            assert "differed from the reference" in candidate("fake/wrong", choice).refusal
+
+
+def test_what_solves_everything_is_never_out(quick, caplog):
+    def fail(problem, outputs):
+        raise RuntimeError("a bad day")
+
+    a, b = Fake("a", spoil=fail), Fake("b", spoil=fail)
+    a.fallback = True
+    with registered(a, b, Fake("c")), fc.options(backend="fake"):
+        tuned = fc.tune(PROBLEM)
+        assert "fake/a failed on" in caplog.text
+        assert (candidate("fake/a", tuned).refusal, candidate("fake/a", tuned).measured) == (None, None)
+        assert candidate("fake/b", tuned).refusal is not None
+
+
+def test_if_all_fail_nothing_is_remembered(quick):
+    def spoil(problem, outputs):
+        outputs[0][...] = np.nan
+
+    with registered(Fake("a", spoil=spoil), Fake("b", spoil=spoil)), fc.options(backend="fake"):
+        assert [c.refusal for c in fc.tune(PROBLEM).candidates if c.algorithm.startswith("fake")] == [None, None]
+    assert len(tuning.database()) == 0
+
+
+def test_results_of_nothing_but_zeros_are_no_failure(quick, monkeypatch):
+    """Here every draw of inputs gives zeros; the first alone does for the one-element problem with its ReLU."""
+    one = np.ones((1, 1, 1, 1), np.float32)
+    with fc.autotune():
+        assert fc.conv2d(one, -one, activation="relu") == 0
+        assert fc.conv2d(one, one, activation="relu") == 1
+    draw = testing.random_inputs
+    monkeypatch.setattr(testing, "random_inputs", lambda *args: tuple(0 * array for array in draw(*args)))
+    tuned = fc.tune(PROBLEM)
+    assert candidate(tuned.winner, tuned).measured is not None
+
+
+def test_plan_goes_by_what_tune_measured(quick):
+    liar, honest = Fake("liar", predicted=1e-9, seconds=0.004), Fake("honest", predicted=2e-9)
+    with registered(liar, honest), fc.options(backend="fake"):
+        assert fc.plan(fc.conv2d, X, W, padding=1).algorithm == "fake/liar"
+        fc.tune(fc.conv2d, X, W, padding=1)
+        assert fc.plan(fc.conv2d, X, W, padding=1).algorithm == "fake/honest"
+
+
+def test_measurements_hold_for_one_max_workspace(quick):
+    with registered(Fake("a"), Fake("b")), fc.options(backend="fake"):
+        fc.tune(PROBLEM)
+        with fc.options(max_workspace=1 << 20):
+            assert candidate("fake/a").measured is None
+        assert candidate("fake/a").measured is not None
+
+
+def test_measurements_hold_for_one_version_of_the_libraries():
+    for name in ("numpy", "numba"):
+        assert f"{name} {metadata.version(name)}" in dispatch.measured_on().split(", ")
+
+
+@pytest.mark.parametrize("call", [fc.tune, fc.warmup])
+def test_too_large_a_problem_is_told_apart(call, monkeypatch):
+    monkeypatch.setattr(testing, "_free_bytes", lambda: PROBLEM.bytes)
+    with pytest.raises(ValueError, match=rf"^problem: {TEXT} takes {3 * PROBLEM.bytes} bytes .* {PROBLEM.bytes} are"):
+        call(PROBLEM)
+    with fc.autotune():  # the arrays are there, after all
+        assert np.array_equal(conv(), Y)
+
+
+def test_free_memory_is_known():
+    assert testing._free_bytes() > PROBLEM.bytes
 
 
 def test_hopeless_candidates_are_not_measured(quick):
@@ -377,6 +479,45 @@ def test_autotune_measures_what_is_first_met(quick):
             assert liar.runs == runs + 1
 
 
+# ---------------------------------------------------------------------------- algorithms that cannot be asked
+
+
+@pytest.mark.parametrize("predicted", [math.nan, -1.0, math.inf])
+def test_a_prediction_that_is_no_time_is_a_refusal(predicted):
+    with registered(Fake("odd", predicted=predicted)):
+        assert candidate("fake/odd").refusal == f"predicts that a run takes {predicted} seconds"
+        assert np.array_equal(conv(), Y)
+
+
+@pytest.mark.parametrize("method", ["refuses", "predict", "workspace_bytes", "error_bound"])
+def test_what_is_raised_when_asked_is_a_refusal(method, monkeypatch):
+    def fail(*args):
+        raise KeyError("oh")
+
+    monkeypatch.setattr(Fake, method, fail)
+    with registered(Fake("odd")):
+        assert candidate("fake/odd").refusal == "raised KeyError when it was asked: 'oh'"
+        assert np.array_equal(conv(), Y)
+
+
+# -------------------------------------------------------------------------------------------------- no images
+
+
+def test_an_empty_batch_needs_no_algorithm():
+    empty, fake = PROBLEM.replace(n=0), Fake("idle")
+    with registered(fake):
+        for choice in (fc.explain(empty), fc.tune(empty), fc.explain(fc.conv2d, X[:0], W, padding=1)):
+            assert (choice.candidates, choice.winner) == ((), None)
+            assert str(choice).splitlines()[-1] == "  nothing: the batch is empty: nothing to compute"
+            assert json.loads(json.dumps(choice.to_dict()))["winner"] is None
+        fc.warmup([empty])
+        with fc.autotune():
+            assert fc.conv2d(X[:0], W, padding=1).shape == (0, *Y.shape[1:])
+        with pytest.raises(fc.NoAlgorithmError, match="the batch is empty"):
+            dispatch.plan_for(empty, current())
+    assert fake.plans == 0
+
+
 # ------------------------------------------------------------------------------------------- logging, warm-up
 
 
@@ -396,6 +537,55 @@ def test_warmup_plans_and_runs():
         assert seen == [TEXT, format_problem(parse_problem("max_pool2d c1 i4 k2"))]
         conv()
         assert (fake.plans, fake.runs) == (2, 3)
+
+
+def test_warmup_takes_an_op_a_problem_or_a_text():
+    fake, seen = Fake("warm"), []
+    with registered(fake):
+        for subject in (PROBLEM, TEXT):
+            fc.warmup(subject, progress=seen.append)
+        fc.warmup(fc.conv2d, X, W, padding=1, progress=seen.append)
+        assert (seen, fake.plans, fake.runs) == ([TEXT] * 3, 1, 3)
+        fc.warmup(TEXT, backend="naive")
+        assert fake.runs == 3
+        with pytest.raises(TypeError, match=r"^function: expected one of fastconv's ops"):
+            fc.warmup(7)
+
+
+VERBOSE = """
+import sys
+import fastconv, logging, numpy
+if "configured" in sys.argv:
+    logging.basicConfig(level=logging.INFO)
+x = numpy.ones((1, 1, 4, 4), numpy.float32)
+try:
+    fastconv.conv2d(x, x)
+except ValueError as error:
+    print(error)
+logging.basicConfig(level=logging.INFO)
+fastconv.conv2d(x, x[:, :, 1:, 1:])
+"""
+
+
+@pytest.mark.parametrize("configured", ["", "sys.argv.append('configured')"])
+def test_verbose_writes_every_choice_once(configured):
+    code = f"import sys; {configured}\n{VERBOSE}"
+    lines = python(code, FASTCONV_VERBOSE="1", FASTCONV_BACKEND="naive").stderr.splitlines()
+    assert [line.endswith("-> naive/loops: the only one that was not refused") for line in lines] == [True, True]
+
+
+def test_unreadable_verbose_is_told_at_the_first_call():
+    done = python("import fastconv; print('imported')\n" + VERBOSE, fails=True, FASTCONV_VERBOSE="2")
+    imported, error = done.stdout.splitlines()
+    assert imported == "imported"
+    assert error.startswith("FASTCONV_VERBOSE='2': expected 0 or 1")
+    assert done.stderr.splitlines()[-1] == f"ValueError: {error}"
+
+
+def test_unreadable_threads_are_shown():
+    shown = python("from fastconv import cli; raise SystemExit(cli.main(['info']))", FASTCONV_THREADS="abc").stdout
+    (line,) = (line for line in shown.splitlines() if line.split()[:1] == ["FASTCONV_THREADS"])
+    assert "unreadable: FASTCONV_THREADS='abc'" in line
 
 
 @pytest.mark.parametrize("backend", general_backends())

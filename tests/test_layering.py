@@ -14,16 +14,20 @@ HOUSE = Path(fastconv.__file__).parent
 
 # From the ground up. A module imports from the floors below its own, never from its own or from above.
 FLOORS = (
-    ("_version", "problem", "environment", "files", "progress"),
+    ("_version", "sizes", "environment", "files", "progress"),
+    ("arguments",),
+    ("record",),
+    ("problem",),
     ("notation", "geometry", "epilogue", "arrays", "options", "tuning"),
-    ("machine", "arguments", "networks"),
-    ("algorithm", "lowering"),
+    ("machine", "networks"),
+    ("algorithm",),
     ("registry", "backends"),
     ("testing",),
     ("contest",),
     ("dispatch",),
     ("repeat",),
     ("call",),
+    ("lowering",),
     ("ops", "columns", "pooling"),
     ("grad",),
     ("choice",),

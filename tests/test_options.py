@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 
 import numpy as np
@@ -90,6 +91,18 @@ def test_options_are_checked(changes, error, message):
     with pytest.raises(error, match=f"^{message}"), fc.options(**changes):
         pytest.fail("the block must not be entered")
     assert current() == Options()
+
+
+def test_options_pickle_across_processes():
+    """Hashes of strings differ from process to process: unpickled options must hash as those made there."""
+    made = Options(backend="naive", threads=2)
+    assert pickle.loads(pickle.dumps(made)) == made
+    code = f"""
+import pickle
+from fastconv.options import Options
+print({{Options(backend="naive", threads=2): "found"}}.get(pickle.loads({pickle.dumps(made)!r})))
+"""
+    assert python(code, PYTHONHASHSEED="12345").stdout.strip() == "found"
 
 
 # ---------------------------------------------------------------------------------------------------- filters

@@ -14,7 +14,8 @@ from fakes import general_backends
 
 import fastconv as fc
 from fastconv.notation import parse_problem
-from fastconv.problem import ConvProblem, conv_output_size, pool_output_size
+from fastconv.problem import ConvProblem
+from fastconv.sizes import conv_output_size, pool_output_size
 
 FILTER = np.array([[2, 0, 1], [0, 1, 2], [1, 0, 2]], np.float32)[None, None]
 EDGES = np.tile(np.array([-1, 0, 1], np.float32), (1, 1, 3, 1))

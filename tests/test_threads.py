@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import math
 import multiprocessing
+import os
 import sys
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
-from fakes import general_backends
+from fakes import Fake, general_backends
+from threadpoolctl import threadpool_info
 
 import fastconv as fc
 from fastconv import registry, testing
+from fastconv.backends.im2col import blas
 from fastconv.notation import parse_problem
+from fastconv.options import current
 
 TEXTS = [
     "conv2d n1 c16 i24 oc24 k3 p1 bias relu",
@@ -31,6 +39,19 @@ TEXTS = [
     "unfold n2 c8 i12 k3 p1",
 ]
 PROBLEMS = [parse_problem(text) for text in TEXTS]
+
+# Work for several threads, in every family.
+LARGE = [
+    parse_problem(text)
+    for text in (
+        "conv2d n1 c64 i56 oc64 k3 p1 bias relu",
+        "conv2d n4 c64 i28 oc96 k1",
+        "conv2d:dgrad n1 c64 i56 oc64 k3 p1",
+        "conv2d:wgrad n4 c64 i28 oc64 k3 p1",
+        "max_pool2d n2 c32 i56 k3 s2 p1 indices",
+        "avg_pool2d:dgrad n2 c32 i56 k3 s1 p1",
+    )
+]
 
 
 @pytest.mark.parametrize("key", [a.key for a in registry.algorithms()])
@@ -74,35 +95,108 @@ def test_public_functions_in_threads(backend):
             assert all(np.array_equal(a, b) for a, b in zip(wanted, got, strict=True))
 
 
+def blas_threads() -> list[int]:
+    return [library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"]
+
+
+def limited_run(threads: int) -> bool:
+    """Run a convolution on so many threads of BLAS; return whether it was right."""
+    x, w = testing.integer_inputs(LIMITED)
+    with fc.options(backend="im2col", threads=threads):
+        return np.array_equal(fc.conv2d(x, w, padding=1), LIMITED_RESULT)
+
+
+LIMITED = parse_problem("conv2d n1 c16 i40 oc16 k3 p1")
+LIMITED_RESULT = testing.run(registry.find("im2col/gemm"), LIMITED, testing.integer_inputs(LIMITED))[0]
+
+
+@contextmanager
+def limited_for_ever(threads: int) -> Iterator[None]:
+    """Have four Python threads run one after another under a limit, so that it is always in force."""
+    done = threading.Event()
+
+    def work() -> bool:
+        x, w = testing.integer_inputs(LIMITED)
+        with fc.options(backend="im2col", threads=threads):
+            while not done.is_set():
+                fc.conv2d(x, w, padding=1)
+        return True
+
+    with ThreadPoolExecutor(4) as pool:
+        workers = [pool.submit(work) for _ in range(4)]
+        try:
+            yield
+        finally:
+            done.set()
+            assert all(worker.result() for worker in workers)
+
+
 def test_limits_on_threads_leave_blas_as_it_was():
     """Whatever the order in which threads that limit BLAS come and go."""
-    threadpoolctl = pytest.importorskip("threadpoolctl")
-
-    def blas() -> list[int]:
-        return [lib["num_threads"] for lib in threadpoolctl.threadpool_info() if lib["user_api"] == "blas"]
-
-    x, w = testing.integer_inputs(parse_problem("conv2d n1 c2 i8 oc2 k3 p1"))
-    expected = fc.conv2d(x, w, padding=1, backend="im2col")
-    before = blas()
-
-    def work(threads: int) -> bool:
-        with fc.options(backend="im2col", threads=threads):
-            return all(np.array_equal(fc.conv2d(x, w, padding=1), expected) for _ in range(200))
-
+    before = blas_threads()
+    assert before
     with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(work, [1, 2, 3, 1, 2, 1, 3, 1] * 8))
-    assert blas() == before
+        assert all(pool.map(limited_run, [1, 2, 3, 1, 2, 1, 3, 1] * 30))
+    assert blas_threads() == before
 
 
-def test_number_of_threads_does_not_change_deterministic_results():
-    for problem in PROBLEMS:
-        for algorithm in registry.algorithms():
-            if algorithm.deterministic and algorithm.refuses(problem) is None:
-                inputs, results = testing.random_inputs(problem), []
-                for threads in (1, 2, None):
-                    with fc.options(threads=threads):
-                        results.append(testing.run(algorithm, problem, inputs))
-                assert all(np.array_equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
+def test_limits_on_threads_take_turns():
+    """Who asks for another limit waits for those before, not for all that come."""
+    with limited_for_ever(1), ThreadPoolExecutor(1) as pool:
+        for threads in (2, 3, 2):
+            assert pool.submit(limited_run, threads).result(timeout=60)
+
+
+def test_a_limit_that_was_interrupted_while_waiting_lets_others_pass():
+    class Interrupted(threading.Condition):
+        def wait(self, timeout=None):
+            raise KeyboardInterrupt
+
+    limit = blas._Limit()
+    with limit(1):
+        whole, limit._changed = limit._changed, Interrupted()
+        with pytest.raises(KeyboardInterrupt), limit(2):
+            pass
+        limit._changed = whole
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(limit._enter, 2).result(timeout=60) is None
+        assert pool.submit(limit._leave).result(timeout=60) is None
+
+
+def test_without_threadpoolctl_a_limit_below_the_cores_is_refused(monkeypatch):
+    monkeypatch.setattr(blas, "_has_threadpoolctl", lambda: False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    gemm = registry.find("im2col/gemm")
+    for threads, refused in ((None, False), (1, True), (3, True), (4, False), (64, False)):
+        with fc.options(threads=threads):
+            assert ("threadpoolctl" in (gemm.refuses(LIMITED) or "")) == refused
+            if not refused:
+                result = testing.run(gemm, LIMITED, testing.integer_inputs(LIMITED))[0]
+                assert np.array_equal(result, LIMITED_RESULT)
+
+
+def same_on_any_number_of_threads(algorithm, problem) -> bool:
+    inputs, results = testing.random_inputs(problem), []
+    for threads in (1, 2, 3, None):
+        with fc.options(threads=threads):
+            results.append(testing.run(algorithm, problem, inputs))
+    return all(np.array_equal(a, b) for r in results[1:] for a, b in zip(r, results[0], strict=True))
+
+
+@pytest.mark.parametrize("key", [a.key for a in registry.algorithms() if a.deterministic])
+def test_number_of_threads_does_not_change_deterministic_results(key):
+    algorithm = registry.find(key)
+    cases = [p for p in PROBLEMS + LARGE * (not algorithm.fallback) if algorithm.refuses(p) is None]
+    assert cases
+    for problem in cases:
+        assert same_on_any_number_of_threads(algorithm, problem), problem
+
+
+def test_a_number_of_threads_that_changes_results_is_noticed():
+    def drift(problem, outputs):
+        outputs[0][...] *= 1 + math.ulp(1.0) * 2**29 * (current().threads or 0)
+
+    assert not same_on_any_number_of_threads(Fake("drifting", spoil=drift), PROBLEMS[0])
 
 
 def _child(cases: list, answers) -> None:
@@ -133,6 +227,26 @@ def test_a_forked_child_computes():
         assert not exact or np.array_equal(result, expected), key
         bound = registry.find(key).error_bound(problem)
         testing.compare(problem, (result,), testing.Exact(*_first(testing.exact(problem, inputs))), bound)
+
+
+def _limited_child(before: list[int]) -> None:
+    os._exit(0 if blas_threads() == before and limited_run(2) and blas_threads() == before else 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is safe, and used, on Linux alone")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_while_blas_is_limited_has_no_limit():
+    """The threads that hold the limit, or wait for it, are not in the child."""
+    before = blas_threads()
+    context = multiprocessing.get_context("fork")
+    with limited_for_ever(1):  # one, since OpenBLAS itself cannot be forked while its threads compute
+        for _ in range(10):
+            child = context.Process(target=_limited_child, args=(before,))
+            child.start()
+            child.join(60)
+            if child.exitcode is None:
+                child.kill()
+            assert child.exitcode == 0
 
 
 def _first(exact: testing.Exact) -> tuple:

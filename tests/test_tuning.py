@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -215,7 +216,7 @@ def test_a_failed_write_leaves_the_file_as_it_was(path, monkeypatch):
     before = path.read_bytes()
 
     def fail(descriptor):
-        raise OSError("the disk is full")
+        raise OSError(errno.ENOSPC, "the disk is full")
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.warns(RuntimeWarning, match="the disk is full"):
@@ -329,6 +330,21 @@ def test_export_and_merge(path, tmp_path):
     # And the other way round the later one wins as well.
     assert first.merge(second.path) == 1
     assert Database(path).lookup("conv2d", MACHINE) == {"a/b": 0.4, "c/d": 0.7, "e/f": None}
+
+
+def test_a_clock_that_was_ahead_does_not_win_for_ever(path, tmp_path, monkeypatch):
+    ahead = Database(tmp_path / "ahead.json")
+    with monkeypatch.context() as patch:
+        later = time.time() + 1e6
+        patch.setattr(time, "time", lambda: later)
+        ahead.record("conv2d", MACHINE, {"a/b": 0.1, "c/d": 0.7})
+    here = Database(path)
+    here.record("conv2d", MACHINE, {"a/b": 0.5})
+    here.merge(ahead.path)
+    assert here.lookup("conv2d", MACHINE) == {"a/b": 0.5, "c/d": 0.7}
+    again = Database(ahead.path)
+    again.record("conv2d", MACHINE, {"a/b": 0.5})
+    assert Database(ahead.path).lookup("conv2d", MACHINE) == {"a/b": 0.5, "c/d": 0.7}
 
 
 def test_merge_of_no_database_is_an_error(path, tmp_path):

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import NamedTuple
 
 from fastconv import epilogue
 from fastconv.backends.cpu.registers import Simd
-from fastconv.geometry import source_index
+from fastconv.geometry import Axis, axes_of
 from fastconv.problem import AXES, ConvProblem, Sizes
 
 # What fuses, as (slope below zero, floor, cap); the others are applied afterwards.
@@ -66,43 +64,17 @@ def _step_cycles(pixels: int, vectors: int) -> float:
     return max(pixels * vectors, pixels + vectors, 8) / 2 + 1
 
 
-class Axis(NamedTuple):
-    """One spatial axis."""
-
-    size: int
-    out: int
-    kernel: int
-    stride: int
-    dilation: int
-    before: int
-    table: Any
-
-    @property
-    def extent(self) -> int:
-        """Padded positions that are read."""
-        return len(self.table)
-
-    @property
-    def inside(self) -> tuple[int, int]:
-        """The padded positions that are the input itself."""
-        return self.before, min(self.before + self.size, self.extent)
-
-    def span(self, positions: int) -> int:
-        """Return how many padded positions some output positions in a row read."""
-        return (positions - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
-
-
-def axes_of(problem: ConvProblem) -> tuple[Axis, ...]:
+def lifted_axes(problem: ConvProblem) -> tuple[Axis, ...]:
     """Return depth, rows and columns; axes that the problem lacks have size 1."""
-    axes = [Axis(1, 1, 1, 1, 1, 0, np.zeros(1, np.int64))] * (len(AXES) - problem.ndim)
-    for size, out, kernel, stride, dilation, (before, _) in zip(
-        problem.input_size, problem.output_size, problem.kernel_size, problem.stride, problem.dilation, problem.padding,
-        strict=True,
-    ):  # fmt: skip
-        axis = Axis(size, out, kernel, stride, dilation, before, np.zeros(0))
-        table = source_index(np.arange(axis.span(out)) - before, size, problem.padding_mode)
-        axes.append(axis._replace(table=np.ascontiguousarray(table)))
-    return tuple(axes)
+    axes = axes_of(problem)
+    missing = (Axis(1, 1, 1, 1, 1, 0, "zeros"),) * (len(AXES) - problem.ndim)
+    return missing + tuple(axis for axis in axes if isinstance(axis, Axis))
+
+
+def inside(axis: Axis) -> tuple[int, int]:
+    """Return which of the padded positions that are read are the input itself."""
+    end = axis.extent(axis.out)
+    return min(axis.before, end), min(axis.before + axis.size, end)
 
 
 class Work:
@@ -123,11 +95,11 @@ class Work:
         self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
         self.size = problem.itemsize
         self.lanes = vectors.lanes(self.size)
-        self.axes = axes_of(problem)
+        self.axes = lifted_axes(problem)
         self.inputs = problem.ic // problem.groups
         self.outputs = problem.oc // problem.groups
         self.taps = math.prod(problem.kernel_size)
-        self.padded = any(axis.inside != (0, axis.extent) for axis in self.axes)
+        self.padded = any(not axis.is_inside((0, axis.out)) for axis in self.axes)
         # Where an image has one output position (a fully connected layer), a tile takes one pixel of several images.
         self.across = not self.padded and problem.n > 1 and math.prod(problem.output_size) == 1
         self.images = 1 if self.across else problem.n
@@ -182,7 +154,7 @@ class Work:
     def slab_bytes(self, band: int) -> int:
         """Bytes of the input, padding included, that a band of output rows reads."""
         depth, rows, cols = self.axes
-        return self.inputs * depth.span(1) * rows.span(band) * cols.extent * self.size
+        return self.inputs * depth.extent(1) * rows.extent(band) * cols.extent(cols.out) * self.size
 
     def seconds(self, hertz: float) -> float:
         """Return what the micro-kernel should take on one core."""

@@ -9,9 +9,10 @@ import numpy as np
 from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.direct_loops import FIELDS, loops
-from fastconv.backends.cpu.job import FUSED, Work
+from fastconv.backends.cpu.job import FUSED, Work, inside
 from fastconv.backends.cpu.packing import pack_kernel
 from fastconv.backends.cpu.scratch import address
+from fastconv.geometry import source_line
 from fastconv.problem import AXES, Sizes
 
 # Of arrays of how many different strides a plan remembers what it worked out.
@@ -51,7 +52,7 @@ class Runner:
         self._fused = problem.activation is None or problem.activation in FUSED
         # The loops look at these by address.
         self._offsets = [self._packed_offsets(vectors) for vectors in (work.tile.vectors, work.tile.tail)]
-        self._tables = [np.ascontiguousarray(axis.table) for axis in work.axes]
+        self._tables = [source_line(axis) for axis in work.axes]
         self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.dtype)
         self._activation = address(self._constants) if problem.activation in FUSED else 0
         self._has_bias, self._has_residual = problem.bias != "none", problem.residual
@@ -148,13 +149,13 @@ class Runner:
         if work.padded:
             together = xc == size and work.inputs > 1
             item = work.inputs * size if together else size
-            heights, widths = rows.span(work.band), cols.extent
+            heights, widths = rows.extent(work.band), cols.extent(cols.out)
             lh = widths * item
             ld = lh * heights
-            lc = 0 if together else ld * depth.span(1)
-            start, stop = cols.inside
+            lc = 0 if together else ld * depth.extent(1)
+            start, stop = inside(cols)
             f |= {"lines": 1 if together else work.inputs, "item": item, "lc": lc, "ld": ld, "lh": lh}
-            f |= {"depths": depth.span(1), "heights": heights, "widths": widths, "first": start, "last": stop}
+            f |= {"depths": depth.extent(1), "heights": heights, "widths": widths, "first": start, "last": stop}
             f |= {"slab_bytes": -(-work.slab_bytes(work.band) // 64) * 64}
             f |= dict(zip(("table_d", "table_h", "table_w"), map(address, self._tables), strict=True))
             f |= {"sc": size if together else lc, "sd": 0, "sh": rows.stride * lh, "sw": cols.stride * item}

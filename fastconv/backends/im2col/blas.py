@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -18,7 +21,8 @@ from fastconv.options import current
 
 def missing() -> str | None:
     """Return why the options' number of threads cannot be obeyed, None if it can."""
-    if current().threads is None or _has_threadpoolctl():
+    threads = current().threads
+    if threads is None or threads >= (os.cpu_count() or math.inf) or _has_threadpoolctl():
         return None
     return "options(threads=...) needs threadpoolctl to limit BLAS: pip install threadpoolctl"
 
@@ -29,7 +33,10 @@ def _has_threadpoolctl() -> bool:
 
 
 class _Limit:
-    """The limit in force. BLAS has one for the whole process: runs with the same share it, others take turns."""
+    """The limit in force. BLAS has one for the whole process: runs with the same share it, others take turns.
+
+    Turns are taken in the order of coming: who wants the limit in force waits behind those who wait for another.
+    """
 
     def __init__(self) -> None:
         # Finding the loaded libraries takes a hundred microseconds, setting a limit six.
@@ -37,49 +44,84 @@ class _Limit:
         self._controller = library.ThreadpoolController()
         # Of late the thread that set a limit is the only one that may change it, until it lets go.
         self._let_go = getattr(library.OpenBLASController, "clear_controlling_thread", lambda force: None)
+        self._in_force: Any = None
+        self._forget_others()
+
+    def _forget_others(self) -> None:
         self._changed = threading.Condition()
+        self._queue: deque[object] = deque()
         self._threads = 0
         self._users = 0
-        self._in_force: Any = None
 
     @contextmanager
     def __call__(self, threads: int) -> Iterator[None]:
-        with self._changed:
-            while self._users and self._threads != threads:
-                self._changed.wait()
-            if not self._users:
-                self._threads = threads
-                self._let_go(force=True)
-                self._in_force = self._controller.limit(limits=threads, user_api="blas")
-            self._users += 1
+        self._enter(threads)
         try:
             yield
         finally:
-            with self._changed:
-                self._users -= 1
+            self._leave()
+
+    def _enter(self, threads: int) -> None:
+        with self._changed:
+            self._queue.append(turn := object())
+            try:
+                while self._queue[0] is not turn or self._users and self._threads != threads:
+                    self._changed.wait()
                 if not self._users:
                     self._let_go(force=True)
-                    self._in_force.restore_original_limits()
-                    self._changed.notify_all()
+                    self._in_force = self._controller.limit(limits=threads, user_api="blas")
+                    self._threads = threads
+                self._users += 1
+            finally:
+                self._queue.remove(turn)
+                self._changed.notify_all()
+
+    def _leave(self) -> None:
+        with self._changed:
+            self._users -= 1
+            if not self._users:
+                self._lift()
+                self._changed.notify_all()
+
+    def _lift(self) -> None:
+        self._let_go(force=True)
+        self._in_force.restore_original_limits()
+        self._in_force = None
+
+    def after_fork(self) -> None:
+        """In a child, where only the thread that forked lives on: nobody else is inside, waits, or holds a lock."""
+        if self._in_force is not None:
+            self._lift()
+        self._forget_others()
 
 
 _making = threading.Lock()
-
-
-@cache
-def _made() -> _Limit:
-    return _Limit()
+_made: _Limit | None = None
 
 
 def _limit() -> _Limit:
+    global _made
     with _making:  # two of them would not know of each other
-        return _made()
+        if _made is None:
+            _made = _Limit()
+        return _made
+
+
+def _after_fork() -> None:
+    global _making
+    _making = threading.Lock()
+    if _made is not None:
+        _made.after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def limited(run: Run) -> Run:
     """Return ``run`` under the number of threads of the options in force now."""
     threads = current().threads
-    if threads is None:
+    if threads is None or not _has_threadpoolctl():
         return run
     limit = _limit()
 

@@ -16,7 +16,8 @@ from fastconv.backends.im2col.cut import grid, ranges, shrink, slices
 from fastconv.backends.im2col.job import C, G, Job, M, N, job
 from fastconv.backends.im2col.matrices import Matrix, multiply, packed
 from fastconv.backends.im2col.model import convolution_seconds
-from fastconv.backends.im2col.slabs import Range, Scratch, extent, fill, fold, is_inside, region, windows
+from fastconv.backends.im2col.slabs import Scratch, extent, fill, fold, is_inside, region, windows
+from fastconv.geometry import Range
 from fastconv.machine import Machine
 from fastconv.options import current
 from fastconv.problem import ConvProblem, Sizes
@@ -30,8 +31,8 @@ class Gemm(Algorithm):
 
     name = "gemm"
     backend = "im2col"
-    # OpenBLAS splits the sums of a matrix-vector product (and of some small double products) between
-    # threads: other bits for another number of threads, the same bits for the same number.
+    # OpenBLAS cuts long sums in two, at a multiple of its tile on one thread and in the middle on several, and
+    # splits those of a matrix-vector product: other bits for another number of threads, the same for the same.
     deterministic: ClassVar[bool] = False
 
     def refuses(self, problem: AnyProblem) -> str | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import product
 from typing import TypeAlias
 
-from fastconv.backends.im2col.slabs import Range
+from fastconv.geometry import Range
 from fastconv.problem import Sizes
 
 Block: TypeAlias = Sizes

@@ -9,9 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastconv import epilogue
 from fastconv.backends.im2col.cut import COLUMNS_BYTES, Block, numpy_buffers, readable, shrink
 from fastconv.backends.im2col.matrices import NARROW, Form, Matrix, form, natural_strides
-from fastconv.backends.im2col.slabs import axes_of, extent
+from fastconv.backends.im2col.slabs import even_axes, extent
 from fastconv.problem import DTYPES, ConvProblem
 
 # Where the axes of a block stand: images, groups, channels of a group in and out, then the output's axes.
@@ -23,8 +24,7 @@ _WIDE = 512
 # A bias's gradient is a product with this many ones at most; they stay in the L2 cache.
 _ONES = 1 << 16
 
-# Temporaries that an activation allocates, in arrays of the size it is given; the others work in place.
-_TEMPORARIES = {"sigmoid": 4, "leaky_relu": 1}
+# An activation that needs temporaries is applied to pieces that keep them below this.
 _EPILOGUE_BYTES = 1 << 20
 
 
@@ -56,7 +56,7 @@ class Job:
         self.is_half = problem.dtype != problem.accumulator
         self.is_last = problem.layout == "channels_last"
         self.is_local = problem.is_local and problem.direction != "bgrad"
-        self.axes = axes_of(problem) or ()
+        self.axes = even_axes(problem) or ()
         self.form: Form = form(problem)
         g = problem.groups
         self.taps = math.prod(problem.kernel_size)
@@ -64,7 +64,7 @@ class Job:
         self._epilogue = problem.direction in ("fprop", "dgrad") and (
             problem.bias != "none" or problem.residual or problem.activation is not None
         )
-        temporaries = _TEMPORARIES.get(problem.activation or "", 0) * self.dtype.itemsize
+        temporaries = epilogue.TEMPORARIES.get(problem.activation or "", 0) * self.dtype.itemsize
         self._finish_bytes = min(limit // 16, _EPILOGUE_BYTES) if temporaries else 0
         # None: the activation works in place, on whatever is there.
         self.finish_elements = max(self._finish_bytes // temporaries, 1) if temporaries else None

@@ -77,7 +77,7 @@ def pool_seconds(problem: PoolProblem, block: Sizes, machine: Machine) -> float:
     if problem.is_max and problem.direction == "dgrad":
         return _RUN_SECONDS + _BLOCK_SECONDS * blocks + outputs * _SCATTER_SECONDS
     taps = problem.macs // outputs
-    rows = min(taps, math.prod(o)) * blocks * _ROW_SECONDS
+    rows = (taps if problem.return_indices else min(taps, math.prod(o))) * blocks * _ROW_SECONDS
     rate = _FOLD_RATE / 2 if problem.direction == "dgrad" else _FOLD_RATE
     if problem.kind == "lp_pool":
         rate /= 2

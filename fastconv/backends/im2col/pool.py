@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache, partial, reduce
-from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,8 +17,8 @@ from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.im2col.blas import quiet
 from fastconv.backends.im2col.cut import grid, numpy_buffers, readable, shrink, slices
 from fastconv.backends.im2col.model import pool_seconds
-from fastconv.backends.im2col.slabs import Range, Scratch, axes_of, extent, fill, fold, is_inside, region, windows
-from fastconv.geometry import taps, window_counts
+from fastconv.backends.im2col.slabs import Scratch, even_axes, extent, fill, fold, is_inside, region, windows
+from fastconv.geometry import Axis, Range, divisors, divisors_bytes, kernel_positions
 from fastconv.machine import Machine
 from fastconv.options import current
 from fastconv.problem import PoolProblem, Sizes
@@ -39,7 +38,7 @@ class Columns(Algorithm):
             return "solves pools, not convolutions"
         if problem.kind == "max_unpool":
             return "a scatter has no columns"
-        if axes_of(problem) is None and not _is_scatter(problem):
+        if even_axes(problem) is None and not _is_scatter(problem):
             return f"the adaptive windows from {problem.input_size} to {problem.output_size} are uneven or repeated"
         return _job(problem).refusal
 
@@ -72,12 +71,12 @@ class _Job:
     def __init__(self, problem: PoolProblem, limit: int) -> None:
         self.problem, self.limit = problem, limit
         self.kind = problem.kind
-        self.axes = axes_of(problem) or ()
+        self.axes = even_axes(problem) or ()
         copies = self.kind == "unfold" and problem.direction == "fprop"
         self.is_half = problem.dtype != problem.accumulator and not copies
         self.itemsize = 4 if self.is_half else problem.itemsize
-        self.every_tap = list(product(*(range(axis.kernel) for axis in self.axes)))
-        self.taps = len(self.every_tap)
+        self.kernel = tuple(axis.kernel for axis in self.axes)
+        self.taps = math.prod(self.kernel)
         self.whole = (problem.n, problem.c, *problem.output_size)
         spatial = range(2, len(self.whole))
         self.is_last = problem.layout == "channels_last"
@@ -118,8 +117,8 @@ class _Job:
             total += self._map(block)
         if self.kind != "unfold":
             total += outputs * self.itemsize * (self.is_half if forward else 1)
-            total += 24 * positions  # divisors and indices of a position
-            total += outputs * (16 if self.problem.return_indices else 1)  # ranks and their indices; a mask
+            total += divisors_bytes(o)  # flat indices take no more
+            total += outputs + (15 * outputs + 40 * self.taps) * self.problem.return_indices  # a mask; ranks, indices
         return total
 
     def _lasting(self, block: Sizes) -> int:
@@ -184,10 +183,10 @@ def _reduce_with(work: _Job, ufunc: np.ufunc, view: Any, result: Any) -> None:
     if work.taps > math.prod(result.shape[2:]):
         ufunc.reduce(view, axis=tuple(range(2, 2 + spatial)), out=result)
         return
-    first, *others = work.every_tap
-    result[...] = _row(view, first)
-    for tap in others:
-        ufunc(result, _row(view, tap), out=result)
+    rows = (_row(view, tap) for tap in kernel_positions(work.kernel))
+    result[...] = next(rows)
+    for row in rows:
+        ufunc(result, row, out=result)
 
 
 def _max(work: _Job, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
@@ -208,18 +207,18 @@ def _write_indices(work: _Job, view: Any, result: Any, indices: Any, part: Seque
     highest = 2 * work.taps
     rank = np.zeros(result.shape, np.min_scalar_type(highest))
     has_nan = np.isnan(result).any()
-    tables = [table[slice(*o)] for table, o in zip(taps(work.problem), part, strict=True)]
+    starts = _starts(work, part)
     bordered = not is_inside(work.axes, part)
-    for i, tap in enumerate(work.every_tap):
+    for i, tap in enumerate(kernel_positions(work.kernel)):
         row = _row(view, tap)
         holds = row == result
         if bordered:
-            holds &= _outer(np.logical_and, [table[:, k] >= 0 for table, k in zip(tables, tap, strict=True)])
+            holds &= _outer(np.logical_and, map(_reads_input, work.axes, starts, tap))
         np.maximum(rank, np.multiply(holds, rank.dtype.type(work.taps - i)), out=rank)
         if has_nan:
             np.maximum(rank, np.multiply(np.isnan(row), rank.dtype.type(work.taps + 1 + i)), out=rank)
     indices[...] = _tap_offsets(work)[rank]
-    indices += _window_offsets(work, part)
+    indices += _flat_index(starts, work.problem.input_size)
     np.copyto(indices, -1, where=rank == 0)
 
 
@@ -230,9 +229,15 @@ def _tap_offsets(work: _Job) -> Any:
     return np.concatenate([offsets[:1], offsets[::-1], offsets])
 
 
-def _window_offsets(work: _Job, part: Sequence[Range]) -> Any:
-    starts = (np.arange(*o) * axis.stride - axis.before for axis, o in zip(work.axes, part, strict=True))
-    return _flat_index(starts, work.problem.input_size)
+def _starts(work: _Job, part: Sequence[Range]) -> list[Any]:
+    """Return, along every axis, where the windows start."""
+    return [np.arange(*o) * axis.stride - axis.before for axis, o in zip(work.axes, part, strict=True)]
+
+
+def _reads_input(axis: Axis, starts: Any, k: int) -> Any:
+    """Return whether windows that start there read the input, not padding, through a kernel position."""
+    position = starts + k * axis.dilation
+    return (position >= 0) & (position < axis.size)
 
 
 def _flat_index(positions: Iterable[Any], size: Sizes) -> Any:
@@ -249,8 +254,7 @@ def _outer(ufunc: np.ufunc, vectors: Iterable[Any]) -> Any:
 
 def _divisor(work: _Job, part: Sequence[Range]) -> Any:
     """Return what the sums of a block's windows are divided by, shape (output positions)."""
-    counts = (count[slice(*o)] for count, o in zip(window_counts(work.problem), part[2:], strict=True))
-    divisor = _outer(np.multiply, counts)
+    divisor = divisors(work.problem, part[2:])
     if work.kind == "lp_pool":
         divisor = divisor / math.prod(work.problem.kernel_size)
     return divisor.astype(np.float64 if work.problem.dtype == "float64" else np.float32, copy=False)
@@ -330,8 +334,8 @@ def _fold(work: _Job, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None
 
 def _same_for_every_tap(work: _Job, share: Any) -> Any:
     spatial = range(2, share.ndim)
-    kernel = tuple(axis.kernel for axis in work.axes)
-    return np.broadcast_to(np.expand_dims(share, tuple(spatial)), (*share.shape[:2], *kernel, *share.shape[2:]))
+    shape = (*share.shape[:2], *work.kernel, *share.shape[2:])
+    return np.broadcast_to(np.expand_dims(share, tuple(spatial)), shape)
 
 
 def _average_dgrad(work: _Job, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:

@@ -15,89 +15,20 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.geometry import source_index, taps
+from fastconv.geometry import Axis, Range, axes_of, kernel_positions, source_index
 from fastconv.problem import ConvProblem, PoolProblem, Sizes
 
-Range: TypeAlias = tuple[int, int]
 
-
-class Axis(NamedTuple):
-    """One spatial axis: evenly spaced windows of a size on a padded line."""
-
-    size: int
-    out: int
-    kernel: int
-    stride: int
-    dilation: int
-    before: int
-    mode: str
-
-    def extent(self, positions: int) -> int:
-        """Return how much of the padded line that many neighbouring windows span."""
-        return (positions - 1) * self.stride + (self.kernel - 1) * self.dilation + 1
-
-    def span(self, outputs: Range) -> Range:
-        """Return what these windows span, counted from the first input element."""
-        first = outputs[0] * self.stride - self.before
-        return first, first + self.extent(outputs[1] - outputs[0])
-
-    def is_inside(self, outputs: Range) -> bool:
-        """Whether these windows read no padding."""
-        first, last = self.span(outputs)
-        return first >= 0 and last <= self.size
-
-    @property
-    def is_point(self) -> bool:
-        """Whether the windows are the elements themselves."""
-        return self.kernel == 1 and self.stride == 1 and self.out == self.size and self.before == 0
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether the one window is the line itself."""
-        return self.out == 1 and self.kernel == self.size and self.before == 0 and self._is_dense
-
-    @property
-    def is_tiled(self) -> bool:
-        """Whether every element is read exactly once, in order."""
-        tiles = self.out == 1 or self.stride == self.kernel
-        return tiles and self._is_dense and self.before == 0 and self.out * self.kernel == self.size
-
-    @property
-    def _is_dense(self) -> bool:
-        return self.dilation == 1 or self.kernel == 1
-
-
-def axes_of(problem: ConvProblem | PoolProblem) -> tuple[Axis, ...] | None:
+def even_axes(problem: ConvProblem | PoolProblem) -> tuple[Axis, ...] | None:
     """Return the axes of a problem, None if windows of an adaptive pool are uneven or repeated."""
-    if isinstance(problem, PoolProblem) and problem.is_adaptive:
-        axes = tuple(map(_even_axis, problem.input_size, taps(problem)))
-        return None if None in axes else axes  # type: ignore[return-value]
-    mode = problem.padding_mode if isinstance(problem, ConvProblem) else "zeros"
-    return tuple(
-        Axis(size, out, kernel, stride, dilation, before, mode)
-        for size, out, kernel, stride, dilation, (before, _) in zip(
-            problem.input_size,
-            problem.output_size,
-            problem.kernel_size,
-            problem.stride,
-            problem.dilation,
-            problem.padding,
-            strict=True,
-        )
-    )
-
-
-def _even_axis(size: int, table: Any) -> Axis | None:
-    out, kernel = table.shape
-    stride = int(table[1, 0]) if out > 1 else 1
-    if stride == 0:  # the same window again: what goes back through it would not add up
-        return None
-    even = np.arange(out)[:, None] * stride + np.arange(kernel)
-    return Axis(size, out, kernel, stride, 1, 0, "zeros") if np.array_equal(table, even) else None
+    axes = axes_of(problem)
+    # A window that is repeated has stride 0: what goes back through such a view would not add up.
+    even = tuple(axis for axis in axes if isinstance(axis, Axis) and axis.stride)
+    return even if len(even) == len(axes) else None
 
 
 class Run(NamedTuple):
@@ -110,24 +41,19 @@ class Run(NamedTuple):
 
 @lru_cache(maxsize=4096)
 def _runs(axis: Axis, outputs: Range) -> tuple[Run, ...]:
-    source = source_index(np.arange(*axis.span(outputs)), axis.size, axis.mode)
-    step = np.diff(source)
-    found, start = [], 0
-    while start < len(source):
-        if source[start] < 0:
-            start += 1
+    """Return the runs of the border before the input, of the input, and of the border after it."""
+    (first, last), size = axis.span(outputs), axis.size
+    found = []
+    for start, stop in ((first, min(last, 0)), (max(first, 0), min(last, size)), (max(first, size), last)):
+        if start >= stop:
             continue
-        first, stride = int(source[start]), 0
-        last = start
-        if start < len(step) and source[start + 1] >= 0 and abs(step[start]) <= 1:
-            stride = int(step[start])
-            ends = np.flatnonzero((step[start:] != stride) | (source[start + 1 :] < 0))
-            last = start + int(ends[0]) if len(ends) else len(source) - 1
-        count = last - start + 1
-        end = first + stride * count
-        picked = slice(first, end if end >= 0 else None, stride) if stride else slice(first, first + 1)
-        found.append(Run(slice(start, last + 1), picked, stride == 0 and count > 1))
-        start = last + 1
+        begin, end = source_index(np.array([start, stop - 1]), size, axis.mode).tolist()
+        if begin < 0:  # zero padding
+            continue
+        step = -1 if end < begin else 1
+        beyond = end + step
+        source = slice(begin, beyond if beyond >= 0 else None, step)
+        found.append(Run(slice(start - first, stop - first), source, begin == end and stop - start > 1))
     return tuple(found)
 
 
@@ -229,7 +155,7 @@ def fold(columns: Any, dx: Any, axes: Sequence[Axis], outputs: Sequence[Range], 
     if all(axis.is_tiled for axis in axes):
         view[...] = columns
         return
-    for tap in product(*(range(axis.kernel) for axis in axes)):
+    for tap in kernel_positions(tuple(axis.kernel for axis in axes)):
         view[(*lead, *tap)] += columns[(*lead, *tap)]
     if not inside:
         spread(target, dx, axes, outputs)

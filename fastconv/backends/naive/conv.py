@@ -8,8 +8,9 @@ from typing import Any
 from fastconv import epilogue
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.naive import views
+from fastconv.geometry import taps_bytes
 from fastconv.machine import Machine
-from fastconv.problem import ConvProblem
+from fastconv.problem import DTYPES, ConvProblem
 
 # Multiply-adds a second, and seconds a call: measured on a 3 GHz server core.
 RATE = 0.4e9
@@ -30,7 +31,11 @@ class Loops(Algorithm):
         return OVERHEAD + problem.macs / RATE
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        return widened_bytes(problem)
+        assert isinstance(problem, ConvProblem)
+        if problem.direction == "bgrad":
+            return widened_bytes(problem)
+        temporaries = epilogue.TEMPORARIES.get(problem.activation or "", 0) * math.prod(problem.result_shape)
+        return widened_bytes(problem) + taps_bytes(problem) + temporaries * DTYPES[problem.accumulator]
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.naive import loops
@@ -38,11 +43,11 @@ class Loops(Algorithm):
         assert isinstance(problem, ConvProblem)
         direction, dtype = problem.direction, problem.accumulator
         loop = getattr(loops, direction)(dtype)
-        tables = () if direction == "bgrad" else views.lift_taps(problem)
         names = [operand.name for operand in problem.inputs]
         result_name = problem.outputs[0].name
 
         def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+            tables = () if direction == "bgrad" else views.lift_taps(problem)
             arrays = {name: views.readable(array, dtype) for name, array in zip(names, inputs, strict=True)}
             bias, residual = arrays.pop("bias", None), arrays.pop("residual", None)
             with views.accumulating(outputs[0], dtype) as result:

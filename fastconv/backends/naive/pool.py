@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy as np
 from fastconv.algorithm import Algorithm, AnyProblem, Plan, Run
 from fastconv.backends.naive import views
 from fastconv.backends.naive.conv import OVERHEAD, widened_bytes
-from fastconv.geometry import window_counts
+from fastconv.geometry import Table, divisors, divisors_bytes, taps_bytes
 from fastconv.machine import Machine
 from fastconv.problem import DTYPES, PoolProblem
 
@@ -45,7 +44,12 @@ class PoolLoops(Algorithm):
         assert isinstance(problem, PoolProblem)
         like_x, like_y = _TEMPORARIES.get((problem.kind, problem.direction), (0, 0))
         elements = like_x * math.prod(problem.x_shape) + like_y * math.prod(problem.y_shape)
-        return widened_bytes(problem) + elements * DTYPES[problem.accumulator]
+        total = widened_bytes(problem) + elements * DTYPES[problem.accumulator]
+        if _KINDS[problem.kind][problem.direction] not in _BY_INDICES:
+            total += taps_bytes(problem)
+        if "avg" in problem.kind or problem.kind == "lp_pool":
+            total += divisors_bytes(problem.output_size)
+        return total
 
     def plan(self, problem: AnyProblem) -> Plan:
         assert isinstance(problem, PoolProblem)
@@ -56,29 +60,29 @@ def _image(problem: PoolProblem, array: Any) -> Any:
     return views.lift(array, 2, ndim=problem.ndim)
 
 
-def _columns(problem: PoolProblem, array: Any) -> Any:
+def _columns(problem: PoolProblem, array: Any, tables: tuple[Table, ...]) -> Any:
     """View y or dy as (N, C, kernel, output): unfolded already, or the same for every kernel position."""
     if problem.op == "unfold":
         array = array.reshape(problem.n, problem.c, *problem.kernel_size, *problem.output_size)
         return views.lift(array, 2, 5, ndim=problem.ndim)
-    kernel = tuple(table.shape[1] for table in views.lift_taps(problem))
+    kernel = tuple(table.shape[1] for table in tables)
     array = np.expand_dims(_image(problem, array), (2, 3, 4))
     return views.spread(array, array.shape[:2] + kernel + array.shape[5:])
 
 
 def _divisors(problem: PoolProblem) -> Any:
-    return reduce(np.multiply.outer, window_counts(problem)).astype(problem.accumulator)
+    return divisors(problem).astype(problem.accumulator, copy=False)
 
 
 def _unfold(problem: PoolProblem) -> Run:
     from fastconv.backends.naive import loops
 
-    dtype, tables, gather = problem.accumulator, views.lift_taps(problem), loops.gather(problem.accumulator)
+    dtype, gather = problem.accumulator, loops.gather(problem.accumulator)
 
     def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        x = views.readable(inputs[0], dtype)
+        x, tables = views.readable(inputs[0], dtype), views.lift_taps(problem)
         with views.accumulating(outputs[0], dtype) as y:
-            gather(_image(problem, x), *tables, _columns(problem, y))
+            gather(_image(problem, x), *tables, _columns(problem, y, tables))
 
     return run
 
@@ -86,33 +90,33 @@ def _unfold(problem: PoolProblem) -> Run:
 def _fold(problem: PoolProblem) -> Run:
     from fastconv.backends.naive import loops
 
-    dtype, tables, scatter = problem.accumulator, views.lift_taps(problem), loops.scatter(problem.accumulator)
+    dtype, scatter = problem.accumulator, loops.scatter(problem.accumulator)
 
     def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        dy = views.readable(inputs[0], dtype)
+        dy, tables = views.readable(inputs[0], dtype), views.lift_taps(problem)
         with views.accumulating(outputs[0], dtype) as dx:
-            scatter(_columns(problem, dy), *tables, _image(problem, dx))
+            scatter(_columns(problem, dy, tables), *tables, _image(problem, dx))
 
     return run
 
 
 def _average(problem: PoolProblem) -> Run:
     """The sum over a window is an unfold on top of itself."""
-    dtype, divisors, unfold = problem.accumulator, _divisors(problem), _unfold(problem)
+    dtype, unfold = problem.accumulator, _unfold(problem)
 
     def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         with views.accumulating(outputs[0], dtype) as y:
             unfold(inputs, (y,))
-            y /= divisors
+            y /= _divisors(problem)
 
     return run
 
 
 def _average_dgrad(problem: PoolProblem) -> Run:
-    dtype, divisors, fold = problem.accumulator, _divisors(problem), _fold(problem)
+    dtype, fold = problem.accumulator, _fold(problem)
 
     def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        fold((views.readable(inputs[0], dtype) / divisors,), outputs)
+        fold((views.readable(inputs[0], dtype) / _divisors(problem),), outputs)
 
     return run
 
@@ -148,11 +152,10 @@ def _lp_dgrad(problem: PoolProblem) -> Run:
 def _max(problem: PoolProblem) -> Run:
     from fastconv.backends.naive import loops
 
-    dtype, tables, maximum = problem.accumulator, views.lift_taps(problem), loops.maximum(problem.accumulator)
+    dtype, maximum = problem.accumulator, loops.maximum(problem.accumulator)
 
     def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        x = views.readable(inputs[0], dtype)
-        y = outputs[0]
+        x, tables, y = views.readable(inputs[0], dtype), views.lift_taps(problem), outputs[0]
         # Indices that nobody asked for all go to one element.
         indices = outputs[1] if problem.return_indices else views.spread(np.empty(1, np.int64), y.shape)
         with views.accumulating(y, dtype) as best, views.accumulating(indices, "int64") as chosen:
@@ -179,12 +182,15 @@ def _recorded(loop: str) -> Callable[[PoolProblem], Run]:
     return planner
 
 
+_put, _put_add, _take = (_recorded(loop) for loop in ("put", "put_add", "take"))
+_BY_INDICES = (_put, _put_add, _take)
+
 _KINDS: dict[str, dict[str, Callable[[PoolProblem], Run]]] = {
-    "max_pool": {"fprop": _max, "dgrad": _recorded("put_add")},
-    "adaptive_max_pool": {"fprop": _max, "dgrad": _recorded("put_add")},
+    "max_pool": {"fprop": _max, "dgrad": _put_add},
+    "adaptive_max_pool": {"fprop": _max, "dgrad": _put_add},
     "avg_pool": {"fprop": _average, "dgrad": _average_dgrad},
     "adaptive_avg_pool": {"fprop": _average, "dgrad": _average_dgrad},
     "lp_pool": {"fprop": _lp, "dgrad": _lp_dgrad},
-    "max_unpool": {"fprop": _recorded("put"), "dgrad": _recorded("take")},
+    "max_unpool": {"fprop": _put, "dgrad": _take},
     "unfold": {"fprop": _unfold, "dgrad": _fold},
 }

@@ -12,6 +12,7 @@ import numpy as np
 from fastconv import epilogue
 from fastconv.algorithm import EPSILON, ERROR_CONSTANT, Algorithm, AnyProblem, Plan
 from fastconv.backends.reference.windows import blank, planes, positions, scatter_add
+from fastconv.geometry import taps_bytes
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -49,8 +50,9 @@ class Einsum(Algorithm):
         assert isinstance(problem, ConvProblem)
         positions = math.prod(problem.output_size)
         x, y = problem.ic * math.prod(problem.input_size), problem.oc * positions
-        gathered = problem.ic * positions
-        return 8 * (x + gathered + 2 * y + math.prod(problem.w_shape) + 2 * positions)
+        gathered, weights = problem.ic * positions, math.prod(problem.w_shape)
+        finish = (1 + epilogue.TEMPORARIES.get(problem.activation or "", 0)) * max(x, y)
+        return 8 * (2 * x + gathered + 2 * y + 2 * weights + 3 * positions + finish) + taps_bytes(problem)
 
     def error_bound(self, problem: AnyProblem) -> float:
         return ERROR_CONSTANT * EPSILON["float64"] * math.sqrt(problem.reduction)

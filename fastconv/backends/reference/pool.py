@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial, reduce
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import numpy as np
 from fastconv.algorithm import EPSILON, ERROR_CONSTANT, Algorithm, AnyProblem, Plan
 from fastconv.backends.reference.conv import PREDICTED_OVERHEAD, PREDICTED_RATE
 from fastconv.backends.reference.windows import Planes, blank, planes, positions, scatter_add
-from fastconv.geometry import window_counts
+from fastconv.geometry import divisors, divisors_bytes, taps_bytes
 from fastconv.machine import Machine
 from fastconv.problem import PoolProblem
 
@@ -35,8 +35,11 @@ class Windows(Algorithm):
         return PREDICTED_OVERHEAD + problem.macs / PREDICTED_RATE
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        x, y = math.prod(problem.input_size), math.prod(problem.output_size)
-        return 8 * sum(math.prod(a.shape[1:]) for a in problem.inputs + problem.outputs) + 8 * (x + 4 * y)
+        assert isinstance(problem, PoolProblem)
+        images = sum(math.prod(a.shape[1:]) for a in problem.inputs + problem.outputs)
+        images += 3 * math.prod(problem.y_shape[1:])
+        planes = math.prod(problem.input_size) + math.prod(problem.output_size) * 4
+        return 8 * (images + planes) + taps_bytes(problem) + divisors_bytes(problem.output_size)
 
     def error_bound(self, problem: AnyProblem) -> float:
         return ERROR_CONSTANT * EPSILON["float64"] * math.sqrt(problem.reduction)
@@ -98,7 +101,7 @@ def _sums_dgrad(problem: PoolProblem, gradient: Any) -> Any:
 
 
 def _divisors(problem: PoolProblem) -> Any:
-    return reduce(np.multiply.outer, window_counts(problem)).ravel()
+    return divisors(problem).ravel()
 
 
 def _average(problem: PoolProblem, x: Any) -> tuple[Any, ...]:

@@ -7,7 +7,6 @@ is written to it is dropped.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterator
 from typing import Any, TypeAlias
@@ -16,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastconv.algorithm import AnyProblem
-from fastconv.geometry import Table, taps
+from fastconv.geometry import Table, kernel_positions, taps
 
 Planes: TypeAlias = NDArray[np.float64]
 
@@ -26,7 +25,9 @@ def positions(problem: AnyProblem) -> Iterator[Table]:
 
     Each array has shape (output positions,) and holds ``-1`` where the window reads padding.
     """
-    for columns in itertools.product(*(table.T for table in taps(problem))):
+    tables = taps(problem)
+    for k in kernel_positions(tuple(table.shape[1] for table in tables)):
+        columns = [table[:, i] for table, i in zip(tables, k, strict=True)]
         flat: Any = np.zeros((), np.int64)
         inside: Any = np.ones((), np.bool_)
         for column, size in zip(columns, problem.input_size, strict=True):

@@ -1,1 +1,0 @@
-from fastconv.backends.cpu.compiling import fingerprint as fingerprint

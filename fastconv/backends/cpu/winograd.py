@@ -1,0 +1,102 @@
+"""Winograd's convolution, F(m x m, 3x3): fewer multiplications for 3x3 kernels at stride 1, at more rounding."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.winograd_points import TAPS
+from fastconv.backends.cpu.winograd_work import Work
+from fastconv.machine import Machine, machine
+from fastconv.problem import ConvProblem
+
+_OVERHEAD = 10e-6
+_EFFICIENCY = 0.85
+_EXPOSED = 0.5  # of the time that input and output take to move: what arithmetic does not hide
+_HERTZ = 3e9
+
+
+# All outputs of a tile have errors of about the same size, so none may be much smaller than the others.
+_PRODUCTS = 12
+
+
+def _fewest_products(problem: ConvProblem) -> int:
+    """Return how many products that are not with padding are behind an output, at least."""
+    taps = 1
+    for size, padding in zip(problem.input_size, problem.padding, strict=True):
+        seen = min(TAPS - max(0, *padding), size) if problem.padding_mode == "zeros" else TAPS
+        taps *= max(seen, 0)
+    return problem.ic // problem.groups * taps
+
+
+class Winograd(Algorithm):
+    """Tiles of m x m outputs by (m+2)^2 multiplications for each pair of channels, instead of 9 m^2."""
+
+    backend = "numba"
+    strict = False
+    m: ClassVar[int]
+    pack_rate: ClassVar[float]  # transformed weights a second
+    # What takes the place of `ERROR_CONSTANT`: the largest met was 1.9 for m = 2 and 12 for m = 4, at 3 input channels.
+    constant: ClassVar[float]
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        if not isinstance(problem, ConvProblem):
+            return "solves convolutions only"
+        if problem.direction != "fprop":
+            return "computes forward only"
+        if problem.op != "conv2d":
+            return f"works on planes, not on {problem.op}"
+        if problem.kernel_size != (TAPS, TAPS):
+            return f"takes 3x3 kernels, not {problem.kh}x{problem.kw}"
+        if problem.stride != (1, 1) or problem.dilation != (1, 1):
+            return "takes kernels of stride 1 and dilation 1 only"
+        if problem.dtype != problem.accumulator:
+            return f"computes in float32 and float64, not on {problem.dtype}"
+        if _fewest_products(problem) < _PRODUCTS:
+            return f"an output of fewer than {_PRODUCTS} products would have the error of its tile's larger ones"
+        return None
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        work = self._work(problem)
+        packed = 0 if work.problem.prepacked else work.packed_size * work.size
+        return packed + work.room
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        work = self._work(problem)
+        packing = 0.0 if work.problem.prepacked else work.packed_size / self.pack_rate
+        computing = work.block.cycles / _HERTZ / _EFFICIENCY
+        maps = sum(math.prod(shape) for shape in (work.problem.x_shape, work.problem.y_shape)) * problem.itemsize
+        return _OVERHEAD + (packing + computing + _EXPOSED * maps / machine.bandwidth) / work.workers
+
+    def error_bound(self, problem: AnyProblem) -> float:
+        return self.constant * EPSILON[problem.accumulator] * math.sqrt(problem.reduction)
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.winograd_run import Runner
+
+        runner = Runner(self._work(problem))
+        return Plan(problem, self, runner.run, runner.pack)
+
+    def _work(self, problem: AnyProblem) -> Work:
+        assert isinstance(problem, ConvProblem)
+        return Work(self.m, problem, simd(), machine().threads(), machine().l2_bytes)
+
+
+class Winograd2(Winograd):
+    """F(2x2, 3x3): 2.25 times fewer multiplications."""
+
+    name = "winograd2"
+    m = 2
+    pack_rate = 2.0e9
+    constant = 8.0
+
+
+class Winograd4(Winograd):
+    """F(4x4, 3x3): 4 times fewer multiplications."""
+
+    name = "winograd4"
+    m = 4
+    pack_rate = 1.2e9
+    constant = 32.0

@@ -1,0 +1,181 @@
+"""The loops of Winograd's convolution: between input and output everything stays in a core's cache.
+
+A unit of work is a block of tiles. Its input is transformed for all channels: ``v[point][chunk][tile][lane]``, where a
+chunk is what input channels the lanes hold. Then, for one block of output channels after another, each point is a
+matrix product, ``m[point][tile][lane]``, which is transformed back, given bias and activation, and stored.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, from_dtype, njit, types
+
+from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.memory import clear, integer, move
+from fastconv.backends.cpu.winograd_points import TAPS
+from fastconv.backends.cpu.winograd_product import call_products
+from fastconv.backends.cpu.winograd_transforms import (
+    copy_lanes,
+    gather_lanes,
+    scatter_lanes,
+    transform_input,
+    transform_output,
+    will_write,
+)
+
+# Addresses, sizes and (in bytes) strides.
+_FIELDS = """
+    x xn xg xc xh xw            | the input and its strides: image, group, channel, row, column
+    ic chunk chunks             | input channels of a group, of a chunk, and how many chunks
+    table_h table_w             | input index of each padded position, -1 for zero
+    before first last           | padding before a row; the padded columns that are the input itself
+    w wblock wpoint wlast       | the transformed weight; a block of output channels, a point of it, and of the last
+    y yn yk yh yw               | the output and its strides: image, channel, row, column
+    oc oh ow                    | output channels of a group, output sizes
+    bias activation             | addresses, 0 for none
+    vectors tail                | vectors of output channels in a block, and in a group's last block
+    product product_last        | addresses of the compiled products for either
+    blocks parts                | blocks of output channels of a group, and pieces that they are cut into
+    down across all_rows        | rows of tiles of an image, tiles of a row, rows of tiles of all images
+    rows cols                   | a block of tiles: rows, over image borders too, and tiles of a row
+    row_bands col_bands         | blocks of tiles along rows and columns
+    scratch scratch_bytes       | where the workers' scratch begins, and how far apart they are
+    v_plane m_plane slab_row    | strides in it: points of v and of m, rows of the slab
+    m slab strip                | offsets in it of the products, the padded input, the output
+    special                     | set to 1 if NaN or infinity is met
+"""
+JOB = np.dtype([(name, np.int64) for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split()])
+
+
+@cache
+def loops(m: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return the compiled loops for F(m, 3): ``run(job, start, stop, worker)`` does a range of units."""
+    size = bits // 8
+    width = lanes * size
+    extent = m + TAPS - 1
+    points = extent * extent
+    # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
+    sources = fingerprint()
+
+    @njit
+    def fill(job, slab, x, ahead, channels, row, col):
+        """Copy what a row of tiles reads of some channels into the slab: padded, lanes together."""
+        columns = job.cols * m + TAPS - 1
+        low = max(job.first - col, 0)
+        high = max(low, min(job.last - col, columns))
+        for i in range(extent):
+            source_h = integer(job.table_h + 8 * (row + i))
+            target = slab + i * job.slab_row
+            if source_h < 0:
+                clear(target, columns * width)
+                continue
+            source = x + source_h * job.xh
+            inside = source + (col - job.before) * job.xw
+            if job.xw == size:
+                for j in range(low, high, lanes):
+                    count = min(lanes, high - j)
+                    gather_lanes(
+                        lanes, bits, inside + j * size, job.xc, channels, count, target + j * width, ahead
+                    )  # fmt: skip
+            elif job.xc == size:
+                for j in range(low, high):
+                    copy_lanes(lanes, bits, inside + j * job.xw, target + j * width, channels, lanes)
+            else:
+                high = low
+            for edge in range(low + columns - high):
+                j = edge if edge < low else edge - low + high
+                source_w = integer(job.table_w + 8 * (col + j))
+                if source_w < 0:
+                    clear(target + j * width, width)
+                else:
+                    for c in range(channels):
+                        move(target + j * width + c * size, source + source_w * job.xw + c * job.xc, size)
+
+    @njit
+    def enter(job, scratch, group, row, col):
+        """Transform the input of a block of tiles."""
+        slab, tiles = scratch + job.slab, job.rows * job.cols
+        for r in range(job.rows):
+            image, tile_row = (row + r) // job.down, (row + r) % job.down
+            x = job.x + image * job.xn + group * job.xg
+            for c in range(job.chunks):
+                channels = min(job.chunk, job.ic - c * job.chunk)
+                # Meanwhile the next chunk is fetched, after the last one the next row of tiles.
+                ahead = (job.chunk if c < job.chunks - 1 else -c * job.chunk) * job.xc
+                ahead += 0 if c < job.chunks - 1 else m * job.xh
+                fill(job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * m, col * m)
+                v = scratch + (c * tiles + r * job.cols) * width
+                for t in range(job.cols):
+                    transform_input(
+                        m, lanes, bits, fused, slab + t * m * width, job.slab_row, v + t * width, job.v_plane
+                    )
+
+    @njit
+    def leave(job, scratch, block, vectors, channel, row, col):
+        """Transform the products of a block of tiles and output channels, and store."""
+        strip, strip_row = scratch + job.strip, job.cols * m * width
+        special = 0
+        for r in range(job.rows):
+            image, tile_row = (row + r) // job.down, (row + r) % job.down
+            columns = min(job.cols * m, job.ow - col * m)
+            for v in range(vectors):
+                first = (block * job.vectors + v) * lanes
+                channels = min(lanes, job.oc - first)
+                bias = job.bias + (channel + first) * size if job.bias else 0
+                source = scratch + job.m + (r * job.cols * vectors + v) * width
+                for i in range(min(m, job.oh - tile_row * m) if job.yw == size else 0):
+                    for k in range(channels):
+                        y = job.y + image * job.yn + (channel + first + k) * job.yk
+                        y += (tile_row * m + i) * job.yh + col * m * job.yw
+                        for j in range(0, columns * size, 64):
+                            will_write(y + j)
+                for t in range(job.cols):
+                    special |= transform_output(
+                        m, lanes, bits, fused, source + t * vectors * width, job.m_plane,
+                        strip + t * m * width, strip_row, bias, channels, job.activation,
+                    )  # fmt: skip
+                for i in range(min(m, job.oh - tile_row * m)):
+                    y = job.y + image * job.yn + (channel + first) * job.yk
+                    y += (tile_row * m + i) * job.yh + col * m * job.yw
+                    if job.yw == size:
+                        for j in range(0, columns, lanes):
+                            scatter_lanes(
+                                lanes, bits, strip + i * strip_row + j * width, min(lanes, columns - j),
+                                y + j * size, job.yk, channels,
+                            )  # fmt: skip
+                    else:
+                        for j in range(columns):
+                            copy_lanes(lanes, bits, strip + i * strip_row + j * width, y + j * job.yw, lanes, channels)
+        return special
+
+    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        scratch = job.scratch + worker * job.scratch_bytes
+        tiles = job.rows * job.cols
+        filled = -1
+        for unit in range(start, stop):
+            part, rest = unit % job.parts, unit // job.parts
+            group = rest // (job.col_bands * job.row_bands)
+            # The last blocks overlap the ones before: what is computed twice comes out the same.
+            row = min(rest // job.col_bands % job.row_bands * job.rows, job.all_rows - job.rows)
+            col = min(rest % job.col_bands * job.cols, job.across - job.cols)
+            if rest != filled:
+                enter(job, scratch, group, row, col)
+                filled = rest
+            for block in range(part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts):
+                last = block == job.blocks - 1
+                w = job.w + (group * job.blocks + block) * job.wblock
+                call_products(
+                    job.product_last if last else job.product, points, tiles, job.chunks, job.chunk,
+                    scratch, job.v_plane, w, job.wlast if last else job.wpoint, scratch + job.m, job.m_plane,
+                )  # fmt: skip
+                if leave(job, scratch, block, job.tail if last else job.vectors, group * job.oc, row, col):
+                    job.special = 1
+
+    return run

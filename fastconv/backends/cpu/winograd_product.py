@@ -1,0 +1,116 @@
+"""The micro-kernel of Winograd's convolution: tiles times output channels at one point, summed in registers.
+
+The direct micro-kernel would do, but for two things that count here: each weight is used for few tiles, so it must be
+fetched ahead; and the input lies as it is needed, so that every address is a constant away from two pointers.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.simd import I32, I64, Emitter
+
+
+@intrinsic(prefer_literal=True)
+def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks, chunk, w, fetch, ahead, target):
+    """Compute ``tiles`` rows of ``vectors`` adjacent vectors at ``target``, all sums starting from zero.
+
+    Literal integers: tiles, vectors, lanes, bits (of an element) and fused (multiply-add exists). Input channels lie
+    in ``chunks`` of ``chunk``: those of a tile adjacent at ``v``, the next tile's a vector further, the next chunk's
+    ``step`` bytes; the weight at ``w`` is as packed: channel, lane. What will be needed next is fetched from ``fetch``,
+    ``ahead`` bytes further for each channel.
+    """
+    literals = (tiles, vectors, lanes, bits, fused)
+    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+        return None
+    shape = [a.literal_value for a in literals]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        tiles, vectors, lanes, bits, fused = shape
+        v, step, chunks, chunk, w, fetch, ahead, target = args[len(literals) :]
+        e = Emitter(builder, bits, lanes, bool(fused))
+        width = lanes * e.bytes
+
+        def channel(_: Any, values: list[Any]) -> list[Any]:
+            source, weight, fetch, *sums = values
+            factors = [e.load(e.at(weight, k * width)) for k in range(vectors)]
+            for k in range(vectors):
+                prefetch(e, e.at(fetch, k * width))
+            for t in range(tiles):
+                value = e.load_splat(e.at(source, t * width))
+                for k, factor in enumerate(factors):
+                    sums[t * vectors + k] = e.fma(value, factor, sums[t * vectors + k])
+            return [e.at(source, e.bytes), e.at(weight, vectors * width), e.at(fetch, ahead), *sums]
+
+        def several(_: Any, values: list[Any]) -> list[Any]:
+            source, *rest = values
+            _, *rest = e.loop(chunk, [source, *rest], channel)
+            return [e.at(source, step), *rest]
+
+        _, _, _, *sums = e.loop(chunks, [v, w, fetch, *[e.zero] * (tiles * vectors)], several)
+        for i, total in enumerate(sums):
+            e.store(total, e.at(target, i * width))
+        return context.get_dummy_value()
+
+    return types.void(*literals, *(types.int64,) * 8), codegen
+
+
+def prefetch(e: Emitter, address: Any, write: int = 0) -> None:
+    """Bring a line near that will be read or written soon; of an address that does not exist, nothing comes."""
+    byte = ir.IntType(8).as_pointer()
+    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+    fetch = cgutils.get_or_insert_function(e.builder.module, kind, "llvm.prefetch.p0")
+    e.builder.call(fetch, [e.builder.inttoptr(address, byte), I32(write), I32(3), I32(1)])
+
+
+@cache
+def products(tiles: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return the compiled products at all points of a block of ``total`` tiles, ``tiles`` of them at a time.
+
+    Arguments as `call_products` has them; a plane is a point's stride in bytes, of ``v``, the weight and the result.
+    """
+    width = lanes * bits // 8
+    sources = fingerprint()
+
+    @callback(types.void(*(types.int64,) * 10))
+    def run(points, total, chunks, chunk, v, v_plane, w, w_plane, target, target_plane):
+        if sources == 0:
+            return
+        # What the next point needs of the weight is fetched evenly during the passes of this one.
+        passes = (total + tiles - 1) // tiles
+        ahead = vectors * width // passes
+        for _ in range(points):
+            for q in range(0, total, tiles):
+                # The last tiles overlap the ones before: what is computed twice comes out the same.
+                tile = min(q, total - tiles)
+                fetch = w + w_plane + q // tiles * ahead * chunks * chunk
+                product_tile(
+                    tiles, vectors, lanes, bits, fused, v + tile * width, total * width, chunks, chunk, w, fetch, ahead,
+                    target + tile * vectors * width,
+                )  # fmt: skip
+            v += v_plane
+            w += w_plane
+            target += target_plane
+
+    return run
+
+
+@intrinsic
+def call_products(
+    typingctx, function, points, total, chunks, chunk, v, v_plane, w, w_plane, target, target_plane
+):  # fmt: skip
+    """Call compiled `products` by their address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.VoidType(), [I64] * (len(args) - 1))
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 11), codegen

@@ -1,0 +1,135 @@
+"""Running Winograd's convolution: addresses into the records of integers, workers onto the units."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv import epilogue
+from fastconv.backends.cpu import scratch, threads, winograd_loops, winograd_packing
+from fastconv.backends.cpu.direct import Direct
+from fastconv.backends.cpu.job import FUSED
+from fastconv.backends.cpu.winograd_product import products
+from fastconv.backends.cpu.winograd_work import Work
+
+# Where the fields are in a record.
+_AT = {name: i for i, name in enumerate(winograd_loops.JOB.names or ())}
+
+# Bytes of a line of the cache.
+_LINE = 64
+
+# Records that are kept, one for each layout of arrays in memory.
+_RECORDS = 64
+
+
+class Packed(NamedTuple):
+    """A weight made ready, and as it came: NaN and infinity are left to the direct algorithm, which takes that."""
+
+    transformed: Any
+    plain: Any
+
+
+class Runner:
+    """Runs one problem on arrays of any strides."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        kind = (work.lanes, 8 * work.size, int(work.simd.fma))
+        self._pack = winograd_packing.pack_kernel(work.m, *kind).address
+        self._loops = winograd_loops.loops(work.m, *kind).address
+        self._products = [products(work.tile.cols, vectors, *kind) for vectors in (work.tile.vectors, work.tile.tail)]
+        self._activation = np.array(FUSED.get(work.problem.activation or "", (0, 0, 0)), work.problem.dtype)
+        # The loops look at these by address.
+        self._tables = work.tables()
+        self._units = work.units
+        self._fields = self._describe()
+        self._room = work.room
+        self._records: dict[Any, np.ndarray] = {}
+
+    def pack(self, w: Any) -> Packed:
+        """Return the weight with every filter transformed."""
+        # A vector that crosses a line of the cache takes two loads.
+        spare = _LINE // self.work.size
+        packed = np.empty(self.work.packed_size + spare, self.work.problem.dtype)
+        start = -packed.ctypes.data % _LINE // self.work.size
+        packed = packed[start : start + self.work.packed_size]
+        self._transform(w, packed.ctypes.data, scratch.take(self.work.workers * self.work.filters))
+        return Packed(packed, w)
+
+    def _transform(self, w: Any, packed: int, room: int) -> None:
+        work = self.work
+        rows = np.require(w, requirements="A").reshape(work.problem.oc, -1)
+        if rows.strides[1] != work.size:
+            rows = np.ascontiguousarray(rows)
+        fields = {"w": rows.ctypes.data, "stride": rows.strides[0], "packed": packed}
+        fields |= {"ic": work.inputs, "padded": work.chunks * work.chunk, "oc": work.outputs, "blocks": work.blocks}
+        fields |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
+        fields |= {"scratch": room, "scratch_bytes": work.filters} | work.weight_strides
+        job = _filled(winograd_packing.JOB, fields)
+        threads.run(self._pack, job.ctypes.data, work.problem.groups * work.blocks, work.workers)
+
+    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        """Compute; see `fastconv.algorithm` for inputs and outputs."""
+        work, problem, y = self.work, self.work.problem, outputs[0]
+        named = dict(zip((operand.name for operand in problem.inputs), inputs, strict=True))
+        x = np.require(named["x"], requirements="A")
+        if problem.prepacked:
+            room, (transformed, plain) = scratch.take(self._room), named["w"]
+            weight = transformed.ctypes.data
+        else:
+            # The transformed weight lies there too: fresh memory would cost more than to fill it.
+            room, plain = scratch.take(self._room + work.packed_size * work.size), named["w"]
+            weight = room + self._room
+            self._transform(plain, weight, room)
+        target = y if work.size in (y.strides[1], y.strides[3]) else np.empty(y.shape, y.dtype)
+        fused = not problem.residual and (problem.activation is None or problem.activation in FUSED)
+        bias = np.ascontiguousarray(named["bias"]) if problem.bias != "none" else None
+        job = self._record(x.strides, target.strides).copy()
+        job[_AT["x"]], job[_AT["y"]], job[_AT["w"]] = x.ctypes.data, target.ctypes.data, weight
+        job[_AT["bias"]] = 0 if bias is None else bias.ctypes.data
+        job[_AT["activation"]] = self._activation.ctypes.data if fused and problem.activation else 0
+        job[_AT["scratch"]] = room
+        threads.run(self._loops, job.ctypes.data, self._units, work.workers)
+        if job[_AT["special"]]:
+            # A transform smears NaN and infinity over its tile.
+            named["w"] = plain
+            Direct().plan(problem.replace(prepacked=False)).run(tuple(named.values()), outputs)
+            return
+        if not fused:
+            epilogue.apply(problem.activation, target, None, named.get("residual"))
+        if target is not y:
+            y[...] = target
+
+    def _record(self, x: tuple[int, ...], y: tuple[int, ...]) -> np.ndarray:
+        """Return the record for arrays of these strides, addresses left open."""
+        known = self._records.get((x, y))
+        if known is None:
+            if len(self._records) > _RECORDS:
+                self._records.clear()
+            fields = dict(zip(("xn", "xc", "xh", "xw", "yn", "yk", "yh", "yw"), x + y, strict=True))
+            fields["xg"] = x[1] * self.work.inputs
+            known = self._records[x, y] = _filled(winograd_loops.JOB, self._fields | fields)
+        return known
+
+    def _describe(self) -> dict[str, int]:
+        """Return the fields that are the same for all arrays."""
+        work, block = self.work, self.work.block
+        table_h, table_w = self._tables
+        first, last = work.inside
+        f = {"ic": work.inputs, "chunk": work.chunk, "chunks": work.chunks, "oc": work.outputs}
+        f |= {"oh": work.problem.oh, "ow": work.problem.ow}
+        f |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
+        f |= dict(zip(("product", "product_last"), (p.address for p in self._products), strict=True))
+        f |= {"table_h": table_h.ctypes.data, "table_w": table_w.ctypes.data}
+        f |= {"before": first, "first": first, "last": last}
+        f |= {"blocks": work.blocks, "parts": work.parts, "rows": block.rows, "cols": block.cols}
+        f |= {"down": work.down, "across": work.across, "all_rows": work.all_rows}
+        f |= {"row_bands": work.row_bands, "col_bands": work.col_bands}
+        return f | work.scratch | work.weight_strides
+
+
+def _filled(dtype: np.dtype[Any], fields: dict[str, int]) -> np.ndarray:
+    """Return a record of integers as an array, which NumPy copies and changes much faster."""
+    assert dtype.names is not None
+    return np.array([fields.get(name, 0) for name in dtype.names], np.int64)

@@ -1,0 +1,253 @@
+"""The transforms of Winograd's convolution in registers. Lanes are channels: an instruction does all at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.winograd_points import TAPS, Matrix, matrices
+from fastconv.backends.cpu.winograd_product import prefetch
+
+
+def _literal(*arguments: Any) -> bool:
+    return all(isinstance(a, types.IntegerLiteral) for a in arguments)
+
+
+@intrinsic(prefer_literal=True)
+def gather_lanes(typingctx, lanes, bits, source, stride, rows, count, target, ahead):
+    """Transpose ``count`` adjacent elements of ``rows`` rows, ``stride`` bytes apart: each element becomes a vector.
+
+    Both are at most ``lanes``. Always ``lanes`` vectors are written; beyond ``rows`` their lanes repeat the last row.
+    What lies ``ahead`` bytes further is fetched meanwhile.
+    """
+    if not _literal(lanes, bits):
+        return None
+    width, element = lanes.literal_value, bits.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, stride, rows, count, target, ahead = args[2:]
+        e = Emitter(builder, element, width)
+        mask, last = e.first(count), builder.sub(rows, I64(1))
+        loaded, address = [], source
+        for row in range(width):
+            loaded.append(e.load_masked(address, mask))
+            prefetch(e, e.at(address, ahead))
+            more = builder.icmp_signed("<", I64(row), last)
+            address = builder.add(address, builder.select(more, stride, I64(0)))
+        for i, vector in enumerate(e.transpose(loaded)):
+            e.store(vector, e.at(target, i * width * e.bytes))
+        return context.get_dummy_value()
+
+    return types.void(lanes, bits, *(types.int64,) * 6), codegen
+
+
+@intrinsic(prefer_literal=True)
+def scatter_lanes(typingctx, lanes, bits, source, count, target, stride, rows):
+    """Undo `gather_lanes`: ``count`` vectors become ``rows`` rows of adjacent elements, ``stride`` bytes apart."""
+    if not _literal(lanes, bits):
+        return None
+    width, element = lanes.literal_value, bits.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, count, target, stride, rows = args[2:]
+        e = Emitter(builder, element, width)
+        mask, address = e.first(count), target
+        # Vectors beyond the count are of no use and do no harm: the strip that they are read from is long enough.
+        loaded = [e.load(e.at(source, i * width * e.bytes)) for i in range(width)]
+        for row, vector in enumerate(e.transpose(loaded)):
+            with builder.if_then(builder.icmp_signed("<", I64(row), rows)):
+                e.store_masked(vector, address, mask)
+            address = builder.add(address, stride)
+        return context.get_dummy_value()
+
+    return types.void(lanes, bits, *(types.int64,) * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_lanes(typingctx, lanes, bits, source, target, read, written):
+    """Copy a vector of which the first ``read`` lanes exist and the first ``written`` are wanted; zero between."""
+    if not _literal(lanes, bits):
+        return None
+    width, element = lanes.literal_value, bits.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, read, written = args[2:]
+        e = Emitter(builder, element, width)
+        e.store_masked(e.load_masked(source, e.first(read)), target, e.first(written))
+        return context.get_dummy_value()
+
+    return types.void(lanes, bits, *(types.int64,) * 4), codegen
+
+
+@intrinsic(prefer_literal=True)
+def transform_filter(typingctx, m, lanes, bits, fused, source, target, plane):
+    """Transform 3x3 adjacent vectors into (m+2)^2 vectors, ``plane`` bytes apart."""
+    if not _literal(m, lanes, bits, fused):
+        return None
+    shape = [a.literal_value for a in (m, lanes, bits, fused)]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, plane = args[4:]
+        m, lanes, bits, fused = shape
+        e = Emitter(builder, bits, lanes, bool(fused))
+        width = lanes * e.bytes
+        taps = [[e.load(e.at(source, (i * TAPS + j) * width)) for j in range(TAPS)] for i in range(TAPS)]
+        _store_planes(e, _both_axes(e, matrices(m).filter, taps), target, plane)
+        return context.get_dummy_value()
+
+    return types.void(m, lanes, bits, fused, *(types.int64,) * 3), codegen
+
+
+@intrinsic(prefer_literal=True)
+def transform_input(typingctx, m, lanes, bits, fused, source, row, target, plane):
+    """Transform a square of (m+2)^2 vectors, its rows ``row`` bytes apart, into as many, ``plane`` bytes apart."""
+    if not _literal(m, lanes, bits, fused):
+        return None
+    shape = [a.literal_value for a in (m, lanes, bits, fused)]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, row, target, plane = args[4:]
+        m, lanes, bits, fused = shape
+        e = Emitter(builder, bits, lanes, bool(fused))
+        points = range(m + TAPS - 1)
+        square = [[e.load(e.at(source, e.times(row, i), j * lanes * e.bytes)) for j in points] for i in points]
+        _store_planes(e, _both_axes(e, matrices(m).data, square), target, plane)
+        return context.get_dummy_value()
+
+    return types.void(m, lanes, bits, fused, *(types.int64,) * 4), codegen
+
+
+@intrinsic(prefer_literal=True)
+def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, row, bias, channels, activation):
+    """Transform (m+2)^2 vectors into a square of m^2, add bias, activate; return whether NaN or infinity was met.
+
+    Strides as in `transform_input`. Of the bias, ``channels`` values exist; addresses of 0 for no bias and no
+    activation (slope below zero, floor, cap).
+    """
+    if not _literal(m, lanes, bits, fused):
+        return None
+    shape = [a.literal_value for a in (m, lanes, bits, fused)]
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, plane, target, row, bias, channels, activation = args[4:]
+        m, lanes, bits, fused = shape
+        e = Emitter(builder, bits, lanes, bool(fused))
+        (start,) = e.unless_zero(bias, [e.zero], lambda _: [e.load_masked(bias, e.first(channels))])
+        points, address = range(m + TAPS - 1), source
+        square: list[list[Any]] = []
+        for _ in points:
+            square.append([])
+            for _ in points:
+                square[-1].append(e.load(address))
+                address = builder.add(address, plane)
+        result = [[builder.fadd(v, start) for v in line] for line in _both_axes(e, matrices(m).output, square)]
+        # Zero times anything finite is zero; before activation, which could hide it.
+        doubt = e.zero
+        for line in result:
+            for v in line:
+                doubt = e.fma(v, e.zero, doubt)
+        flat = e.unless_zero(activation, [v for line in result for v in line], lambda s: _activate(e, s, activation))
+        for i in range(m):
+            for j in range(m):
+                e.store(flat[i * m + j], e.at(target, e.times(row, i), j * lanes * e.bytes))
+        met = builder.bitcast(builder.fcmp_unordered("uno", doubt, doubt), ir.IntType(lanes))
+        return builder.zext(builder.icmp_unsigned("!=", met, ir.IntType(lanes)(0)), I64)
+
+    return types.int64(m, lanes, bits, fused, *(types.int64,) * 7), codegen
+
+
+def _activate(e: Emitter, values: list[Any], activation: Any) -> list[Any]:
+    """``v < 0 ? v * slope : v`` between floor and cap."""
+    b = e.builder
+    slope, floor, cap = (e.load_splat(e.at(activation, i * e.bytes)) for i in range(3))
+
+    def one(v: Any) -> Any:
+        v = b.select(b.fcmp_ordered("<", v, e.zero), b.fmul(v, slope), v)
+        v = b.select(b.fcmp_ordered("<", v, floor), floor, v)
+        return b.select(b.fcmp_ordered(">", v, cap), cap, v)
+
+    return [one(v) for v in values]
+
+
+def _store_planes(e: Emitter, square: list[list[Any]], target: Any, plane: Any) -> None:
+    for line in square:
+        for vector in line:
+            e.store(vector, target)
+            target = e.builder.add(target, plane)
+
+
+def _both_axes(e: Emitter, matrix: Matrix, square: list[list[Any]]) -> list[list[Any]]:
+    """Return ``matrix @ square @ matrix.T``."""
+    columns = [_multiply(e, matrix, column) for column in zip(*square, strict=True)]
+    return [_multiply(e, matrix, row) for row in zip(*columns, strict=True)]
+
+
+def _multiply(e: Emitter, matrix: Matrix, values: Sequence[Any]) -> list[Any]:
+    """Return ``matrix @ values``, in few instructions: points of either sign share their even and odd parts."""
+    matrix, values = _pair_columns(e, matrix, values)
+    result: list[Any] = [None] * len(matrix)
+    for r, row in enumerate(matrix):
+        if result[r] is not None:
+            continue
+        twin = next((s for s in range(r + 1, len(matrix)) if _mirrored(row, matrix[s])), None)
+        if twin is None:
+            result[r] = _dot(e, row, values)
+            continue
+        same = _dot(e, [a if a == b else 0.0 for a, b in zip(row, matrix[twin], strict=True)], values)
+        other = _dot(e, [a if a != b else 0.0 for a, b in zip(row, matrix[twin], strict=True)], values)
+        result[r], result[twin] = e.builder.fadd(same, other), e.builder.fsub(same, other)
+    return result
+
+
+def _mirrored(a: Sequence[float], b: Sequence[float]) -> bool:
+    """Whether two rows are alike but for signs, some of which differ."""
+    alike = all(abs(u) == abs(v) for u, v in zip(a, b, strict=True))
+    signs = {u == v for u, v in zip(a, b, strict=True) if u}
+    return alike and signs == {True, False}
+
+
+def _pair_columns(e: Emitter, matrix: Matrix, values: Sequence[Any]) -> tuple[Matrix, list[Any]]:
+    """Replace each two values that are used alike but for signs by their sum and their difference."""
+    columns, new = [list(c) for c in zip(*matrix, strict=True)], list(values)
+    for c, column in enumerate(columns):
+        twin = next((d for d in range(c + 1, len(columns)) if _mirrored(column, columns[d])), None)
+        if twin is not None:
+            b, other = e.builder, columns[twin]
+            new[c], new[twin] = b.fadd(new[c], new[twin]), b.fsub(new[c], new[twin])
+            columns[twin] = [u if u != v else 0.0 for u, v in zip(column, other, strict=True)]
+            columns[c] = [u if u == v else 0.0 for u, v in zip(column, other, strict=True)]
+    return tuple(zip(*columns, strict=True)), new
+
+
+def _dot(e: Emitter, row: Sequence[float], values: Sequence[Any]) -> Any:
+    """Sum the products whose factor is not zero, a factor of one first."""
+    b = e.builder
+    terms = sorted(((c, v) for c, v in zip(row, values, strict=True) if c), key=lambda term: term[0] != 1)
+    (factor, value), *rest = terms
+    total = value if factor == 1 else b.fmul(value, _constant(e, factor))
+    for factor, value in rest:
+        if abs(factor) == 1:
+            total = b.fadd(total, value) if factor == 1 else b.fsub(total, value)
+        else:
+            total = e.fma(value, _constant(e, factor), total)
+    return total
+
+
+def _constant(e: Emitter, value: float) -> Any:
+    return ir.Constant(e.vector, [value] * e.lanes)
+
+
+@intrinsic
+def will_write(typingctx, address):
+    """Bring a line near that will be written soon."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        prefetch(Emitter(builder, 32, 4), args[0], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
