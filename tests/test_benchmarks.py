@@ -403,7 +403,7 @@ def test_a_job_fails_if_any_result_is_wrong(tmp_path, monkeypatch):
         (["--register", "nowhere"], "register: expected module:Class"),
         (["layers", "lenet"], "unknown network 'lenet'"),
         (["layers", "lenet5", "--algorithms", "im2cool"], "algorithms: no 'im2cool'"),
-        (["layers", "lenet5", "--batch", "-1"], "n: the batch size"),
+        (["layers", "lenet5", "--batch", "-1"], "n: must be at least 0, got -1"),
         (["plot", "no/such/file.json"], "no/such/file.json"),
     ],
 )

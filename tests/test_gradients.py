@@ -305,7 +305,7 @@ def test_vjp_uses_the_backend_that_was_asked_for():
         (1.0, {}, TypeError, "grad_output: expected an array"),
         (None, {}, TypeError, "grad_output: expected an array"),
         (np.ones((2, 4, 4, 4)), {"wrt": ("residual",)}, ValueError, "wrt: expected names among input, weight, bias"),
-        (np.ones((2, 4, 4, 4)), {"wrt": "weight"}, ValueError, "wrt: "),
+        (np.ones((2, 4, 4, 4)), {"wrt": "weigth"}, ValueError, "wrt: "),
     ],
 )
 def test_pullback_refuses_other_gradients(grad_output, options, error, message):

@@ -25,8 +25,8 @@ class Depthwise(Algorithm):
             return "computes forward only"
         if problem.is_local:
             return "shares weights between positions, which a locally connected layer does not"
-        if problem.ndim > 2:
-            return "computes in one and two dimensions, not in three"
+        if problem.ndim not in (1, 2):
+            return f"computes in one and two dimensions, not in {problem.ndim}"
         if problem.groups != problem.ic:
             return f"takes one input channel a group, not {problem.ic // problem.groups}"
         if problem.dtype != problem.accumulator:
