@@ -21,7 +21,7 @@ _FIELDS = """
     x xn xg xc xd xh xw         | the input and its strides: image, group, channel, depth, row, column
     taps ntaps nc               | offsets of the kernel's positions into the source, how many; input channels
     sc sd sh sw                 | the source that tiles read: a step of a channel, of an output depth, row, column
-    w wblock blocks             | the packed weight, a block of output channels, how many blocks a group has
+    w wgroup wblock blocks      | the packed weight, a group of it, a block of output channels; blocks of a group
     y yn yk yd yh yw            | the output and its strides: image, channel, depth, row, column
     oc od oh ow                 | output channels of a group, output sizes
     bias residual activation    | addresses, 0 for none
@@ -107,7 +107,7 @@ def loops(rows: int, cols: int, vectors: int, tail: int, lanes: int, bits: int, 
             for block in range(part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts):
                 first_k = block * vectors * lanes
                 channel = group * job.oc + first_k
-                w = job.w + (group * job.blocks + block) * job.wblock
+                w = job.w + group * job.wgroup + block * job.wblock
                 bias = job.bias + channel * size if job.bias else 0
                 for r in range(0, job.band, rows):
                     row = first_row + min(r, job.band - rows)

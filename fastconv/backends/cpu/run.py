@@ -144,6 +144,7 @@ class Runner:
         f |= {"nc": work.inputs, "ntaps": work.taps, "oc": work.outputs, "groups": p.groups}
         f |= {"od": depth.out, "oh": work.output[0], "ow": work.output[1]}
         f |= {"blocks": work.blocks, "wblock": work.block * work.inputs * work.taps * size}
+        f["wgroup"] = work.packed_size // p.groups * size
         f |= {"bands": work.bands, "band": work.band, "parts": work.parts}
         f |= {"step_d": depth.stride, "step_h": rows.stride}
         if work.padded:
