@@ -34,6 +34,10 @@ class Machine:
         Size of a core's second-level cache.
     bandwidth : float
         Bytes a second that one core moves from and to memory.
+    fma_per_cycle : float
+        Fused multiply-adds of whole vectors that a core starts in a cycle.
+    hertz : float
+        Cycles a second.
     """
 
     cpu: str
@@ -42,12 +46,13 @@ class Machine:
     vector_bytes: int
     l2_bytes: int = 1 << 20
     bandwidth: float = _ASSUMED_BANDWIDTH
+    fma_per_cycle: float = 2.0
+    hertz: float = _ASSUMED_HZ
 
     def peak(self, dtype: str, threads: int | None = None) -> float:
         """Return FLOP/s of fused multiply-adds in ``dtype`` on that many threads (the options' if None)."""
         lanes = self.vector_bytes // (8 if dtype == "float64" else 4)
-        # Two FMA units a core, two operations an FMA.
-        return 4 * lanes * _ASSUMED_HZ * self.threads(threads)
+        return 2 * lanes * self.fma_per_cycle * self.hertz * self.threads(threads)
 
     def threads(self, threads: int | None = None) -> int:
         """Return how many threads the options allow, at most the cores."""
@@ -69,8 +74,18 @@ def machine() -> Machine:
         (known for flag, known in _SIMD.items() if features.get(flag)),
         ("none", 16),
     )
-    return Machine(cpu=_cpu_name(), cores=available_cores(), simd=simd, vector_bytes=width, l2_bytes=_l2_bytes())
+    return Machine(
+        cpu=_cpu_name(),
+        cores=available_cores(),
+        simd=simd,
+        vector_bytes=width,
+        l2_bytes=_l2_bytes(),
+        fma_per_cycle=1.0 if simd == "avx512" and binding.get_host_cpu_name() in _HALVES else 2.0,
+    )
 
+
+# Processors that do a 512-bit instruction as two halves.
+_HALVES = {"znver4"}
 
 _SIMD = {"avx512f": ("avx512", 64), "avx2": ("avx2", 32), "neon": ("neon", 16)}
 

@@ -16,11 +16,11 @@ _BUILT_IN = (
     "fastconv.backends.naive.pool:PoolLoops",
     "fastconv.backends.im2col.conv:Gemm",
     "fastconv.backends.im2col.pool:Columns",
-    "fastconv.backends.cpu.direct:Direct",
-    "fastconv.backends.cpu.pointwise:Pointwise",
-    "fastconv.backends.cpu.depthwise:Depthwise",
-    "fastconv.backends.cpu.winograd:Winograd2",
-    "fastconv.backends.cpu.winograd:Winograd4",
+    "fastconv.backends.cpu.direct.algorithm:Direct",
+    "fastconv.backends.cpu.pointwise.algorithm:Pointwise",
+    "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
+    "fastconv.backends.cpu.winograd.algorithm:Winograd2",
+    "fastconv.backends.cpu.winograd.algorithm:Winograd4",
 )
 
 _algorithms: dict[str, Algorithm] = {}

@@ -16,7 +16,7 @@ import fastconv as fc
 from fastconv import registry, testing
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.compiling import fingerprint
-from fastconv.backends.cpu.job import Work, choose_tile
+from fastconv.backends.cpu.direct.work import Work, choose_tile
 from fastconv.backends.cpu.registers import Simd, simd
 from fastconv.notation import parse_problem
 
@@ -66,7 +66,7 @@ def test_work_is_cut_into_units_for_every_worker(text, workers):
 
 
 def test_compiled_loops_do_not_grow_with_the_shapes_that_come():
-    from fastconv.backends.cpu.direct_loops import loops
+    from fastconv.backends.cpu.direct.loops import loops
 
     before = loops.cache_info().currsize
     for size in range(14, 64):
@@ -79,7 +79,7 @@ def test_compiled_loops_do_not_grow_with_the_shapes_that_come():
 def test_loops_are_found_in_the_cache_by_another_process(tmp_path):
     code = """
 import fastconv as fc, numpy as np
-from fastconv.backends.cpu.direct_loops import loops
+from fastconv.backends.cpu.direct.loops import loops
 fc.conv2d(np.ones((1, 3, 9, 9), np.float32), np.ones((4, 3, 3, 3), np.float32), algorithm="numba/direct")
 print(loops(*{arguments}).cache_hits)
 """

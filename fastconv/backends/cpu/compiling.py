@@ -19,7 +19,7 @@ def fingerprint() -> int:
     kernel made of several files encloses this.
     """
     digest = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*.py")):
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return int.from_bytes(digest.digest()[:7], "little") | 1
 

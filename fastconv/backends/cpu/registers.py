@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastconv import environment
 from fastconv.machine import machine
@@ -10,12 +10,13 @@ from fastconv.machine import machine
 
 @dataclass(frozen=True)
 class Simd:
-    """A register file: how wide, how many, and whether it multiplies and adds in one instruction."""
+    """A register file: how wide, how many, and whether it multiplies and adds in one instruction, how often."""
 
     name: str
     vector_bytes: int
     registers: int
     fma: bool
+    fma_per_cycle: float = 2.0
 
     def lanes(self, itemsize: int) -> int:
         return self.vector_bytes // itemsize
@@ -31,4 +32,6 @@ _KNOWN = {
 
 def simd() -> Simd:
     """Return the machine's register file, or the narrower one that ``FASTCONV_SIMD`` asks for."""
-    return _KNOWN[environment.read("FASTCONV_SIMD") or machine().simd]
+    here = machine()
+    known = _KNOWN[environment.read("FASTCONV_SIMD") or here.simd]
+    return replace(known, fma_per_cycle=here.fma_per_cycle) if known.name == here.simd else known

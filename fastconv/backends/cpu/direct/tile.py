@@ -12,6 +12,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.simd import I64, Emitter
 
 
@@ -41,19 +42,6 @@ def conv_tile(
         return context.get_dummy_value()
 
     return types.void(*literals, *(types.int64,) * 16), codegen
-
-
-def activate(e: Emitter, sums: list[Any], activation: Any) -> list[Any]:
-    """Emit ``v < 0 ? v * slope : v`` between floor and cap, the three constants at an address. NaN stays NaN."""
-    b = e.builder
-    slope, floor, cap = (e.load_splat(e.at(activation, i * e.bytes)) for i in range(3))
-
-    def one(v: Any) -> Any:
-        v = b.select(b.fcmp_ordered("<", v, e.zero), b.fmul(v, slope), v)
-        v = b.select(b.fcmp_ordered("<", v, floor), floor, v)
-        return b.select(b.fcmp_ordered(">", v, cap), cap, v)
-
-    return [one(v) for v in sums]
 
 
 class _Tile:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.depthwise_work import Work
+from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
@@ -42,7 +42,7 @@ class Depthwise(Algorithm):
         return _OVERHEAD + max(work.cycles / _HERTZ, problem.bytes / machine.bandwidth) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.depthwise_run import Runner
+        from fastconv.backends.cpu.depthwise.run import Runner
 
         return Plan(problem, self, Runner(_work(problem)).run)
 

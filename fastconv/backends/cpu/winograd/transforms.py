@@ -9,9 +9,10 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.simd import I64, Emitter
-from fastconv.backends.cpu.winograd_points import TAPS, Matrix, matrices
-from fastconv.backends.cpu.winograd_product import prefetch
+from fastconv.backends.cpu.winograd.points import TAPS, Matrix, matrices
+from fastconv.backends.cpu.winograd.product import prefetch
 
 
 def _literal(*arguments: Any) -> bool:
@@ -151,7 +152,7 @@ def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, ro
         for line in result:
             for v in line:
                 doubt = e.fma(v, e.zero, doubt)
-        flat = e.unless_zero(activation, [v for line in result for v in line], lambda s: _activate(e, s, activation))
+        flat = e.unless_zero(activation, [v for line in result for v in line], lambda s: activate(e, s, activation))
         for i in range(m):
             for j in range(m):
                 e.store(flat[i * m + j], e.at(target, e.times(row, i), j * lanes * e.bytes))
@@ -159,19 +160,6 @@ def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, ro
         return builder.zext(builder.icmp_unsigned("!=", met, ir.IntType(lanes)(0)), I64)
 
     return types.int64(m, lanes, bits, fused, *(types.int64,) * 7), codegen
-
-
-def _activate(e: Emitter, values: list[Any], activation: Any) -> list[Any]:
-    """``v < 0 ? v * slope : v`` between floor and cap."""
-    b = e.builder
-    slope, floor, cap = (e.load_splat(e.at(activation, i * e.bytes)) for i in range(3))
-
-    def one(v: Any) -> Any:
-        v = b.select(b.fcmp_ordered("<", v, e.zero), b.fmul(v, slope), v)
-        v = b.select(b.fcmp_ordered("<", v, floor), floor, v)
-        return b.select(b.fcmp_ordered(">", v, cap), cap, v)
-
-    return [one(v) for v in values]
 
 
 def _store_planes(e: Emitter, square: list[list[Any]], target: Any, plane: Any) -> None:

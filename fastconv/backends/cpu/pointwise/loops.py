@@ -12,9 +12,9 @@ import numpy as np
 from numba import carray, from_dtype, types
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.simd import I64, Emitter
-from fastconv.backends.cpu.tile import activate
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """

@@ -10,8 +10,8 @@ from numba import carray, from_dtype, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import clear
-from fastconv.backends.cpu.winograd_points import TAPS
-from fastconv.backends.cpu.winograd_transforms import gather_lanes, transform_filter
+from fastconv.backends.cpu.winograd.points import TAPS
+from fastconv.backends.cpu.winograd.transforms import gather_lanes, transform_filter
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """

@@ -15,9 +15,9 @@ from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import clear, integer, move
-from fastconv.backends.cpu.winograd_points import TAPS
-from fastconv.backends.cpu.winograd_product import call_products
-from fastconv.backends.cpu.winograd_transforms import (
+from fastconv.backends.cpu.winograd.points import TAPS
+from fastconv.backends.cpu.winograd.product import call_products
+from fastconv.backends.cpu.winograd.transforms import (
     copy_lanes,
     gather_lanes,
     scatter_lanes,

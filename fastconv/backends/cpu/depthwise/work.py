@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from fastconv.backends.cpu.job import lifted_axes
+from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import Simd
 from fastconv.problem import ConvProblem
 

@@ -6,17 +6,9 @@ import math
 from functools import cached_property
 from typing import NamedTuple
 
-from fastconv import epilogue
+from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import Simd
-from fastconv.geometry import Axis, axes_of
-from fastconv.problem import AXES, ConvProblem, Sizes
-
-# What fuses, as (slope below zero, floor, cap); the others are applied afterwards.
-FUSED = {
-    "relu": (1.0, 0.0, math.inf),
-    "relu6": (1.0, 0.0, 6.0),
-    "leaky_relu": (epilogue.LEAKY_SLOPE, -math.inf, math.inf),
-}
+from fastconv.problem import ConvProblem, Sizes
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
@@ -62,19 +54,6 @@ def choose_tile(output: Sizes, channels: int, lanes: int, registers: int) -> tup
 def _step_cycles(pixels: int, vectors: int) -> float:
     """Two multiply-adds or two loads a cycle, and the loop's own; fewer sums than eight wait for their predecessors."""
     return max(pixels * vectors, pixels + vectors, 8) / 2 + 1
-
-
-def lifted_axes(problem: ConvProblem) -> tuple[Axis, ...]:
-    """Return depth, rows and columns; axes that the problem lacks have size 1."""
-    axes = axes_of(problem)
-    missing = (Axis(1, 1, 1, 1, 1, 0, "zeros"),) * (len(AXES) - problem.ndim)
-    return missing + tuple(axis for axis in axes if isinstance(axis, Axis))
-
-
-def inside(axis: Axis) -> tuple[int, int]:
-    """Return which of the padded positions that are read are the input itself."""
-    end = axis.extent(axis.out)
-    return min(axis.before, end), min(axis.before + axis.size, end)
 
 
 class Work:

@@ -8,8 +8,10 @@ import numpy as np
 
 from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.direct_loops import FIELDS, loops
-from fastconv.backends.cpu.job import FUSED, Work, inside
+from fastconv.backends.cpu.activation import FUSED
+from fastconv.backends.cpu.axes import inside
+from fastconv.backends.cpu.direct.loops import FIELDS, loops
+from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.packing import pack_kernel
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line

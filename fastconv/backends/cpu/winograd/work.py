@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastconv.backends.cpu.job import Tile
+from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
-from fastconv.backends.cpu.winograd_points import TAPS
+from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.geometry import source_index
 from fastconv.problem import ConvProblem
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.pointwise_work import Work
+from fastconv.backends.cpu.pointwise.work import Work
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -41,7 +41,7 @@ class Pointwise(Algorithm):
         return _OVERHEAD + packing + max(work.cycles / _HERTZ / _EFFICIENCY, moving) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.pointwise_run import Runner
+        from fastconv.backends.cpu.pointwise.run import Runner
 
         runner = Runner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)

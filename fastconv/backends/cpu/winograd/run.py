@@ -7,14 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv import epilogue
-from fastconv.backends.cpu import scratch, threads, winograd_loops, winograd_packing
-from fastconv.backends.cpu.direct import Direct
-from fastconv.backends.cpu.job import FUSED
-from fastconv.backends.cpu.winograd_product import products
-from fastconv.backends.cpu.winograd_work import Work
+from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.activation import FUSED
+from fastconv.backends.cpu.direct.algorithm import Direct
+from fastconv.backends.cpu.winograd import loops, packing
+from fastconv.backends.cpu.winograd.product import products
+from fastconv.backends.cpu.winograd.work import Work
 
 # Where the fields are in a record.
-_AT = {name: i for i, name in enumerate(winograd_loops.JOB.names or ())}
+_AT = {name: i for i, name in enumerate(loops.JOB.names or ())}
 
 # Bytes of a line of the cache.
 _LINE = 64
@@ -36,8 +37,8 @@ class Runner:
     def __init__(self, work: Work) -> None:
         self.work = work
         kind = (work.lanes, 8 * work.size, int(work.simd.fma))
-        self._pack = winograd_packing.pack_kernel(work.m, *kind).address
-        self._loops = winograd_loops.loops(work.m, *kind).address
+        self._pack = packing.pack_kernel(work.m, *kind).address
+        self._loops = loops.loops(work.m, *kind).address
         self._products = [products(work.tile.cols, vectors, *kind) for vectors in (work.tile.vectors, work.tile.tail)]
         self._activation = np.array(FUSED.get(work.problem.activation or "", (0, 0, 0)), work.problem.dtype)
         # The loops look at these by address.
@@ -66,7 +67,7 @@ class Runner:
         fields |= {"ic": work.inputs, "padded": work.chunks * work.chunk, "oc": work.outputs, "blocks": work.blocks}
         fields |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
         fields |= {"scratch": room, "scratch_bytes": work.filters} | work.weight_strides
-        job = _filled(winograd_packing.JOB, fields)
+        job = _filled(packing.JOB, fields)
         threads.run(self._pack, job.ctypes.data, work.problem.groups * work.blocks, work.workers)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
@@ -109,7 +110,7 @@ class Runner:
                 self._records.clear()
             fields = dict(zip(("xn", "xc", "xh", "xw", "yn", "yk", "yh", "yw"), x + y, strict=True))
             fields["xg"] = x[1] * self.work.inputs
-            known = self._records[x, y] = _filled(winograd_loops.JOB, self._fields | fields)
+            known = self._records[x, y] = _filled(loops.JOB, self._fields | fields)
         return known
 
     def _describe(self) -> dict[str, int]:

@@ -7,6 +7,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.simd import Emitter
 
 
@@ -53,20 +54,9 @@ def depthwise_tile(
                 sums[i] = e.fma(e.load(e.at(at, e.times(xr, r), v * step)), factors[v], sums[i])
             return [e.at(weight, wt), *sums]
 
-        def activate(sums: list[Any]) -> list[Any]:
-            slope, floor, cap = (e.load_splat(e.at(activation, i * e.bytes)) for i in range(3))
-
-            def one(value: Any) -> Any:
-                # Compares so that NaN stays NaN.
-                value = builder.select(builder.fcmp_ordered("<", value, e.zero), builder.fmul(value, slope), value)
-                value = builder.select(builder.fcmp_ordered("<", value, floor), floor, value)
-                return builder.select(builder.fcmp_ordered(">", value, cap), cap, value)
-
-            return [one(value) for value in sums]
-
         start = e.unless_zero(bias, [e.zero] * nvectors, load_bias)
         sums = e.loop(ntaps, [w, *start * nrows], tap)[1:]
-        sums = e.unless_zero(activation, sums, activate)
+        sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
         for value, (r, v) in zip(sums, cells, strict=True):
             e.store_masked(value, e.at(y, e.times(yr, r), v * step), masks[v])
         return context.get_dummy_value()

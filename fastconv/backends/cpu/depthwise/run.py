@@ -8,9 +8,10 @@ import numpy as np
 
 from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.depthwise_loops import FIELDS, channels, columns
-from fastconv.backends.cpu.depthwise_work import Work
-from fastconv.backends.cpu.job import FUSED, inside
+from fastconv.backends.cpu.activation import FUSED
+from fastconv.backends.cpu.axes import inside
+from fastconv.backends.cpu.depthwise.loops import FIELDS, channels, columns
+from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import Sizes

@@ -13,8 +13,8 @@ import numpy as np
 from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.direct.tile import conv_tile
 from fastconv.backends.cpu.memory import clear, copy, integer, move
-from fastconv.backends.cpu.tile import conv_tile
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """

@@ -8,10 +8,10 @@ import numpy as np
 
 from fastconv import epilogue
 from fastconv.backends.cpu import threads
-from fastconv.backends.cpu.job import FUSED
+from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.packing import pack_kernel
-from fastconv.backends.cpu.pointwise_loops import FIELDS, loops
-from fastconv.backends.cpu.pointwise_work import Work
+from fastconv.backends.cpu.pointwise.loops import FIELDS, loops
+from fastconv.backends.cpu.pointwise.work import Work
 from fastconv.backends.cpu.scratch import address
 
 # Where the addresses stand that every run fills in.

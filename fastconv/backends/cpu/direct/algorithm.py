@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.job import Work
+from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
@@ -44,7 +44,7 @@ class Direct(Algorithm):
         return _OVERHEAD + packing + max(computing, moving) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.run import Runner
+        from fastconv.backends.cpu.direct.run import Runner
 
         runner = Runner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)

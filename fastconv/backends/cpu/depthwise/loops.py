@@ -14,7 +14,7 @@ import numpy as np
 from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.depthwise_tile import depthwise_tile, split
+from fastconv.backends.cpu.depthwise.tile import depthwise_tile, split
 from fastconv.backends.cpu.memory import clear, copy, integer, move
 
 # Addresses, sizes and (in bytes) strides.

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.winograd_points import TAPS
-from fastconv.backends.cpu.winograd_work import Work
+from fastconv.backends.cpu.winograd.points import TAPS
+from fastconv.backends.cpu.winograd.work import Work
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -74,7 +74,7 @@ class Winograd(Algorithm):
         return self.constant * EPSILON[problem.accumulator] * math.sqrt(problem.reduction)
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.winograd_run import Runner
+        from fastconv.backends.cpu.winograd.run import Runner
 
         runner = Runner(self._work(problem))
         return Plan(problem, self, runner.run, runner.pack)

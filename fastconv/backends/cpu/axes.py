@@ -1,0 +1,19 @@
+"""The axes of a convolution, three of them whatever the problem has."""
+
+from __future__ import annotations
+
+from fastconv.geometry import Axis, axes_of
+from fastconv.problem import AXES, ConvProblem
+
+
+def lifted_axes(problem: ConvProblem) -> tuple[Axis, ...]:
+    """Return depth, rows and columns; axes that the problem lacks have size 1."""
+    axes = axes_of(problem)
+    missing = (Axis(1, 1, 1, 1, 1, 0, "zeros"),) * (len(AXES) - problem.ndim)
+    return missing + tuple(axis for axis in axes if isinstance(axis, Axis))
+
+
+def inside(axis: Axis) -> tuple[int, int]:
+    """Return which of the padded positions that are read are the input itself."""
+    end = axis.extent(axis.out)
+    return min(axis.before, end), min(axis.before + axis.size, end)

@@ -1,0 +1,1 @@
+"""Direct convolution, of any kind of problem."""

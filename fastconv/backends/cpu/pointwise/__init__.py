@@ -1,0 +1,1 @@
+"""1x1 convolution."""
