@@ -8,11 +8,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import cases, photographs, pictures, plots, report, table
+from benchmarks import cases, photographs, pictures, plots, probes, report, table
 from benchmarks.job import OUT, RESULTS, Job, Step
+from benchmarks.measure import CALL, CHOSEN
 from benchmarks.peers import select
 from benchmarks.report import Report
 from fastconv import networks
+
+_DIRECTIONS = ("fprop", "dgrad", "wgrad", "bgrad")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,9 +52,23 @@ def _parser() -> argparse.ArgumentParser:
     added = commands.add_parser("layers", help="the distinct layers of whole networks", parents=[common])
     added.add_argument("networks", nargs="+", metavar="NETWORK", help=f"all, or {', '.join(networks.NETWORKS)}")
     added.add_argument("--batch", type=int, nargs="+", default=[1], help="batch sizes (default: 1)")
-    added.add_argument("--direction", choices=("fprop", "dgrad", "wgrad", "bgrad"), default="fprop")
+    added.add_argument("--direction", choices=_DIRECTIONS, default="fprop")
     added.add_argument("--algorithms", nargs="+", help="only these: backends, or backend/name (default: all)")
     added.set_defaults(run=_layers)
+
+    added = commands.add_parser("targets", help="what fastconv aims at, beside what is measured", parents=[common])
+    added.add_argument("--batch", type=int, nargs="+", default=[1, 16], help="batch sizes (default: 1 16)")
+    added.add_argument("--direction", nargs="+", choices=_DIRECTIONS, default=["fprop"], help="(default: fprop)")
+    added.add_argument("--every", type=int, default=1, metavar="K", help="only each K-th layer (default: 1, all)")
+    added.add_argument(
+        "--probes",
+        nargs="*",
+        choices=list(probes.PROBES),
+        default=list(probes.PROBES),
+        metavar="PROBE",
+        help=f"what else to measure (default: all): {', '.join(probes.PROBES)}",
+    )
+    added.set_defaults(run=_targets, algorithms=[CHOSEN, CALL, "numba/direct"])
 
     added = commands.add_parser("plot", help="the table and the plots of a saved run")
     added.add_argument("file", type=Path)
@@ -79,6 +96,23 @@ def _layers(args: argparse.Namespace, command: str) -> int:
     names = list(networks.NETWORKS) if args.networks == ["all"] else args.networks
     selected = [case for n in args.batch for case in cases.layers(names, n, args.direction)]
     return _job(args, command).run(selected, save=_save(args))
+
+
+def _targets(args: argparse.Namespace, command: str) -> int:
+    if args.every < 1:
+        raise ValueError(f"every: expected 1 or more, got {args.every}")
+    job = _job(args, command)
+    selected = [
+        case
+        for direction in args.direction
+        for n in args.batch
+        for case in cases.layers(list(networks.NETWORKS), n, direction)[:: args.every]
+    ]
+    others = [
+        Step(name, lambda detail, measure=probes.PROBES[name]: job.report.figures.extend(measure()))
+        for name in args.probes
+    ]
+    return job.run(selected, *others, save=_save(args), rows=False)
 
 
 def _plot(args: argparse.Namespace, command: str) -> int:

@@ -83,7 +83,7 @@ def clock(benchmark: Any, request: pytest.FixtureRequest) -> Callable[[Trial], N
                 flops=case.problem.flops,
                 bytes=case.problem.bytes,
                 chosen=entrant.chosen,
-                error=check(entrant, case.problem, launch, exact),
+                error=check(entrant, case.problem, launch, exact).share,
             )
             benchmark(launch)
 

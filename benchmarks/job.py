@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from benchmarks import plots, table
 from benchmarks.cases import Case
-from benchmarks.measure import measure
+from benchmarks.measure import CALL, CHOSEN, measure
 from benchmarks.peak import measure_peak
 from benchmarks.peers import Peer
 from benchmarks.report import Report
@@ -64,6 +64,7 @@ class Job:
         if not all(1 <= n <= available_cores() for n in threads):
             raise ValueError(f"threads: expected 1 to {available_cores()}, the cores there are, got {threads}")
         known = {name for algorithm in registry.algorithms() for name in (algorithm.key, algorithm.backend)}
+        known |= {CHOSEN, CALL}
         if unknown := set(only or ()) - known:
             raise ValueError(f"algorithms: no {min(unknown)!r}; expected some of {', '.join(sorted(known))}")
         self.report = report
@@ -73,8 +74,17 @@ class Job:
         self.only = only
         self.out = out
 
-    def run(self, cases: Sequence[Case], *others: Step, save: Path | None = None) -> int:
-        """Measure the machine and the cases, take the other steps, then show and write the report.
+    def run(self, cases: Sequence[Case], *others: Step, save: Path | None = None, rows: bool = True) -> int:
+        """Measure the machine and the cases, take the other steps, then write the report and show it.
+
+        Parameters
+        ----------
+        cases : sequence of Case
+        *others : Step
+        save : Path, optional
+            Where to write the numbers, too.
+        rows : bool
+            Whether every row is shown.
 
         Returns
         -------
@@ -93,7 +103,7 @@ class Job:
             self.report.save(path)
             print(f"numbers: {path}", file=sys.stderr)
         print(f"pictures and plots: {self.out}", file=sys.stderr)
-        table.show(self.report)
+        table.show(self.report, rows=rows)
         return 1 if self.report.failures else 0
 
     def _measure_peak(self, threads: int, detail: Callable[[str], None]) -> None:

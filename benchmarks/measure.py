@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 from threadpoolctl import threadpool_limits
 
+from benchmarks import calls
 from benchmarks.cases import Case
 from benchmarks.peers import Peer
 from benchmarks.report import Row
@@ -25,6 +26,12 @@ from fastconv.notation import format_problem
 from fastconv.options import current, options
 
 Run: TypeAlias = Callable[[], tuple[Any, ...]]
+
+# How long another library's threads may spin when they have nothing more to do.
+_SPINNING = 0.02
+
+# The words among the algorithms for what the dispatcher takes, and for a call with weights as they are.
+CHOSEN, CALL = "chosen", "call"
 
 # What takes this many times longer than the fastest is timed once: rounds with it would be too few for the others.
 _SLOW = 10.0
@@ -64,7 +71,8 @@ def entrants(problem: AnyProblem, peers: Sequence[Peer] = (), only: Sequence[str
     peers : sequence of Peer
         Installed ones.
     only : sequence of str, optional
-        The backends and the algorithms (``backend/name``) that may enter; all by default.
+        The backends and the algorithms (``backend/name``) that may enter, ``chosen`` for the one that the dispatcher
+        takes, ``call`` for the public function; all algorithms by default.
     """
     choice = dispatch.survey(problem, current())
     threads = machine().threads()
@@ -75,19 +83,27 @@ def entrants(problem: AnyProblem, peers: Sequence[Peer] = (), only: Sequence[str
             candidate.algorithm == choice.winner,
             candidate.refusal,
             algorithm.error_bound(problem),
-            partial(_algorithm_run, algorithm, problem),
+            partial(algorithm_run, algorithm, problem),
         )
         for candidate in choice.candidates
         for algorithm in [registry.find(candidate.algorithm)]
-        if only is None or algorithm.key in only or algorithm.backend in only
+        if only is None
+        or algorithm.key in only
+        or algorithm.backend in only
+        or (CHOSEN in only and algorithm.key == choice.winner)
     ]
+    if only is not None and CALL in only:
+        # With weights as they are, another algorithm may be taken.
+        bound = max(registry.find(c.algorithm).error_bound(problem) for c in choice.candidates if c.refusal is None)
+        found.append(Entrant(calls.NAME, False, False, calls.refuses(problem), bound, partial(calls.run, problem)))
     for peer in peers:
         prepare = partial(_peer_run, peer, problem, threads)
         found.append(Entrant(peer.name, True, False, peer.refuses(problem), peer.error_bound(problem), prepare))
     return found
 
 
-def _algorithm_run(algorithm: Algorithm, problem: AnyProblem, inputs: tuple[Any, ...]) -> Run:
+def algorithm_run(algorithm: Algorithm, problem: AnyProblem, inputs: tuple[Any, ...]) -> Run:
+    """Return the run of an algorithm on inputs of a problem, into outputs of its own; packing is done before."""
     plan = algorithm.plan(problem)
     packed = plan.packed(inputs)
     outputs = tuple(testing.laid_out(o, problem.layout, -2 if o.dtype == "int64" else np.nan) for o in problem.outputs)
@@ -104,8 +120,23 @@ def _peer_run(peer: Peer, problem: AnyProblem, threads: int, inputs: tuple[Any, 
     return lambda: (run(),)
 
 
-def check(entrant: Entrant, problem: AnyProblem, run: Run, exact: testing.Exact) -> float:
-    """Run once and return the largest error as a share of what is allowed.
+class Error(NamedTuple):
+    """How far a result is from the reference, where it is farthest.
+
+    Attributes
+    ----------
+    share : float
+        The error as a share of what is allowed at its element.
+    deviation : float
+        The error as a share of the largest element.
+    """
+
+    share: float
+    deviation: float
+
+
+def check(entrant: Entrant, problem: AnyProblem, run: Run, exact: testing.Exact) -> Error:
+    """Run once and return the largest error.
 
     Raises
     ------
@@ -113,7 +144,11 @@ def check(entrant: Entrant, problem: AnyProblem, run: Run, exact: testing.Exact)
         If that is more than one; the message says where.
     """
     outputs = tuple(np.asarray(output) for output in run())
-    return testing.compare(problem, outputs, exact, entrant.bound)
+    share = testing.compare(problem, outputs, exact, entrant.bound)
+    reference = exact.results[0]
+    with np.errstate(invalid="ignore"):
+        farthest = np.nanmax(np.abs(outputs[0] - reference), initial=0.0)
+    return Error(share, float(farthest / np.nanmax(np.abs(reference))))
 
 
 def measure(
@@ -154,12 +189,13 @@ def measure(
             if entrant.refusal is None:
                 try:
                     run = entrant.prepare(inputs)
-                    outcome["error"] = check(entrant, problem, run, exact)
+                    error = check(entrant, problem, run, exact)
+                    outcome |= {"error": error.share, "deviation": error.deviation}
                     runs[entrant.name] = run
-                except Exception as error:  # noqa: BLE001 - neither users' algorithms nor peers are ours
+                except Exception as failure:  # noqa: BLE001 - neither users' algorithms nor peers are ours
                     # A peer that gives up has not been wrong.
-                    kind = "refusal" if entrant.peer and not isinstance(error, AssertionError) else "failure"
-                    outcome[kind] = f"{type(error).__name__}: {error}"
+                    kind = "refusal" if entrant.peer and not isinstance(failure, AssertionError) else "failure"
+                    outcome[kind] = f"{type(failure).__name__}: {failure}"
             rows[entrant.name] = Row(
                 case.name,
                 format_problem(problem),
@@ -172,17 +208,17 @@ def measure(
                 **outcome,
             )
         progress("rounds")
-        taken = timed(runs, seconds)
+        taken = timed(runs, seconds, _SPINNING if threads > 1 else 0.0)
     return [replace(row, seconds=taken.get(name)) for name, row in rows.items()]
 
 
-def timed(runs: dict[str, Run], seconds: float) -> dict[str, float]:
-    """Return the seconds of each run: those of similar speed in rounds, the slow ones once."""
+def timed(runs: dict[str, Run], seconds: float, pause: float = 0.0) -> dict[str, float]:
+    """Return the seconds of each run: those of similar speed in rounds with pauses between, the slow ones once."""
     if not runs:
         return {}
     once = tuning.measure(runs, 0)
     fast = {name: run for name, run in runs.items() if once[name] < _SLOW * min(once.values())}
-    return once | tuning.measure(fast, seconds)
+    return once | tuning.measure(fast, seconds, pause)
 
 
 @contextmanager

@@ -40,10 +40,14 @@ class Peak(NamedTuple):
     bandwidth: float
 
 
-def measure_peak(threads: int, seconds: float = _SECONDS) -> Peak:
-    """Measure the machine's limits on a number of threads, each limit for about ``seconds``."""
-    chains, lanes = CHAINS[machine().vector_bytes], machine().vector_bytes // 4
-    multiply_add = fma_kernel()
+def measure_peak(threads: int, seconds: float = _SECONDS, vector_bytes: int | None = None) -> Peak:
+    """Measure the machine's limits on a number of threads, each limit for about ``seconds``.
+
+    Vectors are as wide as the machine's, or narrower by ``vector_bytes``.
+    """
+    width = vector_bytes or machine().vector_bytes
+    chains, lanes = CHAINS[width], width // 4
+    multiply_add = fma_kernel(width)
     multiply_add(1)
     source = np.ones(_buffer_bytes() // 4, np.float32)
     target = np.zeros_like(source)
@@ -81,17 +85,17 @@ def _buffer_bytes() -> int:
 
 
 @cache
-def fma_kernel() -> Callable[[int], float]:
+def fma_kernel(vector_bytes: int) -> Callable[[int], float]:
     """Return ``kernel(iterations)``, which runs chains of vector multiply-adds that wait for nothing but themselves.
 
-    The loop is written in LLVM IR, so that the vectors are as wide as the machine's and the chains stay in registers.
+    The loop is written in LLVM IR, so that the vectors are as wide as they should be and the chains stay in registers.
     It lets go of the interpreter's lock.
     """
     from llvmlite import ir
     from numba import njit, types
     from numba.extending import intrinsic
 
-    chains, lanes = CHAINS[machine().vector_bytes], machine().vector_bytes // 4
+    chains, lanes = CHAINS[vector_bytes], vector_bytes // 4
 
     def define(context: Any, iterations: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:

@@ -15,7 +15,7 @@ from fastconv import files, info
 from fastconv.machine import machine
 
 FORMAT = "fastconv benchmark"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Row:
         What a run took; None if it was not timed.
     error : float or None
         The largest error of any element, as a share of what is allowed there.
+    deviation : float or None
+        The largest error of any element, as a share of the largest element.
     refusal : str or None
         Why it was not measured.
     failure : str or None
@@ -57,8 +59,24 @@ class Row:
     chosen: bool = False
     seconds: float | None = None
     error: float | None = None
+    deviation: float | None = None
     refusal: str | None = None
     failure: str | None = None
+
+
+class Figure(NamedTuple):
+    """A figure with what is asked of it: ``asked`` at most, or, with ``higher``, at least."""
+
+    what: str
+    asked: float
+    measured: float
+    unit: str
+    higher: bool = False
+
+    @property
+    def is_met(self) -> bool:
+        """Whether it is as asked."""
+        return self.measured >= self.asked if self.higher else self.measured <= self.asked
 
 
 class Rates(NamedTuple):
@@ -85,6 +103,7 @@ class Report:
     absent: dict[str, str] = field(default_factory=lambda: _absent_peers())
     peaks: list[Peak] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
 
     @property
     def failures(self) -> list[Row]:
@@ -114,6 +133,7 @@ class Report:
             "schema": SCHEMA,
             **{f.name: getattr(self, f.name) for f in fields(self)},
             "peaks": [peak._asdict() for peak in self.peaks],
+            "figures": [figure._asdict() for figure in self.figures],
             "rows": [{**asdict(row), **(self.rates(row)._asdict() if row.seconds else {})} for row in self.rows],
         }
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +157,7 @@ def load(path: Path) -> Report:
         made = {f.name: data[f.name] for f in fields(Report)}
         made["peaks"] = [Peak(**_only(Peak._fields, peak)) for peak in data["peaks"]]
         made["rows"] = [Row(**_only((f.name for f in fields(Row)), row)) for row in data["rows"]]
+        made["figures"] = [Figure(**_only(Figure._fields, figure)) for figure in data["figures"]]
         return Report(**made)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: cannot be read as a report ({type(error).__name__}: {error})") from None

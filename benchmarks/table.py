@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks import targets
 from benchmarks.report import Report, Row
 
 _NUMBERS = ("ms", "GFLOP/s", "GB/s", "of\npeak", "of band-\nwidth", "error /\nbound")
@@ -17,15 +18,20 @@ _NUMBERS = ("ms", "GFLOP/s", "GB/s", "of\npeak", "of band-\nwidth", "error /\nbo
 _FILE_WIDTH = 120
 
 
-def show(report: Report) -> None:
-    """Print the machine, a table of all rows that were timed, and below it why others were not."""
+def show(report: Report, *, rows: bool = True) -> None:
+    """Print the machine, a table of all rows that were timed, why others were not, and the targets.
+
+    Without ``rows``, those that were wrong are all that is shown of them.
+    """
     console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
     for line in _heading(report):
         console.print(escape(line))
-    for threads in dict.fromkeys(row.threads for row in report.rows):
-        console.print(_table(report, [row for row in report.rows if row.threads == threads], threads))
-    for line in _notes(report):
-        console.print(escape(line), style="dim")
+    if rows:
+        for threads in dict.fromkeys(row.threads for row in report.rows):
+            console.print(_table(report, [row for row in report.rows if row.threads == threads], threads))
+        for line in _notes(report):
+            console.print(escape(line), style="dim")
+    targets.show(report, console)
     for row in report.failures:
         console.print(f"[bold red]WRONG[/] {escape(f'{row.case}, {row.entrant}: {row.failure}')}")
 

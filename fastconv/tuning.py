@@ -49,7 +49,7 @@ def exclusive() -> Iterator[None]:
         yield
 
 
-def measure(runs: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> dict[str, float]:
+def measure(runs: Mapping[str, Callable[[], object]], seconds: float = 1.0, pause: float = 0.0) -> dict[str, float]:
     """Time several runs against each other.
 
     Each is called once to warm up; then they take turns in rounds, so that a processor that slows down for a
@@ -62,6 +62,9 @@ def measure(runs: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> d
     seconds : float
         When to begin no further round. There are three rounds at least, but for runs that take longer than this:
         those run once more after the warm-up.
+    pause : float
+        Seconds of rest before each turn, which then begins with a run that is not timed: what other libraries leave
+        spinning goes to sleep, and one's own threads wake up.
 
     Returns
     -------
@@ -81,6 +84,9 @@ def measure(runs: Mapping[str, Callable[[], object]], seconds: float = 1.0) -> d
     start, rounds = time.perf_counter(), 0
     while repeats and (rounds < _LEAST_ROUNDS or time.perf_counter() - start < seconds):
         for name, number in repeats.items():
+            if pause:
+                time.sleep(pause)
+                timers[name].timeit(1)
             samples.setdefault(name, []).append(timers[name].timeit(number) / number)
         rounds += 1
     return {name: statistics.median(samples[name]) for name in timers}

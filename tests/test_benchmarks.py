@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from fakes import Fake, registered
 
-from benchmarks import cases, photographs, pictures, plots, report, table
+from benchmarks import cases, photographs, pictures, plots, probes, report, table, targets
 from benchmarks.__main__ import main
 from benchmarks.cases import Case
 from benchmarks.job import Job, Step
 from benchmarks.measure import measure, timed
 from benchmarks.peak import CHAINS, Peak, fma_kernel, measure_peak
 from benchmarks.peers import PEERS, Peer, select
-from benchmarks.report import Report, Row
+from benchmarks.report import Figure, Report, Row
 from fastconv import networks, registry, testing
 from fastconv.machine import available_cores, machine
 from fastconv.notation import format_problem, parse_problem
@@ -190,6 +190,38 @@ def test_only_some_algorithms_are_measured():
     assert {row.entrant for row in rows} == {"im2col/gemm", "im2col/columns", "naive/loops"}
 
 
+def test_the_chosen_one_and_the_call_are_measured():
+    for direction in ("fprop", "dgrad", "wgrad"):
+        case = Case("small", SMALL.problem.replace(direction=direction))
+        chosen, call = measure(case, threads=1, seconds=0, only=["chosen", "call"])
+        assert chosen.chosen
+        assert (call.entrant, call.chosen, call.peer, call.failure) == ("fastconv call", False, False, None)
+        assert call.seconds > 0
+        assert 0 < call.deviation < 1e-4
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["max_pool2d c2 i8 k2", "conv2d:bgrad c2 i8 oc2 k3 bias", "linear:dgrad c2 oc3", "conv2d c2 i8 oc2 k3 relu"],
+)
+def test_what_no_call_is_made_of_is_said(text):
+    rows = measure(Case("other", parse_problem(text)), threads=1, seconds=0, only=["call"])
+    assert [row.seconds for row in rows] == [None]
+    assert rows[0].refusal
+
+
+def test_others_are_left_to_settle_before_a_turn(monkeypatch):
+    pauses = []
+    monkeypatch.setattr("fastconv.tuning.time.sleep", pauses.append)
+    runs = {"one": lambda: None, "other": lambda: None}
+    timed(runs, 0.01, 0.5)
+    assert len(pauses) >= 6
+    assert set(pauses) == {0.5}
+    pauses.clear()
+    timed(runs, 0.01)
+    assert pauses == []
+
+
 def test_the_slow_run_once_and_the_fast_in_rounds():
     counts = {"fast": 0, "slow": 0}
 
@@ -209,7 +241,7 @@ def test_the_kernel_for_the_peak_does_its_arithmetic():
     chains = CHAINS[machine().vector_bytes]
     away = chains * (chains - 1) / 2 - chains
     for steps in (1, 1000):
-        assert fma_kernel()(steps) == pytest.approx(chains + 0.999**steps * away, rel=1e-4)
+        assert fma_kernel(machine().vector_bytes)(steps) == pytest.approx(chains + 0.999**steps * away, rel=1e-4)
 
 
 def test_limits_are_measured(monkeypatch):
@@ -346,7 +378,7 @@ def test_what_is_no_report_is_refused(text, tmp_path):
 
 
 def test_the_table_shows_every_row_and_every_reason(made, capsys):
-    made.rows.append(Row("small", "", 1, 1, 1, "fake/spoilt", False, failure="3 elements are off"))
+    made.rows.append(Row("small", made.rows[0].problem, 1, 1, 1, "fake/spoilt", False, failure="3 elements are off"))
     made.absent["nothing"] = "pip install nothing"
     table.show(made)
     shown = capsys.readouterr().out
@@ -359,6 +391,57 @@ def test_the_table_shows_every_row_and_every_reason(made, capsys):
     assert "ncnn takes one image at a time: not measured on 1 case" in shown
     assert "nothing is not installed: pip install nothing" in shown
     assert "WRONG small, fake/spoilt: 3 elements are off" in shown
+
+
+def test_targets_are_ratios_of_times(made):
+    dense = format_problem(parse_problem("conv2d c64 i64 oc64 k3 p1"))
+    common = {"case": "dense", "problem": dense, "flops": 200_000_000, "bytes": 1_000_000, "threads": 1}
+    made.rows += [
+        Row(**common, entrant="numba/direct", peer=False, chosen=True, seconds=4e-3, error=0.1, deviation=1e-7),
+        Row(**common, entrant="fastconv call", peer=False, seconds=5e-3, error=0.1, deviation=1e-7),
+        Row(**common, entrant="ncnn", peer=True, seconds=2e-3, error=0.1, deviation=3e-7),
+        Row(**common, entrant="torch", peer=True, seconds=1e-2, error=0.1, deviation=1e-7),
+    ]
+    found = {row.target.what: row for row in targets.shown(made)}
+    best = found["plan / best peer"]
+    assert (best.cases, best.worst, best.threads) == (2, "dense", 1)
+    assert best.least == pytest.approx(0.5)
+    assert best.mean == pytest.approx((2 * 0.5) ** 0.5)
+    assert not best.is_met
+    assert found["call / torch.nn.functional"].mean == pytest.approx(2.0)
+    assert found["3x3 stride 1 from 28x28 / ncnn"].mean == pytest.approx(0.5)
+    error = found["the same: ncnn's error / ours"]
+    assert error.mean == pytest.approx(3.0)
+    assert error.is_met
+    assert found["direct, over 100 MFLOP: share of peak"].mean == pytest.approx(0.5)
+    assert "depthwise 3x3 / best peer" not in found
+
+
+def test_targets_are_shown_with_the_table(made, capsys):
+    made.figures = [Figure("calls", 5.0, 7.5, "us"), Figure("share", 0.5, 0.75, "", higher=True)]
+    assert [figure.is_met for figure in made.figures] == [False, True]
+    table.show(made, rows=False)
+    text = capsys.readouterr().out
+    assert "naive/loops" not in text
+    for shown in ("plan / best peer", "2.00", "<= 5", "7.5", ">= 0.5", "0.75"):
+        assert shown in text
+
+
+def test_random_shapes_are_the_same_each_time():
+    first, again = (list(probes.random_problems("dgrad", 30)) for _ in range(2))
+    assert first == again
+    assert {problem.direction for problem in first} == {"dgrad"}
+    assert len(set(first)) > 25
+    assert any(problem.groups == problem.ic > 1 for problem in probes.random_problems("fprop", 100))
+
+
+def test_probes_measure():
+    assert all(0 < figure.measured < 1e4 for figure in [*probes.overhead(), *probes.predictions("fprop", 2, 0.0)])
+
+
+@pytest.mark.slow
+def test_a_cold_start_is_measured():
+    assert all(0 < figure.measured < 100 for figure in probes.cold_start())
 
 
 def test_plots_and_pictures_are_drawn(made, image, tmp_path):

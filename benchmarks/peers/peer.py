@@ -65,7 +65,7 @@ class Peer(ABC):
             yield problem.padding_mode != "zeros", "pads with zeros only"
             yield problem.activation is not None or problem.residual, "is measured without an epilogue"
         else:
-            yield problem.return_indices, "is measured without indices"
+            yield problem.direction == "fprop" and problem.return_indices, "is measured without indices"
 
     @abstractmethod
     def prepare(self, problem: AnyProblem, inputs: tuple[Any, ...], threads: int) -> Callable[[], Any]:

@@ -27,8 +27,8 @@ class Torch(Peer):
         yield from super().limits(problem)
         yield not symmetric(problem), "pads both sides alike"
         backward = problem.direction != "fprop"
-        yield backward and isinstance(problem, PoolProblem), "is measured on the forward pass of pools only"
-        yield backward and problem.op == "linear", "is measured on the forward pass of linear only"
+        known = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+        yield backward and isinstance(problem, PoolProblem) and problem.op not in known, "has no operator for this pool"
         yield backward and getattr(problem, "bias", "none") != "none", "is measured without a bias in gradients"
 
     def prepare(self, problem: AnyProblem, inputs: tuple[Any, ...], threads: int) -> Callable[[], Any]:
@@ -37,7 +37,7 @@ class Torch(Peer):
         torch.set_num_threads(threads)
         tensors = [self.laid_out(torch.from_numpy(array)) for array in inputs]
         if isinstance(problem, PoolProblem):
-            return _pool(problem, tensors[0])
+            return _pool(problem, tensors[0]) if problem.direction == "fprop" else self._pool_backward(problem, tensors)
         if problem.direction == "fprop":
             return _forward(problem, tensors)
         return self._backward(problem, tensors)
@@ -49,6 +49,9 @@ class Torch(Peer):
     def _backward(self, problem: ConvProblem, tensors: list[Any]) -> Callable[[], Any]:
         import torch
 
+        if problem.op == "linear":
+            first, second = tensors
+            return (lambda: first @ second) if problem.direction == "dgrad" else (lambda: second.T @ first)
         if problem.direction == "dgrad":
             dy, w = tensors
             # Only its shape is looked at, as autograd's saved input would be.
@@ -67,6 +70,21 @@ class Torch(Peer):
             return results[wanted.index(True)]
 
         return run
+
+    def _pool_backward(self, problem: PoolProblem, tensors: list[Any]) -> Callable[[], Any]:
+        import torch
+
+        aten, dy = torch.ops.aten, tensors[0]
+        x = self.laid_out(torch.zeros(problem.x_shape, dtype=dy.dtype))
+        if problem.is_adaptive:
+            return lambda: aten._adaptive_avg_pool2d_backward(dy, x)
+        padding = [before for before, _ in problem.padding]
+        where = problem.kernel_size, problem.stride, padding
+        if problem.is_max:
+            backward, indices = aten.max_pool2d_with_indices_backward, tensors[1]
+            return lambda: backward(dy, x, *where, problem.dilation, problem.ceil_mode, indices)
+        counted = problem.ceil_mode, problem.count_include_pad, problem.divisor_override
+        return lambda: aten.avg_pool2d_backward(dy, x, *where, *counted)
 
 
 class TorchChannelsLast(Torch):

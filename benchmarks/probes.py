@@ -1,0 +1,165 @@
+"""What no layer shows: the overhead of a call, a cold start, the narrower vectors, and how good predictions are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import numpy as np
+
+import fastconv as fc
+from benchmarks import cases
+from benchmarks.measure import algorithm_run, timed
+from benchmarks.peak import measure_peak
+from benchmarks.report import Figure
+from benchmarks.targets import geometric_mean
+from fastconv import dispatch, registry, testing, tuning
+from fastconv.machine import machine
+from fastconv.options import current, options
+from fastconv.problem import ConvProblem
+
+# Algorithms that are predicted to take this many times longer than the fastest are not measured.
+_HOPELESS = 12.0
+_LARGE = 100e6  # operations
+_SHAPES = 200
+_FEWEST_FLOPS, _MOST_FLOPS = 1e5, 4e8
+_SEED = 20
+_KERNELS = ((1, 1), (1, 1), (3, 3), (3, 3), (3, 3), (5, 5), (7, 7), (1, 7), (3, 1))
+
+_COLD = """
+import time
+import numpy as np
+start = time.perf_counter()
+import fastconv as fc
+imported = time.perf_counter()
+x, w = np.ones((1, 64, 56, 56), np.float32), np.ones((64, 64, 3, 3), np.float32)
+fc.conv2d(x, w, padding=1)
+print(time.perf_counter() - imported)
+"""
+
+
+def overhead() -> list[Figure]:
+    """Time calls on an input of 16 numbers."""
+    x, w = np.ones((1, 1, 4, 4), np.float32), np.ones((1, 1, 3, 3), np.float32)
+    plan = fc.plan(fc.conv2d, x, w, padding=1)
+    runs: dict[str, tuple[float, Callable[[], object]]] = {
+        "plan on 1x1x4x4": (2.0, lambda: plan(x)),
+        "call on 1x1x4x4": (5.0, lambda: fc.conv2d(x, w, padding=1)),
+    }
+    taken = tuning.measure({what: run for what, (_, run) in runs.items()})
+    return [Figure(what, asked, 1e6 * taken[what], "us") for what, (asked, _) in runs.items()]
+
+
+def cold_start() -> list[Figure]:
+    """Time the first call of a process, with no kernel compiled before and with all of them."""
+    with tempfile.TemporaryDirectory() as directory:
+        environment = {**os.environ, "NUMBA_CACHE_DIR": directory, "PYTHONPATH": os.pathsep.join(sys.path)}
+        taken = [float(_python(_COLD, environment)) for _ in range(4)]
+    return [
+        Figure("first call of a process, nothing compiled", 3.0, taken[0], "s"),
+        Figure("first call of a process, kernels on disk", 0.4, min(taken[1:]), "s"),
+    ]
+
+
+def _python(code: str, environment: dict[str, str]) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True, timeout=600
+    ).stdout
+
+
+def narrow_vectors(network: str = "vgg16", seconds: float = 0.3) -> list[Figure]:
+    """Run direct convolution with AVX2 forced, where the machine's vectors are wider, against the peak of AVX2."""
+    if machine().simd != "avx512":
+        return []
+    peak = measure_peak(1, vector_bytes=32).flops
+    direct = registry.find("numba/direct")
+    shares = []
+    with options(threads=1), _environment(FASTCONV_SIMD="avx2"):
+        for case in cases.layers([network]):
+            problem = case.problem
+            if problem.flops > _LARGE and direct.refuses(problem) is None:
+                run = algorithm_run(direct, problem, testing.random_inputs(problem))
+                shares.append(problem.flops / timed({"direct": run}, seconds)["direct"] / peak)
+    return [Figure("direct, AVX2 forced: share of AVX2's peak", 0.85, geometric_mean(shares), "", higher=True)]
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def predictions(direction: str = "fprop", count: int = _SHAPES, seconds: float = 0.1) -> list[Figure]:
+    """Compare the dispatcher's choice with the best algorithm there is, over random shapes."""
+    losses: list[float] = []
+    for problem in random_problems(direction, count):
+        choice = dispatch.survey(problem, current())
+        best = min(c.predicted for c in choice.candidates if c.refusal is None and c.predicted is not None)
+        names = [
+            c.algorithm
+            for c in choice.candidates
+            if c.refusal is None and c.predicted is not None and c.predicted < _HOPELESS * best
+        ]
+        inputs = testing.random_inputs(problem)
+        taken = timed({name: algorithm_run(registry.find(name), problem, inputs) for name in names}, seconds)
+        losses.append(taken[choice.winner] / min(taken.values()))
+    return [
+        Figure(f"{direction}: loss of the choice, {count} random shapes, mean", 1.05, geometric_mean(losses), "x"),
+        Figure(f"{direction}: loss of the choice, {count} random shapes, worst", 1.4, max(losses), "x"),
+    ]
+
+
+def random_problems(direction: str, count: int, seed: int = _SEED) -> Iterator[ConvProblem]:
+    """Yield convolutions such as networks have, and some that they do not have; the same ones each time."""
+    draw = np.random.default_rng(seed)
+    while count:
+        kernel = tuple(int(k) for k in draw.choice(_KERNELS))
+        size = int(2 ** draw.uniform(2, 8))
+        stride = int(draw.choice([1, 1, 1, 2]))
+        ic, oc = (int(2 ** draw.uniform(0, 10.5)) for _ in range(2))
+        groups = 1
+        kind = draw.integers(8)
+        if kind == 0:
+            groups = oc = ic
+        elif kind == 1:
+            groups = int(2 ** draw.integers(1, 6))
+            ic, oc = (-(-c // groups) * groups for c in (ic, oc))
+        problem = ConvProblem(
+            op="conv2d",
+            direction=direction,
+            n=int(draw.choice([1, 1, 1, 2, 16])),
+            ic=ic,
+            oc=oc,
+            groups=groups,
+            input_size=(size, size),
+            kernel_size=kernel,
+            stride=(stride, stride),
+            padding=tuple((k // 2, k // 2) for k in kernel),
+            dilation=(1, 1),
+            prepacked=direction == "fprop" and bool(draw.integers(2)),
+        )
+        if _FEWEST_FLOPS <= problem.flops <= _MOST_FLOPS:
+            count -= 1
+            yield problem
+
+
+PROBES: dict[str, Callable[[], list[Figure]]] = {
+    "overhead of a call": overhead,
+    "cold start": cold_start,
+    "narrower vectors": narrow_vectors,
+    "predictions": predictions,
+    **{f"predictions, {direction}": partial(predictions, direction) for direction in ("dgrad", "wgrad")},
+}
