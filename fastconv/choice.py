@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from fastconv import arrays, dispatch, registry, testing
+from fastconv import arrays, dispatch, repeat, registry, testing
 from fastconv.algorithm import AnyProblem, Plan
 from fastconv.arrays import Array
 from fastconv.call import Call, execute, lowering_of
@@ -52,6 +52,7 @@ class BoundPlan:
             self._inputs = dict(zip(call.inputs, packed, strict=True))
         plain = self._plan is not None and call.kind is arrays.NUMPY and call.shape == self.problem.outputs[0].shape
         self._plain_shape = self.problem.inputs[0].shape if plain else None
+        self._outputs = repeat.new_outputs(self.problem)
         self._dtype = arrays.dtype_named(self.problem.dtype)
         self._rest = tuple(self._inputs.values())[1:]
 
@@ -78,9 +79,8 @@ class BoundPlan:
             If an array is not like the one that the plan was made with.
         """
         if type(input) is np.ndarray and residual is None and out is None and self._is_plain(input):
-            plan, problem = cast(Plan, self._plan), self.problem
-            outputs = tuple(arrays.empty(o, problem.layout, input) for o in problem.outputs)
-            plan.run((input, *self._rest), outputs)
+            outputs = self._outputs()
+            cast(Plan, self._plan).run((input, *self._rest), outputs)
             return outputs[0] if len(outputs) == 1 else outputs
         given = {self._first: input}
         if residual is not None:
