@@ -8,7 +8,7 @@ from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from fastconv import arrays, dispatch, repeat, registry, testing
+from fastconv import arrays, dispatch, registry, repeat, testing
 from fastconv.algorithm import AnyProblem, Plan
 from fastconv.arrays import Array
 from fastconv.call import Call, execute, lowering_of

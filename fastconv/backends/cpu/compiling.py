@@ -34,8 +34,18 @@ def callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return _kept(lambda body, kept: cfunc(signature, cache=kept)(body))
 
 
+_compiled = 0
+
+
+def count() -> int:
+    """Return how many functions were compiled, or loaded from disk, in this process."""
+    return _compiled
+
+
 def _kept(compile: Callable[[Callable[..., Any], bool], Any]) -> Callable[[Callable[..., Any]], Any]:
     def decorate(body: Callable[..., Any]) -> Any:
+        global _compiled
+        _compiled += 1
         try:
             return compile(body, True)
         except RuntimeError:  # there is no directory to keep anything in
