@@ -1,6 +1,6 @@
 """How long a run should take: overhead, arithmetic at BLAS's rate, and copies at the memory's.
 
-The constants were fitted on a server CPU with AVX-512, with one and two threads. What a machine makes of
+The constants were fitted on server CPUs with AVX-512, with one and two threads. What a machine makes of
 them is in its `Machine.peak` and `Machine.bandwidth`.
 """
 
@@ -17,11 +17,13 @@ _BLOCK_SECONDS = 20e-6
 _ROW_SECONDS = 1.5e-6
 
 # Products of matrices run at this share of the peak, less where a side is short: half of it at these lengths.
-_GEMM_EFFICIENCY = 0.9
+_GEMM_EFFICIENCY = 0.75
 _HALF_ROWS, _HALF_COLUMNS, _HALF_SUM = 8, 24, 32
 _MATRIX_SECONDS = 0.4e-6
 
-# In units of the bandwidth of memory: copies within the cache, and adding back, which reads and writes.
+# In units of the bandwidth of memory: matrices that BLAS reads once, copies within the cache, and adding back, which
+# reads and writes.
+_MATRIX_RATE = 0.6
 _UNFOLD_RATE = 1.1
 _FOLD_RATE = 0.7
 _SUM_RATE = 2.2
@@ -44,7 +46,7 @@ def convolution_seconds(job: Job, machine: Machine) -> float:
     copied = n * g * c * job.taps * positions * size if job.native_needs.columns else 0
     rate = _FOLD_RATE if p.direction == "dgrad" else _UNFOLD_RATE
     # What goes through memory and what BLAS computes overlap; copies stand between them.
-    through = max(_gemm_seconds(job, machine), p.bytes / (_UNFOLD_RATE * machine.bandwidth))
+    through = max(_gemm_seconds(job, machine), p.bytes / (_MATRIX_RATE * machine.bandwidth))
     return overhead + widened + copied / (rate * machine.bandwidth) + through
 
 
