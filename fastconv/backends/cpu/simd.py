@@ -121,6 +121,13 @@ class Emitter:
         kinds = [self.vector, self.vector.as_pointer(), I32, ir.VectorType(ir.IntType(1), self.lanes)]
         self.builder.call(self._masked("store", ir.VoidType(), kinds), [value, pointer, I32(self.bytes), mask])
 
+    def store_part(self, value: Any, address: Any, first: int, count: int) -> None:
+        """Store ``count`` lanes from lane ``first`` on, each where a whole vector at the address would have it."""
+        lanes = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
+        part = self.builder.shuffle_vector(value, value, lanes)
+        pointer = self.builder.inttoptr(self.at(address, first * self.bytes), part.type.as_pointer())
+        self.builder.store(part, pointer).align = self.bytes
+
     def transpose(self, rows: Sequence[Any]) -> list[Any]:
         """Transpose a square of vectors in registers: log2(lanes) rounds of two-input shuffles."""
         result = list(rows)
