@@ -23,7 +23,7 @@ _FIELDS = """
     x xn xg xc xd xh xw         | the input and its strides: image, group, channel, output depth, row, column
     y yn yk yp ystep            | the output and its strides: image, channel, pixel, what a tile steps by
     w wgroup wblock             | the packed weight, a group of it, a block of output channels
-    wstep                       | a step of an input channel in a block
+    wstep0 wstep1               | a step of an input channel in a block, in the last block
     blocks width                | blocks of a group, output channels of a block
     nc oc oh ow pixels          | input and output channels of a group, rows and columns and pixels of the output
     tiles total full cut unit   | tiles of an image and in all, how many are of full size, this size, pixels of its unit
@@ -33,6 +33,7 @@ _FIELDS = """
     run                         | pixels of a row copied at once, at most
     copy0 copy1 step0 step1     | what makes a panel, and a panel's step of a channel: of full size, one smaller
     tile00 tile01 tile10 tile11 | the tiles: of full size or one smaller, by a whole block or the last
+    keep0 keep1                 | tiles that make the panel on the way
     rows                        | whether the output channels are rows
     item                        | bytes of an element
     bias residual activation    | addresses, 0 for none; the residual lies like y
@@ -61,8 +62,11 @@ def _call_copy(typingctx, function, source, channel, channels, target, step, pix
 
 
 @intrinsic
-def _call_tile(typingctx, function, a, b, depth, y, step, count, bias, residual, activation, ahead, ahead_step):
-    return types.void(*(types.int64,) * 12), _caller(11)
+def _call_tile(
+    typingctx, function,
+    a, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel,
+):  # fmt: skip
+    return types.void(*(types.int64,) * 15), _caller(14)
 
 
 @intrinsic
@@ -96,6 +100,12 @@ def _source(job, group, index):
 
 
 @njit
+def _in_place(job, index):
+    """Whether a tile can read its pixels where they are: whole vectors of them."""
+    return job.layout == FLAT and (job.rows == 0 or _first(job, index % job.tiles + 1) <= job.pixels)
+
+
+@njit
 def _make_panel(job, group, index, target, table):
     """Copy what a tile reads."""
     tile = index % job.tiles
@@ -124,7 +134,7 @@ def _ahead(job, group, block, index, current, stop, total):
     """Return where to prefetch from during a tile, and by which step: what will be read next and is far away."""
     w = job.w + group * job.wgroup + block * job.wblock
     if index == current and stop > current + 1 and block + 1 < job.blocks:
-        return w + job.wblock, job.wstep
+        return w + job.wblock, job.wstep0
     following = index + job.band
     if block < 2 and following < total:
         if job.layout == TABLE:
@@ -145,7 +155,7 @@ def loops() -> Any:
         job = carray(jobs, 1)[0]
         table = job.slab + worker * job.slab_bytes
         panels = table + TABLE_BYTES
-        made = -1
+        made = kept = -1
         for unit in range(start, stop):
             part, rest = unit % job.parts, unit // job.parts
             group = rest // job.bands
@@ -153,29 +163,46 @@ def loops() -> Any:
             end = min(begin + job.band, job.total)
             if rest != made:
                 for index in range(begin, end):
-                    _make_panel(job, group, index, panels + (index - begin) * job.panel, table)
+                    if not _in_place(job, index):
+                        _make_panel(job, group, index, panels + (index - begin) * job.panel, table)
                 made = rest
-            for block in range(part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts):
+            first_block, stop_block = part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts
+            is_single = stop_block - first_block == 1
+            for block in range(first_block, stop_block):
                 k = block * job.width
                 channel = group * job.oc + k
                 w = job.w + group * job.wgroup + block * job.wblock
                 bias = job.bias + channel * job.item if job.bias else 0
                 is_last = block == job.blocks - 1
+                wstep = job.wstep1 if is_last else job.wstep0
+                # The first block reads the pixels where they are, and makes the panel for the others.
+                reads = is_single or (block == first_block and rest != kept)
                 for index in range(begin, end):
                     tile = index % job.tiles
                     pixel = _first(job, tile)
+                    panel = panels + (index - begin) * job.panel
+                    source, step = panel, job.step1
+                    function = job.tile11 if is_last else job.tile10
                     if tile < job.full:
-                        function = job.tile01 if is_last else job.tile00
-                    else:
-                        function = job.tile11 if is_last else job.tile10
+                        function, step = job.tile01 if is_last else job.tile00, job.step0
+                    if reads and _in_place(job, index):
+                        source, step = _source(job, group, index), job.xc
+                        if not is_single:
+                            function = job.keep0 if tile < job.full else job.keep1
                     at = index // job.tiles * job.yn + channel * job.yk + pixel * job.yp
                     residual = job.residual + at if job.residual else 0
                     ahead, ahead_step = _ahead(job, group, block, index, begin, end, job.total)
-                    panel = panels + (index - begin) * job.panel
-                    _call_tile(
-                        function, w if job.rows else panel, panel if job.rows else w, job.nc,
-                        job.y + at, job.ystep, job.pixels - pixel if job.rows else job.oc - k,
-                        bias, residual, job.activation, ahead, ahead_step,
-                    )  # fmt: skip
+                    if job.rows:
+                        _call_tile(
+                            function, w, wstep, source, step, job.nc, job.y + at, job.ystep, job.pixels - pixel,
+                            bias, residual, job.activation, ahead, ahead_step, panel,
+                        )  # fmt: skip
+                    else:
+                        _call_tile(
+                            function, source, step, w, wstep, job.nc, job.y + at, job.ystep, job.oc - k,
+                            bias, residual, job.activation, ahead, ahead_step, panel,
+                        )  # fmt: skip
+            if not is_single:
+                kept = rest
 
     return run

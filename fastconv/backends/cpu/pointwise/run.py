@@ -46,12 +46,10 @@ class Runner:
         self._constants = np.array(FUSED.get(p.activation or "", (0, 0, 0)), p.dtype)
         self._fused = p.activation is None or p.activation in FUSED
         self._loops = loops().address
-        self._slabs = work.workers * self._slab_step
+        self._slab_step = -(-work.slab_bytes // 64) * 64
+        self._slabs, self._units, self._workers = work.workers * self._slab_step, work.units, work.workers
+        self._has_bias, self._has_residual, self._prepacked = p.bias != "none", p.residual, p.prepacked
         self._tiles = self._compile()
-
-    @property
-    def _slab_step(self) -> int:
-        return -(-self.work.slab_bytes // 64) * 64
 
     def _compile(self) -> dict[str, int]:
         """Return the addresses of the tiles: of full size or one smaller, by a whole block or the last."""
@@ -62,11 +60,19 @@ class Runner:
                 pixels = t.cut.size - i
                 if (i and t.cut.full == t.cut.pieces) or (not j and t.blocks == 1):
                     continue
-                rows, vectors = (channels, pixels) if self._rows else (pixels, channels)
-                stride = work.width if self._rows else work.stride
-                compiled = tile(rows, stride, vectors, work.lanes, 8 * work.size, int(work.simd.fma), t.form)
-                addresses[f"tile{i}{j}"] = compiled.address
+                addresses[f"tile{i}{j}"] = self._tile(pixels, channels, 0)
+                if j == 0:
+                    # A panel of pixels in the lanes is as wide as the tile.
+                    kept = pixels * work.lanes if self._rows else work.stride
+                    addresses[f"keep{i}"] = self._tile(pixels, channels, kept)
         return addresses
+
+    def _tile(self, pixels: int, channels: int, kept: int) -> int:
+        work = self.work
+        rows, vectors = (channels, pixels) if self._rows else (pixels, channels)
+        compiled = tile(rows, vectors, work.lanes, 8 * work.size, int(work.simd.fma), work.tile.form, kept)
+        address: int = compiled.address
+        return address
 
     def pack(self, w: Any) -> Packed:
         """Return the weight as the micro-kernel reads it."""
@@ -83,26 +89,25 @@ class Runner:
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        p, (y,) = self.work.problem, outputs
-        x, w = inputs[:2]
-        residual = inputs[-1] if p.residual else None
+        x, w, (y,) = inputs[0], inputs[1], outputs
+        residual = inputs[-1] if self._has_residual else None
         record = self._record(x.strides, y.strides)
         aligned = x.flags.aligned and y.flags.aligned
         if record is None or not aligned or (residual is not None and not _alike(residual, y)):
             self._run_apart(inputs, y)
             return
-        packed = w if p.prepacked else self.pack(w)
-        bias = np.require(inputs[2], requirements=("C", "A")) if p.bias != "none" else None
+        packed = w if self._prepacked else self.pack(w)
         job = record.copy()
         job[_X], job[_W], job[_Y] = address(x), packed.address, address(y)
-        if bias is not None:
+        if self._has_bias:
+            bias = np.require(inputs[2], requirements=("C", "A"))
             job[_BIAS] = address(bias)
         if residual is not None:
             job[_RESIDUAL] = address(residual)
         job[_SLAB] = scratch.take(self._slabs)
-        threads.run(self._loops, address(job), self.work.units, self.work.workers)
+        threads.run(self._loops, address(job), self._units, self._workers)
         if not self._fused:
-            epilogue.apply(p.activation, y)
+            epilogue.apply(self.work.problem.activation, y)
 
     def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
         """Run on copies of what the loops cannot read, and into an array that they can write."""
@@ -150,7 +155,8 @@ class Runner:
             x_axes, output = [0, 0, xp], [1, 1, work.pixels]
         f = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": x_axes[0], "xh": x_axes[1], "xw": x_axes[2]}
         f |= {"yn": yn, "yk": yk, "yp": yp, "ystep": yp if channels_last else yk}
-        f |= {"wgroup": work.group_size * size, "wblock": work.width * work.inputs * size, "wstep": work.width * size}
+        f |= {"wgroup": work.group_size * size, "wblock": work.width * work.inputs * size, "wstep0": work.width * size}
+        f["wstep1"] = (work.width if self._rows else t.tail * work.lanes) * size
         f |= {"blocks": t.blocks, "width": work.width, "nc": work.inputs, "oc": work.outputs}
         f |= {"oh": output[1], "ow": output[2], "pixels": work.pixels}
         f |= {"tiles": t.cut.pieces, "total": work.images * t.cut.pieces, "full": t.cut.full, "cut": t.cut.size}

@@ -18,23 +18,22 @@ from fastconv.backends.cpu.pointwise.work import ROWS_ARE_CHANNELS, TURNED
 from fastconv.backends.cpu.simd import I64, Emitter
 
 
-
 @intrinsic(prefer_literal=True)
 def _product(
-    typingctx, rows, stride, vectors, lanes, bits, fused, form,
-    a, b, depth, y, step, count, bias, residual, activation, ahead, ahead_step,
+    typingctx, rows, vectors, lanes, bits, fused, form, kept,
+    a, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel,
 ):  # fmt: skip
     """Compute ``rows`` by ``vectors * lanes`` sums of ``depth`` products.
 
-    Literal integers: rows, stride (elements from a step of ``a`` to the next), vectors, lanes, bits (of an element),
-    fused (multiply-add exists), form (how to store).
+    Literal integers: rows, vectors, lanes, bits (of an element), fused (multiply-add exists), form (how to store),
+    kept (0, or that the pixels are copied into a panel on the way: elements from a channel to the next there).
 
-    Values: a (address; a row's scalars side by side), b (address; vectors side by side), depth, y, step (bytes
-    between the rows of y, or, turned, its channels), count (lanes that exist), bias, residual (lies like y) and
-    activation (addresses, 0 for none), ahead (address to prefetch from, two cache lines and ``ahead_step`` bytes
-    further each step).
+    Values: a (address; a row's scalars side by side), b (address; vectors side by side), a_step, b_step (bytes to the
+    next product), depth (products), y, step (bytes between the rows of y, or, turned, its channels), count (lanes
+    that exist), bias, residual (lies like y) and activation (addresses, 0 for none), ahead (address to prefetch
+    from, two cache lines and ``ahead_step`` bytes further each product), panel (address).
     """
-    literals = (rows, stride, vectors, lanes, bits, fused, form)
+    literals = (rows, vectors, lanes, bits, fused, form, kept)
     if not all(isinstance(value, types.IntegerLiteral) for value in literals):
         return None
     shape = [value.literal_value for value in literals]
@@ -43,29 +42,29 @@ def _product(
         _Tile(builder, *shape).emit(*args[len(literals) :])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 11), codegen
+    return types.void(*literals, *(types.int64,) * 14), codegen
 
 
 class _Tile:
     """Emits one tile; sums are a list, row by row and vector by vector."""
 
     def __init__(
-        self, builder: Any, rows: int, stride: int, vectors: int, lanes: int, bits: int, fused: int, form: int
+        self, builder: Any, rows: int, vectors: int, lanes: int, bits: int, fused: int, form: int, kept: int
     ) -> None:
         self.e = Emitter(builder, bits, lanes, bool(fused))
-        self.rows, self.stride, self.vectors, self.form = rows, stride, vectors, form
+        self.rows, self.vectors, self.form, self.kept = rows, vectors, form, kept
         self.width = lanes * self.e.bytes
 
     def emit(
-        self, a: Any, b: Any, depth: Any, y: Any, step: Any, count: Any,
-        bias: Any, residual: Any, activation: Any, ahead: Any, ahead_step: Any,
+        self, a: Any, a_step: Any, b: Any, b_step: Any, depth: Any, y: Any, step: Any, count: Any,
+        bias: Any, residual: Any, activation: Any, ahead: Any, ahead_step: Any, panel: Any,
     ) -> None:  # fmt: skip
         """Emit the whole tile. Only the last vector may have lanes that do not exist."""
         e = self.e
         self._await(y, step)
         last = e.builder.sub(count, I64((self.vectors - 1) * e.lanes))
         sums = self._start(bias, last)
-        sums = self._multiply(sums, a, b, depth, ahead, ahead_step)
+        sums = self._multiply(sums, (a, b, ahead), (a_step, b_step, ahead_step), depth, panel)
         is_whole = e.builder.icmp_signed(">=", last, I64(e.lanes))
         with e.builder.if_else(is_whole, likely=True) as (whole, part):
             with whole:
@@ -98,23 +97,37 @@ class _Tile:
             return [value for value in start for _ in range(self.vectors)]
         return e.unless_zero(bias, [e.zero] * self.vectors, by_lane) * self.rows
 
-    def _multiply(self, sums: list[Any], a: Any, b: Any, depth: Any, ahead: Any, ahead_step: Any) -> list[Any]:
+    def _multiply(
+        self, sums: list[Any], starts: tuple[Any, ...], steps: tuple[Any, ...], depth: Any, panel: Any
+    ) -> Any:
         e = self.e
 
         def term(_: Any, values: list[Any]) -> list[Any]:
-            a, b, ahead, *total = values
+            a, b, ahead, panel, *total = values
             e.prefetch(ahead, level=2)
             e.prefetch(e.at(ahead, 64), level=2)
             loaded = [e.load(e.at(b, v * self.width)) for v in range(self.vectors)]
+            self._keep(a, loaded, panel)
             for r in range(self.rows):
                 factor = e.load_splat(e.at(a, r * e.bytes))
                 for v, value in enumerate(loaded):
                     total[r * self.vectors + v] = e.fma(factor, value, total[r * self.vectors + v])
-            return [
-                e.at(a, self.stride * e.bytes), e.at(b, self.vectors * self.width), e.at(ahead, ahead_step), *total
-            ]  # fmt: skip
+            following = [e.at(at, step) for at, step in zip((a, b, ahead), steps, strict=True)]
+            return [*following, e.at(panel, self.kept * e.bytes), *total]
 
-        return e.loop(depth, [a, b, ahead, *sums], term)[3:]
+        return e.loop(depth, [*starts, panel, *sums], term)[4:]
+
+    def _keep(self, a: Any, loaded: list[Any], panel: Any) -> None:
+        """Copy the pixels of a product into the panel, by whole vectors: what is too much is written over later."""
+        e = self.e
+        if not self.kept:
+            return
+        if self.form != ROWS_ARE_CHANNELS:
+            counts = [min(e.lanes, self.rows - first) for first in range(0, self.rows, e.lanes)]
+            masks = [None if count == e.lanes else e.first(count) for count in counts]
+            loaded = [e.load_masked(e.at(a, i * self.width), mask) for i, mask in enumerate(masks)]
+        for i, vector in enumerate(loaded):
+            e.store(vector, e.at(panel, i * self.width))
 
     def _finish(self, sums: list[Any], y: Any, step: Any, last: Any, residual: Any, activation: Any) -> None:
         e = self.e
@@ -201,17 +214,17 @@ class _Tile:
 
 
 @cache
-def tile(rows: int, stride: int, vectors: int, lanes: int, bits: int, fused: int, form: int) -> Any:
+def tile(rows: int, vectors: int, lanes: int, bits: int, fused: int, form: int, kept: int) -> Any:
     """Return the compiled tile; its arguments are those of `_product` that are no literals."""
     sources = fingerprint()
 
-    @callback(types.void(*(types.int64,) * 11))
-    def run(a, b, depth, y, step, count, bias, residual, activation, ahead, ahead_step):
+    @callback(types.void(*(types.int64,) * 14))
+    def run(a, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel):
         if sources == 0:
             return
         _product(
-            rows, stride, vectors, lanes, bits, fused, form,
-            a, b, depth, y, step, count, bias, residual, activation, ahead, ahead_step,
+            rows, vectors, lanes, bits, fused, form, kept,
+            a, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel,
         )  # fmt: skip
 
     return run

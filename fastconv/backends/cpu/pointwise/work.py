@@ -87,9 +87,9 @@ class Work:
             forms = [LANES_ARE_CHANNELS]
         else:
             forms = [TURNED]
-            rows = 8 if registers >= 32 else 4
-            blocks = -(-self.outputs // rows)
-            for vectors in (1, 2, 3):
+            few = registers // 4
+            for rows, vectors in ((few, 3), (few, 2), (few, 1), (2 * few, 1)):
+                blocks = -(-self.outputs // rows)
                 cut = even(-(-self.pixels // self.lanes), vectors)
                 yield Tile(ROWS_ARE_CHANNELS, cut, self.lanes, blocks, rows, self.outputs - (blocks - 1) * rows)
         needed = -(-self.outputs // self.lanes)
@@ -119,7 +119,9 @@ class Work:
         """Cycles of copying the pixels of a tile of full size."""
         if self.problem.layout == "channels_last":
             return self.inputs * (math.log2(self.lanes) + 2) * -(-tile.cut.size // self.lanes)
-        return self.inputs * 2 * -(-tile.cut.size * tile.unit // self.lanes)
+        vectors = -(-tile.cut.size * tile.unit // self.lanes)
+        # Where they lie together, the first block copies them on its way.
+        return self.inputs * vectors * (2 if self.problem.input_size != self.problem.output_size else 0.5)
 
     def tile_cycles(self, tile: Tile) -> float:
         """Cycles of the whole problem."""
