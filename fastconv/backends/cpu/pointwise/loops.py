@@ -36,10 +36,14 @@ _FIELDS = """
     keep0 keep1                 | tiles that make the panel on the way
     rows                        | whether the output channels are rows
     item                        | bytes of an element
+    streams                     | whether the weight comes from beyond the cache for every band
     bias residual activation    | addresses, 0 for none; the residual lies like y
 """
 FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
+
+# How far ahead a weight that streams past is prefetched: a page and more, at whose end processors stop foreseeing.
+_DISTANCE = 8192
 
 # How the pixels of an image lie: all side by side; some in each row; channels are side by side.
 FLAT, ROWS, TABLE = range(3)
@@ -133,14 +137,15 @@ def _make_panel(job, group, index, target, table):
 def _ahead(job, group, block, index, current, stop, total):
     """Return where to prefetch from during a tile, and by which step: what will be read next and is far away."""
     w = job.w + group * job.wgroup + block * job.wblock
-    if index == current and stop > current + 1 and block + 1 < job.blocks:
+    if job.streams and index == current and stop > current + 1 and block + 1 < job.blocks:
         return w + job.wblock, job.wstep0
     following = index + job.band
     if block < 2 and following < total:
         if job.layout == TABLE:
             return _source(job, group, following) + block * job.nc * 64, 128
         return _source(job, group, following) + block * 128, job.xc
-    return w, 0
+    # The weight itself, of which no later tile of the band will find the next piece near.
+    return w + _DISTANCE, job.wstep0 if job.streams and stop == current + 1 else 0
 
 
 @cache

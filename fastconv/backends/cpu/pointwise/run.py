@@ -162,6 +162,7 @@ class Runner:
         f |= {"tiles": t.cut.pieces, "total": work.images * t.cut.pieces, "full": t.cut.full, "cut": t.cut.size}
         f |= {"unit": t.unit, "bands": work.bands, "band": work.band, "parts": work.parts}
         f |= {"slab_bytes": self._slab_step, "panel": work.panel_bytes, "item": size, "rows": int(self._rows)}
+        f["streams"] = int(not work.is_small)
         f["activation"] = address(self._constants) if p.activation in FUSED else 0
         return f | self._tiles | self._copying(xc, x_axes[2], xp)
 

@@ -18,7 +18,8 @@ ROWS_ARE_CHANNELS, LANES_ARE_CHANNELS, TURNED = range(3)
 
 _LATENCY = 4  # cycles before a sum can be added to again
 _CALL = 40  # cycles of a tile's beginning and end
-_OVERHEAD = 8e-6
+_EVEN = 0.95  # which share of their time all workers should have something to do
+_OVERHEAD = 5e-6
 _PACK_RATE = 1.5e9  # weights a second
 TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
@@ -171,7 +172,7 @@ class Work:
     def band(self) -> int:
         """Tiles whose panels are made together: few if the weight stays in the cache, else as many as fit there."""
         total = self.images * self.tile.cut.pieces
-        if self._is_small:
+        if self.is_small:
             room, share = self.cache // 16, -(-total * self.problem.groups // (_UNITS * self.workers))
         else:
             room, share = self.cache // 2, total
@@ -179,7 +180,7 @@ class Work:
         return even(total, most).size
 
     @property
-    def _is_small(self) -> bool:
+    def is_small(self) -> bool:
         """Whether a group's weight stays in the cache."""
         return self.group_size * self.size <= self.cache // 2
 
@@ -187,14 +188,22 @@ class Work:
     def bands(self) -> int:
         return -(-self.images * self.tile.cut.pieces // self.band)
 
-    @property
+    @cached_property
     def parts(self) -> int:
-        """Pieces that the blocks of output channels are cut into, where bands alone do not feed all workers."""
-        units = self.bands * self.problem.groups
-        wanted = (2 if self._is_small else _UNITS) * self.workers
-        if self.workers == 1 or units >= wanted:
+        """Pieces that the blocks of output channels are cut into, where bands alone do not feed all workers evenly."""
+        if self.workers == 1:
             return 1
-        return min(self.tile.blocks, -(-wanted // units))
+        least = (_UNITS // 2 if self.is_small else _UNITS) * self.workers
+        units = self.bands * self.problem.groups
+        most = min(self.tile.blocks, 4 * self.workers)
+        choices = range(min(most, -(-least // units)), most)
+        return next((parts for parts in choices if self._balance(parts) >= _EVEN), most)
+
+    def _balance(self, parts: int) -> float:
+        """Return which share of their time the workers have something to do."""
+        units = self.bands * self.problem.groups * parts
+        rounds = -(-units // self.workers) * -(-self.tile.blocks // parts)
+        return self.bands * self.problem.groups * self.tile.blocks / (rounds * self.workers)
 
     @property
     def units(self) -> int:
@@ -208,5 +217,8 @@ class Work:
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
         packing = 0.0 if self.problem.prepacked else self.packed_size / _PACK_RATE
-        moving = self.problem.bytes / machine.bandwidth
-        return _OVERHEAD + packing + max(self.tile_cycles(self.tile) / machine.hertz, moving) / self.workers
+        # What the cores' caches share beyond the second level is not known; it is several times as large and fast.
+        near = min(self.problem.bytes, 8 * machine.l2_bytes)
+        moving = (near / 4 + self.problem.bytes - near) / machine.bandwidth
+        computing = self.tile_cycles(self.tile) / machine.hertz
+        return _OVERHEAD + packing + max(computing, moving) / (self.workers * self._balance(self.parts))
