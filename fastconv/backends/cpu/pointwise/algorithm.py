@@ -28,7 +28,7 @@ class Pointwise(Algorithm):
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
-        packed = 0 if work.problem.prepacked else work.packed_size * work.size
+        packed = 0 if work.problem.prepacked else work.packed_bytes
         return packed + work.workers * work.slab_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:

@@ -60,7 +60,7 @@ def _copy_piece(typingctx, every, lanes, bits, source, target, count):
             e.load_masked(e.at(source, i * lanes * e.bytes), e.first(builder.sub(needed, I64(i * lanes))))
             for i in range(every)
         ]
-        vector = parts[0] if every == 1 else e.shuffle(*parts, range(0, 2 * lanes, 2))
+        vector = parts[0] if every == 1 else e.shuffle(parts[0], parts[1], range(0, 2 * lanes, 2))
         e.store_masked(vector, target, e.first(count))
         return context.get_dummy_value()
 

@@ -46,7 +46,7 @@ class Runner:
         self._constants = np.array(FUSED.get(p.activation or "", (0, 0, 0)), p.dtype)
         self._fused = p.activation is None or p.activation in FUSED
         self._loops = loops().address
-        self._slab_step = -(-work.slab_bytes // 64) * 64
+        self._slab_step = work.slab_bytes
         self._slabs, self._units, self._workers = work.workers * self._slab_step, work.units, work.workers
         self._has_bias, self._has_residual, self._prepacked = p.bias != "none", p.residual, p.prepacked
         self._tiles = self._compile()
@@ -78,7 +78,7 @@ class Runner:
         """Return the weight as the micro-kernel reads it."""
         work = self.work
         rows = np.require(w, requirements=("C", "A")).reshape(work.problem.oc, work.inputs)
-        packed = np.empty(work.packed_size * work.size + 64, np.uint8)
+        packed = np.empty(work.packed_bytes, np.uint8)
         start = address(packed)
         start += -start % 64
         self._pack(
@@ -189,8 +189,10 @@ class Runner:
 
 def _together(n: int, output: list[int], image: int, axes: list[int], merged: bool) -> int | None:
     """Return the bytes between neighbouring pixels, if these are the same for all of them."""
-    step, expected = None, 0
-    for count, stride in (*zip(reversed(output), reversed(axes), strict=True), *([(n, image)] if merged else [])):
+    lines = [*zip(reversed(output), reversed(axes), strict=True), (n if merged else 1, image)]
+    step: int | None = None
+    expected = 0
+    for count, stride in lines:
         if count == 1:
             continue
         if step is None:

@@ -20,7 +20,6 @@ _LATENCY = 4  # cycles before a sum can be added to again
 _CALL = 40  # cycles of a tile's beginning and end
 _EVEN = 0.95  # which share of their time all workers should have something to do
 _OVERHEAD = 5e-6
-_PACK_RATE = 1.5e9  # weights a second
 TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
 
@@ -110,7 +109,7 @@ class Work:
         rate = self.simd.fma_per_cycle
         # Broadcasts come two a cycle; whole vectors as fast as they are multiplied.
         step = max(rows * vectors / rate, rows / 2 + vectors / rate, _LATENCY)
-        end = rows * vectors
+        end: float = rows * vectors
         if form == TURNED:
             squares = vectors * -(-rows // self.lanes)
             end = squares * self.lanes * (math.log2(self.lanes) + 2)
@@ -154,6 +153,11 @@ class Work:
     def packed_size(self) -> int:
         """Elements of the packed weight."""
         return self.problem.groups * self.group_size
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weight, which begins on a cache line."""
+        return self.packed_size * self.size + 64
 
     @property
     def stride(self) -> int:
@@ -212,13 +216,21 @@ class Work:
     @property
     def slab_bytes(self) -> int:
         """Bytes of a worker's panels, and of the table of pixels before them."""
-        return TABLE_BYTES + self.band * self.panel_bytes + 4 * self.simd.vector_bytes
+        taken = TABLE_BYTES + self.band * self.panel_bytes + 4 * self.simd.vector_bytes
+        return -(-taken // 64) * 64
 
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
-        packing = 0.0 if self.problem.prepacked else self.packed_size / _PACK_RATE
-        # What the cores' caches share beyond the second level is not known; it is several times as large and fast.
-        near = min(self.problem.bytes, 8 * machine.l2_bytes)
-        moving = (near / 4 + self.problem.bytes - near) / machine.bandwidth
+        packing = 0.0 if self.problem.prepacked else _moving(2 * self.packed_size * self.size, machine)
+        moving = _moving(self.problem.bytes, machine)
         computing = self.tile_cycles(self.tile) / machine.hertz
         return _OVERHEAD + packing + max(computing, moving) / (self.workers * self._balance(self.parts))
+
+
+def _moving(count: int, machine: Machine) -> float:
+    """Return what moving bytes should take.
+
+    Beyond the second level is a cache of unknown size, several times as large and as fast as memory.
+    """
+    near = min(count, 8 * machine.l2_bytes)
+    return (near / 4 + count - near) / machine.bandwidth
