@@ -177,9 +177,9 @@ class Runner:
             copies = [copy_lines(count, lanes, bits).address for count in vectors]
             return f | {"layout": FLAT, "copy0": copies[0], "copy1": copies[1]}
         if channel == size and not self._rows:
-            vectors = -(-work.tile.cut.size // lanes)
+            last = -(-work.tile.cut.size // lanes) * lanes - 1
             copy = turn_lines(lanes, bits).address
-            return f | {"layout": TABLE, "last": vectors * lanes - 1, "copy0": copy, "copy1": copy}
+            return f | {"layout": TABLE, "last": last, "copy0": copy, "copy1": copy}
         if column in (size, 2 * size):
             copy = copy_every(column // size, lanes, bits).address
             return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": work.pixels}
