@@ -120,8 +120,11 @@ def _make_panel(job, group, index, target, table):
         return
     image = job.x + index // job.tiles * job.xn + group * job.xg
     if job.layout == TABLE:
+        # Divisions would cost as much as the copying.
+        evenly = job.oh == 1 and job.ow == job.pixels
         for i in range(job.last + 1):
-            _put(table + 8 * i, image + _pixel(job, min(first + i, stop - 1)))
+            pixel = min(first + i, stop - 1)
+            _put(table + 8 * i, image + (pixel * job.xw if evenly else _pixel(job, pixel)))
         _call_copy(copy, table, 0, job.nc, target, step, stop - first)
         return
     if stop - first < job.cut * job.unit:
