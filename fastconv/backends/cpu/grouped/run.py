@@ -86,7 +86,9 @@ class Runner:
         f |= {"slab_bytes": work.slab_bytes, "plane": sub * math.prod(work.phases), "sub": sub}
         f |= {"row": work.pitch * work.size, "heights": work.rows.extent(work.band), "pitch": work.pitch}
         f |= {"rows_apart": work.phases[0], "cols_apart": work.phases[1], "vectors": work.phase_vectors}
-        f |= {"line": work.line, "first": first, "inside": last - first}
+        f |= {"line": work.line, "inside": last - first}
+        # Of the columns inside the input, every second one goes to one phase and those between to another.
+        f |= dict(zip(("even", "odd"), (work.place(column) for column in (first, first + 1)), strict=True))
         f["lead"] = (first // work.phases[1] + 1) * work.size
         f |= {"table_h": address(self._row_table), "table_w": address(self._column_table)}
         f["zeros"] = work.input_bytes(work.band)

@@ -64,14 +64,14 @@ def choose_tile(outputs: int, channels: int, lanes: int, registers: int, fma_per
         for vectors in range(1, min(needed, registers // height) + 1):
             if height * vectors + min(height, vectors) + 1 > registers:
                 continue
-            less = -(-vectors // 2)
             whole, rest = divmod(needed, vectors)
-            if rest > less:
-                whole, rest = whole + 1, 0
-            cost = whole * step_cycles(height, vectors, fma_per_cycle)
-            cost = blocks * (cost + (step_cycles(height, less, fma_per_cycle) if rest else 0.0))
-            if cost < best_cost:
-                best, best_cost = Tile(height, vectors, less), cost
+            for less in (-(-vectors // 2), 1):
+                tiles = whole + (rest > less)
+                cost = tiles * step_cycles(height, vectors, fma_per_cycle)
+                if 0 < rest <= less:
+                    cost += step_cycles(height, less, fma_per_cycle)
+                if blocks * cost < best_cost:
+                    best, best_cost = Tile(height, vectors, less), blocks * cost
     return best, best_cost
 
 
@@ -140,6 +140,11 @@ class Work:
         """Bytes of one phase of one channel of a slab."""
         rows = -(-self.rows.extent(band) // self.rows.stride)
         return self.size * (rows * self.pitch + self.phase_width + 2 * self.lanes)
+
+    def place(self, column: int) -> int:
+        """Return where in a row of a slab a padded column lies, in bytes."""
+        right = self.cols.stride
+        return column % right * self.phase_bytes(self.band) + column // right * self.size
 
     def input_bytes(self, band: int) -> int:
         """Bytes of the padded input that a band of a bundle of groups reads."""
