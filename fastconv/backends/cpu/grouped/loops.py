@@ -182,16 +182,12 @@ def _empty_turned(job, lanes, bits, sums, y):
             if not job.residual:
                 residual = 0
             while left >= lanes:
-                take_turned(
-                    lanes, bits, 0, source, job.line, target, job.yw, residual, job.activation, pixels, left
-                )
+                take_turned(lanes, bits, 0, source, job.line, target, job.yw, residual, job.activation, pixels, left)
                 source, target, left = source + lanes * job.line, target + step, left - lanes
                 if residual:
                     residual += step
             if left > 0:
-                take_turned(
-                    lanes, bits, 1, source, job.line, target, job.yw, residual, job.activation, pixels, left
-                )
+                take_turned(lanes, bits, 1, source, job.line, target, job.yw, residual, job.activation, pixels, left)
 
 
 @njit

@@ -196,10 +196,18 @@ class Work:
 
     @property
     def cycles(self) -> float:
-        """Cycles on one core: sums, and a slab's elements and the sums on their way."""
+        """Cycles on one core: the sums, and vectors on their way into slabs and out of the sums."""
         p = self.problem
-        outer = p.n * self.bundles * self.bundle * self.bands
-        return outer * self.terms * self.step_cycles
+        groups = p.n * self.bundles * self.bundle * self.bands
+        lines_in = self.inputs * self.rows.extent(self.band) * self.cols.stride * self.phase_vectors
+        lines_out = self.outputs * self.band * -(-self.cols.out // self.lanes)
+        if p.layout == "channels_last":
+            moving = _TURN * (lines_in + lines_out)
+        elif self.cols.mode == "zeros" and self.cols.stride <= 2:
+            moving = (_COPY if self.cols.stride == 1 else _SPLIT) * lines_in + _STORE * lines_out
+        else:
+            moving = _GATHER * self.lanes * lines_in + _STORE * lines_out
+        return groups * (self.terms * self.step_cycles + moving)
 
 
 def _whole(size: int) -> int:
