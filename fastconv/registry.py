@@ -20,6 +20,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.pointwise.algorithm:Pointwise",
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
     "fastconv.backends.cpu.fft.algorithm:Fft",
+    "fastconv.backends.cpu.grouped.algorithm:Grouped",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
 )
