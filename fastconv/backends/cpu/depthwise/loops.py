@@ -62,16 +62,15 @@ def columns(
             return
         job = carray(jobs, 1)[0]
         filled = -1
-        for unit in range(start, stop):
-            band = unit % job.bands
-            k = unit // job.bands % job.channels
-            plane = unit // (job.bands * job.channels)
-            depth, image = plane % job.od, plane // job.od
+        # Divisions take as long as a small tile: later units count on.
+        band, k, plane = start % job.bands, start // job.bands % job.channels, start // (job.bands * job.channels)
+        depth, image, channel, turn = plane % job.od, plane // job.od, k // job.multiplier, k % job.multiplier
+        for _ in range(start, stop):
             # The last band and tile overlap the ones before: what is computed twice comes out the same.
             first_row = min(band * job.band, job.oh - job.band)
-            x = job.x + image * job.xn + k // job.multiplier * job.xc
+            x = job.x + image * job.xn + channel * job.xc
             if slab:
-                wanted = (image * job.channels + k // job.multiplier) * job.bands + band
+                wanted = (image * job.channels + channel) * job.bands + band
                 at = job.slab + worker * job.slab_bytes
                 if wanted != filled:
                     fill(job, size, at, x, first_row)
@@ -126,6 +125,15 @@ def columns(
                             w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
                             bias, residual, job.activation, job.zeros,
                         )  # fmt: skip
+            band += 1
+            if band == job.bands:
+                band, k, turn = 0, k + 1, turn + 1
+                if turn == job.multiplier:
+                    turn, channel = 0, channel + 1
+                if k == job.channels:
+                    k, turn, channel, depth = 0, 0, 0, depth + 1
+                    if depth == job.od:
+                        depth, image = 0, image + 1
 
     return run
 

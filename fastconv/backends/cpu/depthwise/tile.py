@@ -43,23 +43,21 @@ class Window:
     def __init__(self, e: Emitter, last: bool, edge: bool, vectors: int, phases: int, values: dict[str, Any]) -> None:
         self.e, self.last, self.edge, self.vectors, self.phases, self.values = e, last, edge, vectors, phases, values
 
-    def rows(self, group: Any, steps: list[Any]) -> list[tuple[Any, Any]]:
-        """Return the address of each input row of a group of kernel positions, and whether it is padding."""
+    def rows(self, group: Any, count: int, step: Any) -> list[tuple[Any, Any]]:
+        """Return the addresses of input rows for a group of kernel positions, and which of them are not padding."""
         e, v, b = self.e, self.values, self.e.builder
         depth = e.at(v["depth"], e.load_integer(group))
-        first = e.at(v["row"], e.load_integer(e.at(group, 8)))
-        plane = e.at(v["x"], b.mul(depth, v["xd"]), b.mul(v["col"], v["xw"]))
+        row = e.at(v["row"], e.load_integer(e.at(group, 8)))
+        address = e.at(v["x"], b.mul(depth, v["xd"]), b.mul(v["col"], v["xw"]), b.mul(row, v["xh"]))
+        down = b.mul(step, v["xh"])
+        heights = b.select(b.icmp_unsigned("<", depth, v["depths"]), v["heights"], I64(0))
         found = []
-        for step in steps:
-            row = e.at(first, step)
-            address, there = e.at(plane, b.mul(row, v["xh"])), None
-            if self.edge:
-                there = b.and_(
-                    b.icmp_unsigned("<", row, v["heights"]), b.icmp_unsigned("<", depth, v["depths"])
-                )
-                if not self.last:  # all vectors of a row are neighbours: there are zeros enough to stand for them
-                    address = b.select(there, address, v["zeros"])
-            found.append((address, there))
+        for _ in range(count):
+            there = b.icmp_unsigned("<", row, heights) if self.edge else None
+            # Lanes that are columns are neighbours: there are zeros enough to stand for a whole row of them.
+            there_or_zeros = address if there is None or self.last else b.select(there, address, v["zeros"])
+            found.append((there_or_zeros, there))
+            address, row = e.at(address, down), e.at(row, step)
         return found
 
     def masks(self, index: Any) -> list[Any]:
@@ -94,6 +92,23 @@ class Window:
         first = vector * self.phases
         parts = [e.load_masked(e.at(at, (first + i) * step), masks[first + i]) for i in range(self.phases)]
         return parts[0] if self.phases == 1 else e.shuffle(*parts, range(0, 2 * e.lanes, 2))
+
+
+def in_order(e: Emitter, values: list[Any]) -> list[Any]:
+    """Return vectors, made here: neither they nor later loads move across this place.
+
+    LLVM would load whole tiles ahead, and run out of registers.
+    """
+    b = e.builder
+    triple = b.module.triple
+    register = "v" if triple.startswith(("x86", "i686")) else "w" if triple.startswith(("aarch64", "arm64")) else None
+    if register is None or not values:
+        return values
+    count = len(values)
+    constraints = [f"={register}"] * count + [str(i) for i in range(count)] + ["~{memory}"]
+    kind = ir.LiteralStructType([e.vector] * count) if count > 1 else e.vector
+    made = b.asm(ir.FunctionType(kind, [e.vector] * count), "", ",".join(constraints), values, True)
+    return [b.extract_value(made, i) for i in range(count)] if count > 1 else [made]
 
 
 def _values(args: Any, literals: tuple[Any, ...]) -> dict[str, Any]:
@@ -137,10 +152,7 @@ def depthwise_tile(
         cells = [(r, i) for r in range(nrows) for i in range(nvectors)]
         size = width * e.bytes
 
-        if nheight == 1:
-            deep = [e.times(v["down"], r) for r in range(nrows)]
-        else:
-            deep = [I64(i) for i in range((nrows - 1) * step + nheight)]
+        read, down = (nrows, v["down"]) if nheight == 1 else ((nrows - 1) * step + nheight, I64(1))
 
         def column(index: Any, values: list[Any], found: list[tuple[Any, Any]]) -> list[Any]:
             weight, *sums = values
@@ -148,6 +160,7 @@ def depthwise_tile(
             load = e.load if is_last else e.load_splat
             factors = [load(e.at(weight, e.times(v["wrow"], k))) for k in range(nheight)]
             for i, address in enumerate(found):
+                summed = []
                 loaded = [window.load(address, offset, n, masks) for n in range(nvectors)]
                 for k, factor in enumerate(factors):
                     r = (i - k) // step if nheight > 1 else i
@@ -155,11 +168,14 @@ def depthwise_tile(
                         for n in range(nvectors):
                             at = r * nvectors + n
                             sums[at] = e.fma(loaded[n], factor, sums[at])
+                            summed.append(at)
+                for at, value in zip(summed, in_order(e, [sums[at] for at in summed]), strict=True):
+                    sums[at] = value
             return [e.at(weight, v["wstep"]), *sums]
 
         def group(index: Any, values: list[Any]) -> list[Any]:
             weight, *sums = values
-            found = window.rows(e.at(v["groups"], e.times(index, 16)), deep)
+            found = window.rows(e.at(v["groups"], e.times(index, 16)), read, down)
             sums = e.loop(v["kernel"], [weight, *sums], lambda s, inner: column(s, inner, found))[1:]
             return [e.at(weight, v["wgroup"]), *sums]
 
