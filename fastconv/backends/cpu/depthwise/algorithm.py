@@ -8,9 +8,10 @@ from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-# Seconds a call, and of the cycles of the micro-kernel what is reached: measured on Zen 4.
-_OVERHEAD = 10e-6
-_EFFICIENCY = 0.8
+# Seconds a call takes beside its loops.
+_OVERHEAD = 4e-6
+# Arrays of more L2 sizes than this come from memory, smaller ones from a cache, at the speed of the micro-kernel.
+_CACHED = 16
 
 
 class Depthwise(Algorithm):
@@ -43,8 +44,12 @@ class Depthwise(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
-        computing = work.tile.cycles / machine.hertz / _EFFICIENCY
-        return _OVERHEAD + max(computing, problem.bytes / machine.bandwidth) / work.workers
+        seconds = work.tile.cycles / machine.hertz
+        if problem.bytes > _CACHED * machine.l2_bytes:
+            # What is written is read before.
+            written = work.problem.n * work.problem.oc * work.positions * work.size
+            seconds = max(seconds, (problem.bytes + written) / machine.bandwidth)
+        return _OVERHEAD + seconds / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.run import Runner

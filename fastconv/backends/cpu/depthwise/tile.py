@@ -43,11 +43,9 @@ class Window:
     def __init__(self, e: Emitter, last: bool, edge: bool, vectors: int, phases: int, values: dict[str, Any]) -> None:
         self.e, self.last, self.edge, self.vectors, self.phases, self.values = e, last, edge, vectors, phases, values
 
-    def rows(self, group: Any, count: int, step: Any) -> list[tuple[Any, Any]]:
-        """Return the addresses of input rows for a group of kernel positions, and which of them are not padding."""
+    def rows(self, depth: Any, row: Any, count: int, step: Any) -> list[tuple[Any, Any]]:
+        """Return the addresses of input rows from a position on, and which of them are not padding."""
         e, v, b = self.e, self.values, self.e.builder
-        depth = e.at(v["depth"], e.load_integer(group))
-        row = e.at(v["row"], e.load_integer(e.at(group, 8)))
         address = e.at(v["x"], b.mul(depth, v["xd"]), b.mul(v["col"], v["xw"]), b.mul(row, v["xh"]))
         down = b.mul(step, v["xh"])
         heights = b.select(b.icmp_unsigned("<", depth, v["depths"]), v["heights"], I64(0))
@@ -175,7 +173,9 @@ def depthwise_tile(
 
         def group(index: Any, values: list[Any]) -> list[Any]:
             weight, *sums = values
-            found = window.rows(e.at(v["groups"], e.times(index, 16)), read, down)
+            offsets = e.at(v["groups"], e.times(index, 16))
+            depth, row = (e.load_integer(e.at(offsets, i * 8)) for i in range(2))
+            found = window.rows(e.at(v["depth"], depth), e.at(v["row"], row), read, down)
             sums = e.loop(v["kernel"], [weight, *sums], lambda s, inner: column(s, inner, found))[1:]
             return [e.at(weight, v["wgroup"]), *sums]
 

@@ -23,6 +23,8 @@ _ROWS = (10, 7, 5, 4, 2, 1)
 _VECTORS = (5, 4, 3, 2, 1)
 # Cycles from a multiply-add to the next that needs its result.
 _LATENCY = 4
+# Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
+_START = 60
 
 
 class Tile(NamedTuple):
@@ -46,9 +48,11 @@ class Work:
         Threads that will share the work.
     cache : int
         Bytes of a core's L2 cache.
+    slab : bool, optional
+        Whether rows are copied with their padding; by default if the micro-kernel does not read them in place.
     """
 
-    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int, slab: bool | None = None) -> None:
         self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
         self.size = problem.itemsize
         self.axes = self.depth, self.height, self.width = lifted_axes(problem)
@@ -56,7 +60,7 @@ class Work:
         self.taps = math.prod(problem.kernel_size)
         self.last = problem.layout == "channels_last" and self.multiplier == 1
         self.item = self.size * problem.ic if self.last else self.size
-        self.slab = self._needs_slab()
+        self.slab = self._needs_slab() if slab is None else slab
         # Input columns from one output to the next, where lanes are columns that are read in place.
         self.phases = self._step if not self.last and not self.slab else 1
         self.slab_phases = 1 if self.last else self.width.stride
@@ -64,6 +68,11 @@ class Work:
     @property
     def _step(self) -> int:
         return self.width.stride if self.width.out > 1 else 1
+
+    @property
+    def positions(self) -> int:
+        """Output positions of an image."""
+        return math.prod(self.problem.output_size)
 
     @property
     def padded(self) -> bool:
@@ -124,9 +133,24 @@ class Work:
             _LATENCY * self.kernel_rows,
         )
         groups = self.taps // self.width.kernel // self.kernel_rows
-        tile = 12 + rows * vectors / rate + groups * (self.rows_read(rows) + self.width.kernel * (column + 1 + vectors))
+        tile = _START + groups * (2 * self.rows_read(rows) + self.width.kernel * (column + 1))
         outer = p.n * self.depth.out * (-(-p.ic // lanes) if self.last else p.oc)
         return outer * -(-self.height.out // rows) * -(-self._across(lanes) // vectors) * tile
+
+    @property
+    def wgrad_cycles(self) -> float:
+        """Cycles on one core of the weight gradient."""
+        p, lanes, rows = self.problem, self.tile.lanes, 4
+        rate = self.simd.fma_per_cycle if lanes * self.size == self.simd.vector_bytes else 2.0
+        loads = (self.rows_read(rows) * self.phases + rows) * (1 + lanes * self.size / _LINE) / 2
+        rounds = self.height.out / rows * max(rows * self.kernel_rows, loads) / rate
+        columns = self.depth.out * -(-self.width.out // lanes) * self.taps // self.kernel_rows
+        return p.oc * (p.n * columns * (rounds + _START / 2) + 12 * self.taps)
+
+    @property
+    def sums_bytes(self) -> int:
+        """Bytes of a vector for each kernel position, which the weight gradient keeps."""
+        return -(-self.taps * self.tile.lanes * self.size // _LINE) * _LINE
 
     @property
     def blocks(self) -> int:
