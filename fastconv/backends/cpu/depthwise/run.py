@@ -51,11 +51,11 @@ class Runner:
         tile = work.tile
         form = (tile.rows, tile.vectors, tile.lanes, 8 * work.size, int(work.simd.fma))
         # The stride of rows is a literal only where rows are shared.
-        form += (work.kernel_rows, work.height.stride if work.kernel_rows > 1 else 1)
+        shared = (work.kernel_rows, work.height.stride if work.kernel_rows > 1 else 1)
         if work.last:
-            self._loops = channels(*form, int(work.slab)).address
+            self._loops = channels(*form, *shared, int(work.slab)).address
         else:
-            self._loops = columns(*form, work.phases, int(work.slab)).address
+            self._loops = columns(*form, *shared, work.phases, int(work.slab)).address
         self._units, self._workers = work.units, work.workers
         self._make_tables()
         self._fields = self._known()

@@ -89,7 +89,7 @@ class Window:
             return e.load_masked(at if there is None else b.select(there, at, v["zeros"]), masks[vector])
         first = vector * self.phases
         parts = [e.load_masked(e.at(at, (first + i) * step), masks[first + i]) for i in range(self.phases)]
-        return parts[0] if self.phases == 1 else e.shuffle(*parts, range(0, 2 * e.lanes, 2))
+        return parts[0] if self.phases == 1 else e.shuffle(parts[0], parts[1], range(0, 2 * e.lanes, 2))
 
 
 def in_order(e: Emitter, values: list[Any]) -> list[Any]:
@@ -132,7 +132,8 @@ def depthwise_tile(
     depth, row, col (input position of the first output's first kernel position); depths, heights, widths (of the
     input; not looked at without ``edge``); groups (address of pairs of depth and row offsets), count (of them); steps
     (address of the offsets of the kernel's columns), kernel (columns of it), spread (input columns between them),
-    down, across (input rows and columns from one output to the next); w and its strides from group to group, kernel row to row and column to column; y
+    down, across (input rows and columns from one output to the next); w and its strides from group to group, kernel
+    row to row and column to column; y
     and its strides; left (columns, or channels, to store); bias, residual, activation (slope below zero, floor, cap):
     addresses, 0 for none; zeros (address of as many zeros as the vectors of a row span).
     """

@@ -11,7 +11,7 @@ from numba import carray, from_dtype, types
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.depthwise.wgrad_tile import add_lanes, wgrad_tile
-from fastconv.backends.cpu.depthwise.work import Work
+from fastconv.backends.cpu.depthwise.work import WGRAD_ROWS, Work
 from fastconv.backends.cpu.memory import clear
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import AXES
@@ -33,18 +33,15 @@ FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.sp
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
 _X, _Y, _W, _SUMS = (FIELDS.index(name) for name in ("x", "y", "w", "sums"))
 
-# Output rows of a round.
-_ROWS = 4
-
 
 @cache
-def loops(lanes: int, bits: int, fused: int, height: int, stride: int, phases: int) -> Any:
+def loops(lanes: int, bits: int, fused: int, height: int, cols: int, stride: int, phases: int) -> Any:
     """Return compiled loops ``run(job, start, stop, worker)``, which do a range of output channels.
 
     The parameters are those of `wgrad_tile`. The sum of a weight is taken in one order: image, depth, block of
     columns, row, and the lanes at the end.
     """
-    size, many = bits // 8, _ROWS
+    size, many = bits // 8, WGRAD_ROWS
     vector = lanes * size
     sources = fingerprint()
 
@@ -68,23 +65,25 @@ def loops(lanes: int, bits: int, fused: int, height: int, stride: int, phases: i
                             deep = depth * job.stride_d - job.before_d + tap_d * job.dilation_d
                             for tap_h in range(0, job.kh, height):
                                 row = tap_h * job.dilation_h - job.before_h
-                                for tap_w in range(job.kw):
+                                for tap_w in range(0, job.kw, cols):
                                     col = first * phases - job.before_w + tap_w * job.dilation_w
                                     if rounds:
                                         wgrad_tile(
-                                            many, lanes, bits, fused, height, stride, phases,
+                                            many, lanes, bits, fused, height, cols, stride, phases,
                                             x, job.xd, job.xh, size, deep, row, col,
-                                            job.depths, job.heights, job.widths, job.stride_h, job.zeros,
+                                            job.depths, job.heights, job.widths,
+                                            job.dilation_w, job.stride_h, job.zeros,
                                             dy, job.yh, left, rounds, at,
                                         )  # fmt: skip
                                     if rest:
                                         wgrad_tile(
-                                            1, lanes, bits, fused, height, stride, phases,
+                                            1, lanes, bits, fused, height, cols, stride, phases,
                                             x, job.xd, job.xh, size, deep, row + rounds * many * job.stride_h, col,
-                                            job.depths, job.heights, job.widths, job.stride_h, job.zeros,
+                                            job.depths, job.heights, job.widths,
+                                            job.dilation_w, job.stride_h, job.zeros,
                                             dy + rounds * many * job.yh, job.yh, left, rest, at,
                                         )  # fmt: skip
-                                    at += height * vector
+                                    at += height * cols * vector
             # Sums stand by group of kernel rows, kernel column, kernel row; weights by kernel row and column.
             at = sums
             for top in range(0, job.kd * job.kh, height):
@@ -104,7 +103,7 @@ class Runner:
         self._zeros = np.zeros(work.zero_bytes, np.uint8)
         rows = work.kernel_rows
         stride = work.height.stride if rows > 1 else 1
-        form = (work.tile.lanes, 8 * work.size, int(work.simd.fma), rows, stride, work.phases)
+        form = (work.tile.lanes, 8 * work.size, int(work.simd.fma), rows, work.kernel_cols, stride, work.phases)
         self._loops = loops(*form).address
         self._fields = self._known()
 

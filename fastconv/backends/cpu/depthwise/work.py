@@ -23,6 +23,8 @@ _ROWS = (10, 7, 5, 4, 2, 1)
 _VECTORS = (5, 4, 3, 2, 1)
 # Cycles from a multiply-add to the next that needs its result.
 _LATENCY = 4
+# Output rows of a round of the weight gradient.
+WGRAD_ROWS = 4
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
 _START = 60
 
@@ -138,14 +140,20 @@ class Work:
         return outer * -(-self.height.out // rows) * -(-self._across(lanes) // vectors) * tile
 
     @property
+    def kernel_cols(self) -> int:
+        """Kernel columns that the weight gradient sums together, so that the output's gradient is loaded once."""
+        fits = 3 * self.kernel_rows + WGRAD_ROWS + 2 <= self.simd.registers
+        return 3 if self.width.kernel % 3 == 0 and fits else 1
+
+    @property
     def wgrad_cycles(self) -> float:
         """Cycles on one core of the weight gradient."""
-        p, lanes, rows = self.problem, self.tile.lanes, 4
+        p, lanes, rows = self.problem, self.tile.lanes, WGRAD_ROWS
         rate = self.simd.fma_per_cycle if lanes * self.size == self.simd.vector_bytes else 2.0
         loads = (self.rows_read(rows) * self.phases + rows) * (1 + lanes * self.size / _LINE) / 2
         rounds = self.height.out / rows * max(rows * self.kernel_rows, loads) / rate
         columns = self.depth.out * -(-self.width.out // lanes) * self.taps // self.kernel_rows
-        return p.oc * (p.n * columns * (rounds + _START / 2) + 12 * self.taps)
+        return p.oc * (p.n * columns * (rounds + _START / self.kernel_cols) + 12 * self.taps)
 
     @property
     def sums_bytes(self) -> int:
