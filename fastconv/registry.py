@@ -21,6 +21,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
     "fastconv.backends.cpu.fft.algorithm:Fft",
     "fastconv.backends.cpu.grouped.algorithm:Grouped",
+    "fastconv.backends.cpu.depthwise.wgrad:DepthwiseWgrad",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
 )
