@@ -21,7 +21,6 @@ _BUILT_IN = (
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
-    "fastconv.backends.cpu.winograd.algorithm:Winograd6",
 )
 
 _algorithms: dict[str, Algorithm] = {}

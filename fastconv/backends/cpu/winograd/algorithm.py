@@ -102,7 +102,11 @@ class Winograd4(Winograd):
 
 
 class Winograd6(Winograd):
-    """F(6x6, 3x3): 5.06 times fewer multiplications."""
+    """F(6x6, 3x3): 5.06 times fewer multiplications, at five times the error of `Winograd4`.
+
+    It is 5 to 40 % faster where the map is large or a multiple of 6, but nobody should lose these digits unasked:
+    ``fastconv.register(Winograd6())`` lets the dispatcher choose it.
+    """
 
     name = "winograd6"
     m = 6
