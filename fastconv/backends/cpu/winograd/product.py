@@ -48,7 +48,13 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
                 value = e.load_splat(e.at(source, t * width))
                 for k, factor in enumerate(factors):
                     sums[t * vectors + k] = e.fma(value, factor, sums[t * vectors + k])
-            return [e.at(source, e.bytes), e.at(weight, vectors * width), e.at(fetch, ahead), e.at(upcoming, width), *sums]
+            return [
+                e.at(source, e.bytes),
+                e.at(weight, vectors * width),
+                e.at(fetch, ahead),
+                e.at(upcoming, width),
+                *sums,
+            ]
 
         def several(_: Any, values: list[Any]) -> list[Any]:
             source, weight, fetch, *sums = values

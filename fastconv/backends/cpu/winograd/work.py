@@ -150,7 +150,9 @@ class Work:
         units = self.problem.groups * -(-self.all_rows // rows) * -(-self.across // cols)
         enter, leave = enter / per_cycle, products + leave / per_cycle
         if shared:
-            return units * (_MEETING + enter * _uneven(rows * self.chunks, self.workers) + leave * _uneven(blocks, self.workers))
+            return units * (
+                _MEETING + enter * _uneven(rows * self.chunks, self.workers) + leave * _uneven(blocks, self.workers)
+            )
         return units * _uneven(units, self.workers) * (enter + leave)
 
     @cached_property
