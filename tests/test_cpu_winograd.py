@@ -1,4 +1,4 @@
-"""Winograd's convolution beyond what the registry's tests ask: tile sizes, blocks shared by workers, edges, accuracy."""
+"""Winograd's convolution beyond what the registry's tests ask: tiles, blocks that workers share, edges, accuracy."""
 
 from __future__ import annotations
 

@@ -25,7 +25,8 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
     Literal integers: tiles, vectors, lanes, bits (of an element) and fused (multiply-add exists). Input channels lie
     in ``chunks`` of ``chunk``: those of a tile adjacent at ``v``, the next tile's a vector further, the next chunk's
     ``step`` bytes; the weight at ``w`` is as packed: channel, lane. What will be needed next is fetched from ``fetch``,
-    ``ahead`` bytes further for each channel.
+    ``ahead`` bytes further for each channel: into the second-level cache, since the first holds no more than the
+    input, of which the next chunk is fetched.
     """
     literals = (tiles, vectors, lanes, bits, fused)
     if not all(isinstance(a, types.IntegerLiteral) for a in literals):
@@ -42,7 +43,7 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
             source, weight, fetch, upcoming, *sums = values
             factors = [e.load(e.at(weight, k * width)) for k in range(vectors)]
             for k in range(vectors):
-                prefetch(e, e.at(fetch, k * width), 0, 2)
+                prefetch(e, e.at(fetch, k * width), locality=2)
             prefetch(e, upcoming)
             for t in range(tiles):
                 value = e.load_splat(e.at(source, t * width))
@@ -71,7 +72,10 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
 
 
 def prefetch(e: Emitter, address: Any, write: int = 0, locality: int = 3) -> None:
-    """Bring a line near that will be read or written soon; of an address that does not exist, nothing comes."""
+    """Bring a line near that will be read or written soon; of an address that does not exist, nothing comes.
+
+    ``locality`` is 3 for the first-level cache, 2 for the second.
+    """
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     fetch = cgutils.get_or_insert_function(e.builder.module, kind, "llvm.prefetch.p0")

@@ -150,10 +150,14 @@ class Work:
         units = self.problem.groups * -(-self.all_rows // rows) * -(-self.across // cols)
         enter, leave = enter / per_cycle, products + leave / per_cycle
         if shared:
-            return units * (
-                _MEETING + enter * _uneven(rows * self.chunks, self.workers) + leave * _uneven(blocks, self.workers)
+            enter, leave = (
+                cycles * _uneven(pieces, self.workers)
+                for cycles, pieces in ((enter, rows * self.chunks), (leave, blocks))
             )
-        return units * _uneven(units, self.workers) * (enter + leave)
+            both: float = units * (_MEETING + enter + leave)
+        else:
+            both = units * _uneven(units, self.workers) * (enter + leave)
+        return both
 
     @cached_property
     def tile(self) -> Tile:
