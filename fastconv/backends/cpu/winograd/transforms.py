@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -97,8 +97,8 @@ def transform_filter(typingctx, m, lanes, bits, fused, source, target, plane):
         m, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         width = lanes * e.bytes
-        taps = [[e.load(e.at(source, (i * TAPS + j) * width)) for j in range(TAPS)] for i in range(TAPS)]
-        _store_planes(e, _both_axes(e, matrices(m).filter, taps), target, plane)
+        result = _both_axes(e, matrices(m).filter, lambda i, j: e.load(e.at(source, (i * TAPS + j) * width)))
+        _store_planes(e, result, target, plane)
         return context.get_dummy_value()
 
     return types.void(m, lanes, bits, fused, *(types.int64,) * 3), codegen
@@ -115,9 +115,9 @@ def transform_input(typingctx, m, lanes, bits, fused, source, row, target, plane
         source, row, target, plane = args[4:]
         m, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
-        points = range(m + TAPS - 1)
-        square = [[e.load(e.at(source, e.times(row, i), j * lanes * e.bytes)) for j in points] for i in points]
-        _store_planes(e, _both_axes(e, matrices(m).data, square), target, plane)
+        rows = [e.at(source, e.times(row, i)) for i in range(m + TAPS - 1)]
+        result = _both_axes(e, matrices(m).data, lambda i, j: e.load(e.at(rows[i], j * lanes * e.bytes)))
+        _store_planes(e, result, target, plane)
         return context.get_dummy_value()
 
     return types.void(m, lanes, bits, fused, *(types.int64,) * 4), codegen
@@ -139,14 +139,13 @@ def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, ro
         m, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         (start,) = e.unless_zero(bias, [e.zero], lambda _: [e.load_masked(bias, e.first(channels))])
-        points, address = range(m + TAPS - 1), source
-        square: list[list[Any]] = []
-        for _ in points:
-            square.append([])
-            for _ in points:
-                square[-1].append(e.load(address))
-                address = builder.add(address, plane)
-        result = [[builder.fadd(v, start) for v in line] for line in _both_axes(e, matrices(m).output, square)]
+        # They come from the second-level cache: the sooner all are asked for, the better.
+        square, address = [], source
+        for _ in range((m + TAPS - 1) ** 2):
+            square.append(e.load(address))
+            address = builder.add(address, plane)
+        rows = _both_axes(e, matrices(m).output, lambda i, j: square[i * (m + TAPS - 1) + j])
+        result = [[builder.fadd(v, start) for v in line] for line in rows]
         # Zero times anything finite is zero; before activation, which could hide it.
         doubt = e.zero
         for line in result:
@@ -162,17 +161,23 @@ def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, ro
     return types.int64(m, lanes, bits, fused, *(types.int64,) * 7), codegen
 
 
-def _store_planes(e: Emitter, square: list[list[Any]], target: Any, plane: Any) -> None:
+def _store_planes(e: Emitter, square: Iterable[list[Any]], target: Any, plane: Any) -> None:
     for line in square:
         for vector in line:
             e.store(vector, target)
             target = e.builder.add(target, plane)
 
 
-def _both_axes(e: Emitter, matrix: Matrix, square: list[list[Any]]) -> list[list[Any]]:
-    """Return ``matrix @ square @ matrix.T``."""
-    columns = [_multiply(e, matrix, column) for column in zip(*square, strict=True)]
-    return [_multiply(e, matrix, row) for row in zip(*columns, strict=True)]
+def _both_axes(e: Emitter, matrix: Matrix, load: Callable[[int, int], Any]) -> Iterator[list[Any]]:
+    """Yield the rows of ``matrix @ square @ matrix.T``.
+
+    A square does not fit into registers: each column is loaded when its turn comes, and each row of the result is
+    to be used before the next is emitted.
+    """
+    extent = range(len(matrix[0]))
+    columns = [_multiply(e, matrix, [load(i, j) for i in extent]) for j in extent]
+    for row in zip(*columns, strict=True):
+        yield _multiply(e, matrix, row)
 
 
 def _multiply(e: Emitter, matrix: Matrix, values: Sequence[Any]) -> list[Any]:
