@@ -18,30 +18,34 @@ from fastconv.backends.cpu.wgrad.tile import lift, turn, wgrad_tile
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
-    x xn xc xd xh xw         | the input, from the chunk's first image on: image, channel, depth, row, column
-    dy yn yk yd yh yw        | the output's gradient, from the chunk's first pixel on
-    dw dwk                   | the weight's gradient, an output channel of it
+    x slab dy dw panel sums  | x from the chunk's first image on, packed x, dy from its first pixel on, the result,
+                             | packed dy, sums
+    xn xc xd xh xw           | the input: image, channel, depth, row, column
+    yn yk yd yh yw           | the output's gradient
+    dwk                      | the weight's gradient, stride of an output channel
     inputs outputs           | channels of a group
     cblocks kblocks          | blocks of them
     channels kernel          | inputs of a block; elements that an input has of a row of dw
-    slab sblock simage sd sh item    | packed x: block, image, depth, row, pixel
+    sblock simage sd sh item | packed x: block, image, depth, row, pixel
     images depths heights widths     | packed x: sizes
     table_d table_h table_w  | input index of each position of packed x, -1 for zero
     first last gap           | columns of packed x inside the input; how far apart they are there
     xsteps                   | offsets of the packed pixels that a vector of x holds, -1 for those left out
-    panel pblock             | packed dy: block
+    pblock                   | packed dy: block
     lines line               | lines of dy of an image and depth, and pixels of a line
     ydepths                  | depths of dy
     ysteps ytail wsteps      | offsets of pixels in packed dy, in its last block; of rows of dw
     outer planes rows cols   | the box of pixels to sum over
     aimage aplane arow       | packed dy: strides of the box in pixels
-    bimage bplane brow bcol btap     | packed x: strides of the box
+    bimage bplane brow bcol bstep    | x: strides of the box; see the micro-kernel
+    direct                   | x is read where it is, not packed: stride of a channel, or 0
+    turned dwe               | whether lanes are inputs and rows of dw output channels; bytes of such a row
     mplanes mrows mcols      | what is summed at once: what stays in the first-level cache
     tiles ntiles             | offsets of the tiles of a block in packed x, how many
     order                    | where among a block's sums each element of a row of dw is
     tail_order               | the same in the last block of output channels
     csupers csuper           | parts that the blocks of inputs are cut into, blocks in a part
-    sums unit_sums own       | the sums, bytes of a unit's; whether a worker has room for one unit alone
+    unit_sums own            | bytes of a unit's sums; whether a worker has room for one unit alone
     add finish               | whether the sums go on from the last chunk's; whether this chunk is the last
 """
 FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
@@ -49,8 +53,8 @@ JOB = np.dtype([(name, np.int64) for name in FIELDS])
 
 
 @cache
-def packing(lanes: int, bits: int) -> tuple[Any, Any]:
-    """Return the compiled packing of x and of dy: units are lines of blocks."""
+def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
+    """Return the compiled packing of x and of dy: units are lines of blocks. ``whole``: x in whole vectors."""
     size = bits // 8
     sources = fingerprint()
 
@@ -81,7 +85,7 @@ def packing(lanes: int, bits: int) -> tuple[Any, Any]:
                         count = (min(together, job.last - q) - 1) * job.gap + 1
                         at = source + integer(job.table_w + 8 * q) * size
                         for c in range(0, channels, lanes):
-                            turn(lanes, bits, 0, 0, at + c * job.xc, job.xc, min(lanes, channels - c), count,
+                            turn(lanes, bits, 0, whole, at + c * job.xc, job.xc, min(lanes, channels - c), count,
                                  target + q * job.item + c * size, job.xsteps)  # fmt: skip
                 if job.first <= w < job.last and job.xw == size and together > 0:
                     continue
@@ -90,7 +94,8 @@ def packing(lanes: int, bits: int) -> tuple[Any, Any]:
                     clear(to, job.item)
                 elif job.xc == size:
                     for c in range(0, channels, lanes):
-                        lift(lanes, bits, 0, source + index * job.xw + c * size, min(lanes, channels - c), to + c * size)
+                        at = source + index * job.xw + c * size
+                        lift(lanes, bits, whole, at, min(lanes, channels - c), to + c * size)
                 else:
                     for c in range(channels):
                         move(to + c * size, source + index * job.xw + c * job.xc, size)
@@ -137,8 +142,16 @@ def _room(job, unit, worker):
     return job.sums + (worker if job.own else unit) * job.unit_sums
 
 
+@njit
+def _first(job, block):
+    """Return the first input of a block. Where x is read directly, the last block overlaps the one before."""
+    return min(block * job.channels, job.inputs - job.channels) if job.direct else block * job.channels
+
+
 @cache
-def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, spread: int) -> Any:
+def sums(
+    cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, spread: int, apart: int
+) -> Any:
     """Return the compiled sums for a tile's shape: ``run(job, start, stop, worker)`` does a range of units.
 
     A unit is a block of output channels and some blocks of inputs. ``vectors`` vectors of output channels make a
@@ -162,7 +175,7 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
             room = _room(job, unit, worker)
             first_c, last_c = part * job.csuper, min((part + 1) * job.csuper, job.cblocks)
             panel = job.panel + (group * job.kblocks + k) * job.pblock
-            slab = job.slab + group * job.cblocks * job.sblock
+            slab = job.slab + (group * job.inputs * job.direct if job.direct else group * job.cblocks * job.sblock)
             add = job.add
             for o in range(job.outer):
                 for p in range(0, job.planes, job.mplanes):
@@ -173,22 +186,22 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
                             planes = min(job.mplanes, job.planes - p)
                             rows, columns = min(job.mrows, job.rows - r), min(job.mcols, job.cols - q)
                             for c in range(first_c, last_c):
-                                from_ = b + c * job.sblock
+                                from_ = b + (_first(job, c) * job.direct if job.direct else c * job.sblock)
                                 to = room + (c - first_c) * block_sums
                                 for t in range(job.ntiles):
                                     at = from_ + integer(job.tiles + 8 * t)
                                     if is_last:
                                         wgrad_tile(
-                                            cols, tail, lanes, bits, fused, spread,
+                                            cols, tail, lanes, bits, fused, spread, apart,
                                             a, job.arow * pixel, job.aplane * pixel,
-                                            at, job.bcol, job.brow, job.bplane, job.btap,
+                                            at, job.bcol, job.brow, job.bplane, job.bstep,
                                             columns, rows, planes, to + t * cols * pixel, add,
                                         )  # fmt: skip
                                     else:
                                         wgrad_tile(
-                                            cols, vectors, lanes, bits, fused, spread,
+                                            cols, vectors, lanes, bits, fused, spread, apart,
                                             a, job.arow * pixel, job.aplane * pixel,
-                                            at, job.bcol, job.brow, job.bplane, job.btap,
+                                            at, job.bcol, job.brow, job.bplane, job.bstep,
                                             columns, rows, planes, to + t * cols * pixel, add,
                                         )  # fmt: skip
                             add = 1
@@ -200,12 +213,19 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
                 outputs = min(lanes, job.outputs - first_k - v * lanes)
                 row = job.dw + (group * job.outputs + first_k + v * lanes) * job.dwk
                 for c in range(first_c, last_c):
-                    entries = min(job.channels, job.inputs - c * job.channels) * job.kernel
+                    first = _first(job, c)
+                    entries = min(job.channels, job.inputs - first) * job.kernel
                     if spread:
                         entries = spread * job.kernel
+                    if job.turned:
+                        from_ = room + (c - first_c) * block_sums + v * vector
+                        to = job.dw + (group * job.inputs + first) * job.dwe + (first_k + v * lanes) * size
+                        for e in range(entries):
+                            lift(lanes, bits, 0, from_ + e * pixel, outputs, to + e * job.dwe)
+                        continue
                     from_ = room + (c - first_c) * block_sums + v * vector
                     for e in range(0, entries, lanes):
                         turn(lanes, bits, 1, 0, from_, order + 8 * e, min(lanes, entries - e), outputs,
-                             row + (c * job.channels * job.kernel + e) * size, job.wsteps)  # fmt: skip
+                             row + (first * job.kernel + e) * size, job.wsteps)  # fmt: skip
 
     return run

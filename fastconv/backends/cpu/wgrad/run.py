@@ -16,7 +16,11 @@ from fastconv.problem import AXES, Sizes
 # Of arrays of how many different strides a plan remembers what it worked out.
 _MOST_RECORDS = 16
 
-_X, _DY, _DW, _SLAB, _PANEL, _SUMS = (FIELDS.index(name) for name in ("x", "dy", "dw", "slab", "panel", "sums"))
+# The addresses that every run fills in stand first.
+_ADDRESSES = ("x", "slab", "dy", "dw", "panel", "sums")
+assert FIELDS[: len(_ADDRESSES)] == _ADDRESSES
+# Channels that lie multiples of this apart, in bytes, fall on the same lines of a first-level cache.
+_ALIAS = 4096
 
 
 class Step(NamedTuple):
@@ -31,6 +35,8 @@ class Record(NamedTuple):
 
     jobs: Any  # a `JOB` for every chunk, as plain integers; addresses of arrays left open
     steps: list[Step]
+    sums: int  # address of the compiled sums
+    direct: bool
     tables: list[Any]  # what the jobs point to
 
 
@@ -41,9 +47,7 @@ class Runner:
         self.work = work
         tile, lanes, size = work.tile, work.lanes, work.size
         self._records: dict[tuple[Any, ...], Record] = {}
-        self._pack_x, self._pack_dy = (kernel.address for kernel in packing(lanes, 8 * size))
-        fused = int(work.simd.fma)
-        self._sums = sums(tile.cols, tile.vectors, tile.tail, lanes, 8 * size, fused, work.spread).address
+        self._pack_x, self._pack_dy = (kernel.address for kernel in packing(lanes, 8 * size, int(not work.exact)))
         self._chunks = list(work.chunks())
         self._slab_bytes = work.groups * work.cblocks * work.slab_block(work.chunk)
         panel = work.groups * work.kblocks * work.panel_block(work.chunk)
@@ -75,19 +79,20 @@ class Runner:
             self.run((np.require(x, requirements="A"), np.require(dy, requirements="A")), (result,))
             dw[...] = result
             return
+        if self.work.turned:
+            x, dy = dy, x
         record = self._record(x.strides, dy.strides, flat.strides[0])
         start = scratch.take(self.work.scratch_bytes)
+        slab, panel, sums_ = (start + place for place in self._places)
+        at = address(x)
         jobs = record.jobs.copy()
-        jobs[:, _X] += address(x)
-        jobs[:, _DY] += address(dy)
-        jobs[:, _DW] = address(dw)
-        for field, place in zip((_SLAB, _PANEL, _SUMS), self._places, strict=True):
-            jobs[:, field] = start + place
+        jobs[:, : len(_ADDRESSES)] += (at, at if record.direct else slab, address(dy), address(dw), panel, sums_)
         job, units, workers = address(jobs), self.work.units, self.work.workers
         for step in record.steps:
-            threads.run(self._pack_x, job, step.lines_x, workers)
+            if step.lines_x:
+                threads.run(self._pack_x, job, step.lines_x, workers)
             threads.run(self._pack_dy, job, step.lines_dy, workers)
-            threads.run(self._sums, job, units, workers)
+            threads.run(record.sums, job, units, workers)
             job += jobs.strides[0]
 
     def _record(self, x: Sizes, dy: Sizes, dwk: int) -> Record:
@@ -104,22 +109,26 @@ class Runner:
         return record
 
     def _describe(self, x: Sizes, dy: Sizes, dwk: int) -> Record:
+        work, tile = self.work, self.work.tile
         tables: list[Any] = [self._rows * dwk]
-        common = {"dwk": dwk, "wsteps": address(tables[0])} | self._common(tables)
+        direct = work.direct and (x[1] == work.size or x[1] % _ALIAS != 0)
+        common = {"dwk": dwk, "dwe": dwk, "wsteps": address(tables[0])} | self._common(tables)
         jobs, steps = [], []
         for index, chunk in enumerate(self._chunks):
-            f = common | self._sizes(chunk) | self._read_x(chunk, x, tables) | self._read_dy(chunk, dy)
+            f = common | self._read_dy(chunk, dy)
+            f |= self._read_where_it_is(chunk, x) if direct else self._read_packed(chunk, x, tables)
             f |= {"add": int(index > 0), "finish": int(index == len(self._chunks) - 1)}
             jobs.append([f.get(name, 0) for name in FIELDS])
-            lines_x = self.work.groups * self.work.cblocks * f["images"] * f["depths"] * f["heights"]
-            lines_dy = self.work.groups * self.work.kblocks * f["images"] * f["ydepths"] * f["lines"]
-            steps.append(Step(lines_x, lines_dy))
-        return Record(np.array(jobs, np.int64), steps, tables)
+            lines_x = 0 if direct else work.groups * work.cblocks * f["images"] * f["depths"] * f["heights"]
+            steps.append(Step(lines_x, work.groups * work.kblocks * f["images"] * f["ydepths"] * f["lines"]))
+        shape = (tile.cols, tile.vectors, tile.tail, work.lanes, 8 * work.size, int(work.simd.fma), work.spread)
+        compiled = sums(*shape, int(direct and x[1] != work.size))
+        return Record(np.array(jobs, np.int64), steps, compiled.address, direct, tables)
 
     def _common(self, tables: list[Any]) -> dict[str, int]:
         """Return what is the same for every chunk and every array."""
         work = self.work
-        item = work.channels * work.size
+        item = work.item
         depth, rows, cols = work.lines
         widths = cols.extent(cols.axis.out)
         sh = widths * item
@@ -134,15 +143,14 @@ class Runner:
         taken[:: cols.gap] = np.arange(-(-work.lanes // cols.gap)) * item
         tables.append(taken)
         f = {"inputs": work.inputs, "outputs": work.outputs, "cblocks": work.cblocks, "kblocks": work.kblocks}
-        f |= {"channels": work.channels, "kernel": work.taps, "item": item, "sh": sh, "sd": sd}
-        f |= {"simage": sd * depth.extent(work.chunk.depths), "sblock": work.slab_block(work.chunk)}
+        f |= {"channels": work.channels, "kernel": work.taps, "item": item, "sblock": work.slab_block(work.chunk)}
         f |= {"widths": widths, "gap": cols.gap, "pblock": work.panel_block(work.chunk)}
         f |= {"tiles": address(tables[-2]), "ntiles": len(offsets), "xsteps": address(taken)}
         f |= self._inside(inside, plain)
         f |= {"ysteps": address(self._pixels[0]), "ytail": address(self._pixels[1])}
         f |= {"order": address(self._orders[0]), "tail_order": address(self._orders[1])}
         f |= {"csupers": work.csupers, "csuper": work.csuper, "unit_sums": work.unit_sums, "own": int(work.own)}
-        return f
+        return f | {"turned": int(work.turned)}
 
     def _inside(self, inside: Any, plain: bool) -> dict[str, int]:
         """Return which columns of packed x are adjacent columns of the input."""
@@ -152,36 +160,45 @@ class Runner:
             inside = np.flatnonzero((positions >= 0) & (positions < axis.size))
         return {"first": int(inside[0]), "last": int(inside[-1]) + 1} if len(inside) else {}
 
-    def _sizes(self, chunk: Chunk) -> dict[str, int]:
-        """Return the box of a chunk's pixels."""
-        work = self.work
-        item = work.channels * work.size
-        depth, rows, cols = work.lines
-        planes, height, width = work.box(chunk)
-        mplanes, mrows, mcols = work.at_once(chunk)
-        f = {"images": chunk.images, "planes": planes, "rows": height, "cols": width, "outer": 1}
-        f |= {"mplanes": mplanes, "mrows": mrows, "mcols": mcols}
-        sh = cols.extent(cols.axis.out) * item
-        sd = sh * rows.extent(work.chunk.rows)
-        simage = sd * depth.extent(work.chunk.depths)
-        f |= {"bcol": cols.step * item, "brow": rows.step * sh, "btap": cols.axis.dilation * item}
-        f |= {"arow": width, "aplane": height * width, "aimage": planes * height * width}
-        if not work.is_points and chunk.depths > 1:
-            f |= {"outer": chunk.images, "bplane": depth.step * sd, "bimage": simage}
-        else:
-            f |= {"bplane": simage}
-        return f
+    def _box(self, chunk: Chunk, strides: Sizes) -> dict[str, int]:
+        """Return the pixels of a chunk as few nested loops, for x with strides of image, depth, row and column."""
+        counts = (chunk.images, chunk.depths, chunk.rows, self.work.axes[2].out)
+        loops: list[tuple[int, int]] = []
+        for count, stride in zip(counts, strides, strict=True):
+            if count > 1 and loops and loops[-1][1] == count * stride:
+                loops[-1] = (loops[-1][0] * count, stride)
+            elif count > 1:
+                loops.append((count, stride))
+        loops = [(1, 0)] * (len(counts) - len(loops)) + loops
+        (outer, bimage), (planes, bplane), (rows, brow), (cols, bcol) = loops
+        f = {"outer": outer, "planes": planes, "rows": rows, "cols": cols}
+        f |= {"bimage": bimage, "bplane": bplane, "brow": brow, "bcol": bcol}
+        f |= {"arow": cols, "aplane": rows * cols, "aimage": planes * rows * cols}
+        return f | dict(zip(("mplanes", "mrows", "mcols"), self.work.at_once(planes, rows, cols), strict=True))
 
-    def _read_x(self, chunk: Chunk, x: Sizes, tables: list[Any]) -> dict[str, int]:
-        """Return how a chunk's input is read."""
+    def _read_where_it_is(self, chunk: Chunk, x: Sizes) -> dict[str, int]:
+        """Return how tiles read a chunk's input without packing."""
+        xn, xc, *spatial = x
+        steps = [axis.stride * stride for axis, stride in zip(self.work.axes, spatial, strict=True)]
+        first = chunk.image * xn + chunk.depth * steps[0] + chunk.row * steps[1]
+        f = {"slab": first, "direct": xc, "bstep": xc, "images": chunk.images}
+        return f | self._box(chunk, (xn, *steps))
+
+    def _read_packed(self, chunk: Chunk, x: Sizes, tables: list[Any]) -> dict[str, int]:
+        """Return how a chunk's input is packed, and how tiles read that."""
         work = self.work
         xn, xc, xd, xh, xw = x
         depth, rows, cols = work.lines
-        f = {"xn": xn, "xc": xc, "xd": xd, "xh": xh, "xw": xw, "x": chunk.image * xn}
+        f = {"xn": xn, "xc": xc, "xd": xd, "xh": xh, "xw": xw, "x": chunk.image * xn, "images": chunk.images}
         d, h, w = self._lines
         f |= {"table_d": address(d) + 8 * chunk.depth * depth.step, "depths": depth.extent(chunk.depths)}
         f |= {"table_h": address(h) + 8 * chunk.row * rows.step, "heights": rows.extent(chunk.rows)}
         f["table_w"] = address(w)
+        sh = cols.extent(cols.axis.out) * work.item
+        sd = sh * rows.extent(work.chunk.rows)
+        simage = sd * depth.extent(work.chunk.depths)
+        f |= {"sh": sh, "sd": sd, "simage": simage, "bstep": cols.axis.dilation * work.item}
+        f |= self._box(chunk, (simage, depth.step * sd, rows.step * sh, cols.step * work.item))
         if rows.axis.is_point and cols.axis.is_point and chunk.rows > 1 and xh == cols.axis.size * xw:
             # Rows that lie one after the other, here and there, are one.
             width = chunk.rows * cols.axis.size

@@ -9,47 +9,60 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.simd import I64, Emitter
 
+# Inputs that lie apart are addressed from one pointer for so many: its multiples of a stride are all that an
+# instruction can add.
+_REACH = 4
+
 
 @intrinsic(prefer_literal=True)
 def wgrad_tile(
-    typingctx, cols, vectors, lanes, bits, fused, spread,
-    a, a_row, a_plane, b, b_col, b_row, b_plane, b_tap, ncols, nrows, nplanes, sums, add,
+    typingctx, cols, vectors, lanes, bits, fused, spread, apart,
+    a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add,
 ):  # fmt: skip
     """Sum the products of ``vectors * lanes`` output channels and ``cols`` inputs over a box of pixels.
 
     Literal integers: cols, vectors, lanes, bits (of an element), fused (multiply-add exists), spread (channels of a
-    group where several groups share a vector, 0 where a vector's channels are of one group).
+    group where several groups share a vector, 0 where a vector's channels are of one group), apart (the inputs of a
+    pixel are not adjacent).
 
     Values, addresses and strides in bytes: a (dy: the output channels of a pixel, then the next pixel's), a_row,
-    a_plane, b (x: the inputs of a pixel, adjacent), b_col, b_row, b_plane, b_tap (if spread: from one kernel
-    position to the next), the box, sums (input, output channel), and whether to add to what they are.
+    a_plane, b (x: the inputs of a pixel), b_col, b_row, b_plane, b_step (if spread: from one kernel position to the
+    next; if apart: from one input to the next), the box, sums (input, output channel), and whether to add to what
+    they are.
     """
-    literals = (cols, vectors, lanes, bits, fused, spread)
+    literals = (cols, vectors, lanes, bits, fused, spread, apart)
     if not all(isinstance(value, types.IntegerLiteral) for value in literals):
         return None
-    cols_, vectors_, lanes_, bits_, fused_, spread_ = (value.literal_value for value in literals)
+    cols_, vectors_, lanes_, bits_, fused_, spread_, apart_ = (value.literal_value for value in literals)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, a_row, a_plane, b, b_col, b_row, b_plane, b_tap, ncols, nrows, nplanes, sums, add = args[len(literals) :]
+        a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add = args[len(literals) :]
         e = Emitter(builder, bits_, lanes_, bool(fused_))
         width = lanes_ * e.bytes
         places = [i * width for i in range(cols_ * vectors_)]
+        pointers = -(-cols_ // _REACH) if apart_ else 1
+
+        def value_of(at: list[Any], c: int) -> Any:
+            if spread_:
+                return _spread(e, e.at(at[0], e.times(b_step, c // spread_)), spread_, c)
+            if apart_:
+                return e.load_splat(e.at(at[c // _REACH], e.times(b_step, c % _REACH)))
+            return e.load_splat(e.at(at[0], c * e.bytes))
 
         def pixel(_: Any, values: list[Any]) -> list[Any]:
-            at_a, at_b, *total = values
+            at_a, at, total = values[0], values[1 : 1 + pointers], values[1 + pointers :]
             factors = [e.load(e.at(at_a, v * width)) for v in range(vectors_)]
             for c in range(cols_):
-                value = _spread(e, e.at(at_b, e.times(b_tap, c // spread_)), spread_, c) if spread_ else None
-                if value is None:
-                    value = e.load_splat(e.at(at_b, c * e.bytes))
+                value = value_of(at, c)
                 for v, factor in enumerate(factors):
                     i = c * vectors_ + v
                     total[i] = e.fma(value, factor, total[i])
-            return [e.at(at_a, vectors_ * width), e.at(at_b, b_col), *total]
+            return [e.at(at_a, vectors_ * width), *(e.at(b, b_col) for b in at), *total]
 
         def row(_: Any, values: list[Any]) -> list[Any]:
             at_a, at_b, *total = values
-            return [e.at(at_a, a_row), e.at(at_b, b_row), *e.loop(ncols, [at_a, at_b, *total], pixel)[2:]]
+            at = [e.at(at_b, e.times(b_step, _REACH * i)) for i in range(pointers)]
+            return [e.at(at_a, a_row), e.at(at_b, b_row), *e.loop(ncols, [at_a, *at, *total], pixel)[1 + pointers :]]
 
         def plane(_: Any, values: list[Any]) -> list[Any]:
             at_a, at_b, *total = values

@@ -69,6 +69,11 @@ class Work:
     """
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        # Without a kernel x and dy play the same part: the smaller one is packed, the other read where it is.
+        self.is_product = all(axis.is_point for axis in lifted_axes(problem))
+        self.turned = self.is_product and (problem.ic < problem.oc or problem.ndim == 0)
+        if self.turned:
+            problem = problem.replace(ic=problem.oc, oc=problem.ic)
         self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
         self.size = problem.itemsize
         self.lanes = vectors.lanes(self.size)
@@ -82,7 +87,9 @@ class Work:
             self.groups = problem.oc // self.lanes
             self.inputs = self.outputs = self.lanes
         self.tile, self.channels, self.along = self._choose()
-        self.is_points = all(axis.kernel == 1 for axis in self.axes)
+        # Whether tiles can read x where it is.
+        self.direct = self.taps == 1 and not self.spread and all(axis.is_inside((0, axis.out)) for axis in self.axes)
+        self.item = (self.channels if self.exact else -(-self.channels // self.lanes) * self.lanes) * self.size
 
     def _spread(self) -> int:
         """Return the channels of a group where a vector takes several groups, else 0."""
@@ -101,6 +108,11 @@ class Work:
             if run_cost < cost * width:
                 return run, self.inputs, True
         return plain, plain.cols, False
+
+    @property
+    def exact(self) -> bool:
+        """Whether packed pixels of x lie without gaps, for tiles that run along kernel columns."""
+        return self.along and not self.spread
 
     @property
     def block(self) -> int:
@@ -132,7 +144,7 @@ class Work:
         depth, rows, cols = self.lines
         pixels = chunk.images * depth.extent(chunk.depths) * rows.extent(chunk.rows) * cols.extent(cols.axis.out)
         slack = self.simd.vector_bytes + self.tile.cols * self.size
-        return -(-(pixels * self.channels * self.size + slack) // 64) * 64
+        return -(-(pixels * self.item + slack) // 64) * 64
 
     def panel_block(self, chunk: Chunk) -> int:
         """Bytes of a block of packed dy."""
@@ -203,22 +215,14 @@ class Work:
     def sums_bytes(self) -> int:
         return (self.workers if self.own else self.units) * self.unit_sums
 
-    def at_once(self, chunk: Chunk) -> tuple[int, int, int]:
+    def at_once(self, planes: int, rows: int, cols: int) -> tuple[int, int, int]:
         """Return planes, rows and columns that are summed before the next block of inputs gets its turn."""
-        planes, rows, cols = self.box(chunk)
         pixels = max(16, _NEAR_BYTES // (self.block * self.size))
         if cols > pixels:
             return 1, 1, -(-cols // -(-cols // pixels))
         if rows * cols > pixels:
             return 1, -(-rows // -(-rows * cols // pixels)), cols
         return max(1, min(planes, pixels // (rows * cols))), rows, cols
-
-    def box(self, chunk: Chunk) -> tuple[int, int, int]:
-        """Return planes, rows and columns of pixels that a tile can go through in equal steps."""
-        cols = self.axes[2].out
-        if self.is_points:
-            return 1, 1, chunk.images * chunk.depths * chunk.rows * cols
-        return chunk.images if chunk.depths == 1 else chunk.depths, chunk.rows, cols
 
     @property
     def scratch_bytes(self) -> int:
