@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from numba import types
@@ -98,23 +99,38 @@ def turn(typingctx, lanes, bits, listed, whole, source, stride, rows, count, tar
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, stride, rows, count, target, offsets = args[4:]
         e = Emitter(builder, element, width)
-        mask = e.first(count)
 
-        def load(row: int) -> Any:
-            def there(_: Any) -> list[Any]:
-                step = e.load_integer(e.at(stride, 8 * row)) if by_list else e.times(stride, row)
-                return [e.load_masked(e.at(source, step), mask)]
+        def origin(row: int) -> Any:
+            return e.at(source, e.load_integer(e.at(stride, 8 * row)) if by_list else e.times(stride, row))
 
-            inside = builder.zext(builder.icmp_signed("<", I64(row), rows), I64)
-            return e.unless_zero(inside, [e.zero], there)[0]
+        def place(i: int) -> Any:
+            return e.load_integer(e.at(offsets, 8 * i))
 
-        loaded = [load(row) for row in range(width)]
-        stored = None if entire else e.first(rows)
-        for i, vector in enumerate(e.transpose(loaded)):
-            with builder.if_then(builder.icmp_signed("<", I64(i), count)):
-                offset = e.load_integer(e.at(offsets, 8 * i))
-                with builder.if_then(builder.icmp_signed(">=", offset, I64(0))):
-                    e.store_masked(vector, e.at(target, offset), stored)
+        def full_square() -> None:
+            for i, vector in enumerate(e.transpose([e.load(origin(row)) for row in range(width)])):
+                e.store(vector, e.at(target, place(i)))
+
+        def part() -> None:
+            mask = e.first(count)
+            loaded = []
+            for row in range(width):
+                inside = builder.zext(builder.icmp_signed("<", I64(row), rows), I64)
+                load = partial(lambda row, _: [e.load_masked(origin(row), mask)], row)
+                loaded += e.unless_zero(inside, [e.zero], load)
+            stored = None if entire else e.first(rows)
+            for i, vector in enumerate(e.transpose(loaded)):
+                with builder.if_then(builder.icmp_signed("<", I64(i), count)):
+                    offset = place(i)
+                    with builder.if_then(builder.icmp_signed(">=", offset, I64(0))):
+                        e.store_masked(vector, e.at(target, offset), stored)
+
+        full = builder.icmp_signed("==", builder.add(rows, count), I64(2 * width))
+        full = builder.and_(full, builder.icmp_signed(">=", place(1), I64(0)))
+        with builder.if_else(full) as (then, otherwise):
+            with then:
+                full_square()
+            with otherwise:
+                part()
         return context.get_dummy_value()
 
     return types.void(*literals, *(types.int64,) * 6), codegen

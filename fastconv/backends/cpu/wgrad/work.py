@@ -20,6 +20,10 @@ _CHUNK_CACHES = 4
 _NEAR_BYTES = 16 << 10
 # A row of dw is written in pieces of at least as many elements.
 _RUN = 96
+# Cycles: of an element that is transposed, or copied; of starting a tile; of a multiply-add's result.
+_TURN_CYCLES, _COPY_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.2, 40, 4
+# Seconds of a call, and of a chunk's launches.
+_OVERHEAD, _LAUNCH = 8e-6, 3e-6
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
 
@@ -69,9 +73,12 @@ class Work:
     """
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
-        # Without a kernel x and dy play the same part: the smaller one is packed, the other read where it is.
-        self.is_product = all(axis.is_point for axis in lifted_axes(problem))
-        self.turned = self.is_product and (problem.ic < problem.oc or problem.ndim == 0)
+        # Without a kernel x and dy play the same part: one is packed, the other read where it is. Inputs in the
+        # lanes need no transposition of dw; otherwise that of the larger one of x and dy is saved.
+        pixels = problem.n * math.prod(problem.output_size)
+        inputs, outputs = problem.ic // problem.groups, problem.oc // problem.groups
+        is_product = all(axis.is_point for axis in lifted_axes(problem))
+        self.turned = is_product and (inputs - outputs) * pixels < inputs * outputs
         if self.turned:
             problem = problem.replace(ic=problem.oc, oc=problem.ic)
         self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
@@ -188,6 +195,8 @@ class Work:
         """Blocks of inputs in a unit of work."""
         block_sums = self.tiles * self.tile.cols * self.block * self.size
         wanted = min(-(-_RUN // (self.channels * self.taps)), max(1, _NEAR_BYTES // block_sums), self.cblocks)
+        if self.turned and self.problem.n * math.prod(self.problem.output_size) <= self.pixels_at_once:
+            wanted = 1  # nothing is read twice, and dw is written along its rows
         if self.workers > 1:
             others = self.groups * self.kblocks
             wanted = min(wanted, max(1, self.cblocks * others // (_UNITS * self.workers)))
@@ -215,19 +224,52 @@ class Work:
     def sums_bytes(self) -> int:
         return (self.workers if self.own else self.units) * self.unit_sums
 
+    @property
+    def pixels_at_once(self) -> int:
+        return max(16, _NEAR_BYTES // (self.block * self.size))
+
     def at_once(self, planes: int, rows: int, cols: int) -> tuple[int, int, int]:
         """Return planes, rows and columns that are summed before the next block of inputs gets its turn."""
-        pixels = max(16, _NEAR_BYTES // (self.block * self.size))
+        pixels = self.pixels_at_once
         if cols > pixels:
             return 1, 1, -(-cols // -(-cols // pixels))
         if rows * cols > pixels:
             return 1, -(-rows // -(-rows * cols // pixels)), cols
         return max(1, min(planes, pixels // (rows * cols))), rows, cols
 
-    @property
+    @cached_property
     def scratch_bytes(self) -> int:
         return self.chunk_bytes(self.chunk) + self.sums_bytes + 3 * 64
 
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
-        return self.problem.flops / machine.peak(self.problem.dtype) / 0.8 + 2e-5
+        uneven = -(-self.units // self.workers) * self.workers / self.units
+        computing = (self._sum_cycles() * uneven + self._move_cycles()) / machine.hertz / self.workers
+        # dw is written once; what the cache does not hold is waited for.
+        dw = math.prod(self.problem.w_shape) * self.size
+        return _OVERHEAD + _LAUNCH * self.count + computing + max(0, dw - self.cache) / machine.bandwidth
+
+    def _sum_cycles(self) -> float:
+        """Return the cycles of the micro-kernel on one core."""
+        tile, fma = self.tile, self.simd.fma_per_cycle
+        pixels = self.problem.n * math.prod(self.problem.output_size)
+        # Pieces that are summed at once, each of which loads and stores the sums.
+        cols, rows = self.axes[2].out, self.axes[1].out
+        near = self.pixels_at_once
+        line = cols * rows if self.direct or cols * rows < near else cols * max(1, near // cols)
+        pieces = max(pixels / near, self.count, self.problem.n / max(1, near // min(line, near)))
+        cycles = 0.0
+        for count, vectors in ((self.kblocks - 1, tile.vectors), (1, tile.tail)):
+            held = tile.cols * vectors
+            loads = 2 * tile.cols if self.spread else tile.cols + vectors
+            step = max(held / fma, loads / 2, _LATENCY) + 1
+            cycles += count * (pixels * step + pieces * (2 * held + _TILE_CYCLES))
+        return self.groups * self.cblocks * self.tiles * cycles
+
+    def _move_cycles(self) -> float:
+        """Return the cycles of packing x and dy and of storing dw on one core."""
+        dy = self.problem.n * math.prod(self.problem.output_size) * self.groups * self.kblocks * self.block
+        chunk = self.chunk
+        x = 0 if self.direct else self.groups * self.cblocks * self.slab_block(chunk) * self.count / self.size
+        dw = math.prod(self.problem.w_shape)
+        return _TURN_CYCLES * (dy + x) + (_COPY_CYCLES if self.turned else _TURN_CYCLES) * dw
