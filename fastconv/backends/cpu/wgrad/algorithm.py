@@ -10,7 +10,7 @@ from fastconv.problem import ConvProblem
 
 
 class Wgrad(Algorithm):
-    """Output channels in the lanes of vectors, inputs broadcast; any stride, dilation, padding mode and memory order."""
+    """Output channels in the lanes of vectors, inputs broadcast; any stride, dilation, padding and memory order."""
 
     name = "wgrad"
     backend = "numba"

@@ -149,9 +149,7 @@ def _first(job, block):
 
 
 @cache
-def sums(
-    cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, spread: int, apart: int
-) -> Any:
+def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, spread: int, apart: int) -> Any:
     """Return the compiled sums for a tile's shape: ``run(job, start, stop, worker)`` does a range of units.
 
     A unit is a block of output channels and some blocks of inputs. ``vectors`` vectors of output channels make a

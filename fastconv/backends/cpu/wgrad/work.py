@@ -88,7 +88,11 @@ class Work:
         self.lines = tuple(map(Line, self.axes))
         self.taps = math.prod(problem.kernel_size)
         self.kernel_cols = self.axes[2].kernel
-        self.groups, self.inputs, self.outputs = problem.groups, problem.ic // problem.groups, problem.oc // problem.groups
+        self.groups, self.inputs, self.outputs = (
+            problem.groups,
+            problem.ic // problem.groups,
+            problem.oc // problem.groups,
+        )
         self.spread = self._spread()
         if self.spread:
             self.groups = problem.oc // self.lanes
@@ -188,7 +192,11 @@ class Work:
     def count(self) -> int:
         """How many chunks there are."""
         first = self.chunk
-        return -(-self.problem.n // first.images) * -(-self.axes[0].out // first.depths) * -(-self.axes[1].out // first.rows)
+        return (
+            -(-self.problem.n // first.images)
+            * -(-self.axes[0].out // first.depths)
+            * -(-self.axes[1].out // first.rows)
+        )
 
     @cached_property
     def csuper(self) -> int:
