@@ -22,6 +22,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.fft.algorithm:Fft",
     "fastconv.backends.cpu.grouped.algorithm:Grouped",
     "fastconv.backends.cpu.depthwise.wgrad:DepthwiseWgrad",
+    "fastconv.backends.cpu.wgrad.algorithm:Wgrad",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
 )
