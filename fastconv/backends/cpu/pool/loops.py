@@ -11,6 +11,7 @@ from numba import carray, from_dtype, njit, types
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import integer
 from fastconv.backends.cpu.pool.pixel import pool_line, pool_pixel, pool_whole
+from fastconv.backends.cpu.pool.plane import pool_plane
 from fastconv.backends.cpu.pool.rows import pool_row
 
 # Addresses, sizes and (in bytes) strides.
@@ -25,6 +26,7 @@ _FIELDS = """
     reads_d reads_h reads_w     | tables: how many it has
     flat_d flat_h               | elements of a plane and of a row
     scale scales                | factors of the sums: a table of depths and rows; one of columns, 0 for none
+    runs nruns rise             | table: rows of outputs alike: their first, how many, first row they read, how many; rows a step
     one                         | address of a factor of 1
     lines line_bytes places     | scratch: where that of the first worker is, bytes of each; where in it indices are
     planes size                 | whole maps: how many there are in an image, elements of each
@@ -85,6 +87,53 @@ def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, bits: int)
                     nan |= _row(op, kernel, stride, 2, indexed, 0, lanes, bits, job, x, y, i, d, h)
                 else:
                     nan |= _row(op, kernel, stride, 0, indexed, 0, lanes, bits, job, x, y, i, d, h)
+            if nan != 0:
+                for h in range(first, last):
+                    _row(op, kernel, stride, 0, indexed, 1, lanes, bits, job, x, y, i, d, h)
+
+    return run
+
+
+@njit
+def _rows(op, kernel, stride, groups, rows, indexed, lanes, bits, job, x, y, i, d, h, h0, count):
+    """Compute neighbouring output rows of a plane whose windows have as many rows each."""
+    return pool_plane(
+        op, kernel, stride, groups, rows, indexed, lanes, bits,
+        x + h0 * job.xh, job.step_h * job.xh, job.rise * job.xh, job.width, job.before,
+        h0 * job.flat_h, job.step_h * job.flat_h, job.rise * job.flat_h,
+        y + h * job.yh, job.yh, i + h * job.jh, job.jh, count, job.ow,
+        job.scale + (d * job.oh + h) * (bits // 8), job.scales,
+    )  # fmt: skip
+
+
+@cache
+def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: int, bits: int) -> Any:
+    """Return compiled loops as `rows`, for rows of few vectors in at most two dimensions."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        for unit in range(start, stop):
+            x, y, i, d, first, last = _unit(job, unit, False)
+            nan = 0
+            for number in range(job.nruns):
+                entry = job.runs + 32 * number
+                h, reads = integer(entry), integer(entry + 24)
+                skipped = max(0, first - h)
+                count = min(integer(entry + 8), last - h) - skipped
+                if count <= 0:
+                    continue
+                h, h0 = h + skipped, integer(entry + 16) + skipped * job.rise
+                if reads == 3:
+                    nan |= _rows(op, kernel, stride, groups, 3, indexed, lanes, bits, job, x, y, i, d, h, h0, count)
+                elif reads == 2:
+                    nan |= _rows(op, kernel, stride, groups, 2, indexed, lanes, bits, job, x, y, i, d, h, h0, count)
+                else:
+                    for each in range(h, h + count):
+                        nan |= _row(op, kernel, stride, 0, indexed, 0, lanes, bits, job, x, y, i, d, each)
             if nan != 0:
                 for h in range(first, last):
                     _row(op, kernel, stride, 0, indexed, 1, lanes, bits, job, x, y, i, d, h)

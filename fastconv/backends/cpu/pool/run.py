@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.pool.loops import FIELDS, gathered, pixels, rows, whole
+from fastconv.backends.cpu.pool.loops import FIELDS, gathered, pixels, planes, rows, whole
 from fastconv.backends.cpu.pool.reduction import MAX, NORM, ROOT, SQUARES, SUM
-from fastconv.backends.cpu.pool.windows import scales, span
+from fastconv.backends.cpu.pool.windows import runs, scales, span
 from fastconv.backends.cpu.pool.work import Work
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import UnevenAxis
@@ -34,6 +34,7 @@ class Runner:
         # Gathered columns are looked up by whole vectors.
         self._tables = [_padded(a, work.lanes) for s in self._spans for a in (s.starts, s.counts)]
         rows_, columns = (np.ones((1, 1), dtype), None) if self.problem.is_max else scales(self.problem)
+        self._runs = runs(work.axes[1])
         self._one = np.ones(1, dtype)
         self._scale, self._scales = rows_, columns
         self._loops = self._compiled().address
@@ -47,6 +48,8 @@ class Runner:
             return whole(op, *common)
         if work.last:
             return pixels(op, work.vectors, int(work.indexed), *common)
+        if work.groups:
+            return planes(op, *work.columns, work.groups, int(work.indexed), *common)
         if work.columns:
             return rows(op, *work.columns, int(work.indexed), *common)
         first, then = (SQUARES, ROOT) if op == NORM else (op, op)
@@ -60,6 +63,8 @@ class Runner:
         f |= {"bands": work.bands, "width": width.size, "kernel": int(self._spans[2].counts.max())}
         f["before"] = 0 if isinstance(width, UnevenAxis) else width.before
         f |= {f"step_{name}": s.step for name, s in zip("dhw", self._spans, strict=True)}
+        f |= {"runs": address(self._runs), "nruns": len(self._runs)}
+        f["rise"] = 1 if isinstance(height, UnevenAxis) else height.stride
         names = (f"{what}_{axis}" for axis in "dhw" for what in ("from", "reads"))
         f |= dict(zip(names, map(address, self._tables), strict=True))
         f |= {"flat_d": height.size * width.size, "flat_h": width.size}

@@ -75,3 +75,14 @@ def scales(problem: PoolProblem) -> tuple[Any, Any]:
     rows = size / (corner * columns[0]) / np.multiply.outer(lines[0], lines[1])
     uniform = bool((columns == columns[0]).all())
     return np.ascontiguousarray(rows, dtype), None if uniform else (columns[0] / columns).astype(dtype)
+
+
+def runs(axis: Windows) -> Any:
+    """Return windows that differ in nothing but where they are: first, how many, the first's start, its count."""
+    reads = span(axis)
+    starts, counts = reads.starts, reads.counts
+    rise = 1 if isinstance(axis, UnevenAxis) else axis.stride
+    breaks = (np.diff(starts) != rise) | (np.diff(counts) != 0)
+    first = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+    length = np.diff(np.concatenate([first, [axis.out]]))
+    return np.ascontiguousarray(np.stack([first, length, starts[first], counts[first]], axis=1), np.int64)

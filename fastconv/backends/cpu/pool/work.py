@@ -12,6 +12,8 @@ from fastconv.problem import PoolProblem
 
 # Kernels and strides of columns that have loops of their own.
 WIDEST, LONGEST = 5, 3
+# Vectors of outputs of a row that are unrolled.
+_GROUPS = 4
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 8
 # Vectors of channels that are reduced together: independent of one another, as a maximum's latency asks for.
@@ -57,6 +59,18 @@ class Work:
         if axis.kernel == 1 and axis.stride == 1:
             return 1, 1
         return (axis.kernel, axis.stride) if axis.kernel <= WIDEST and axis.stride <= LONGEST else None
+
+    @property
+    def groups(self) -> int:
+        """Vectors of outputs of a row if these are few enough to be unrolled, otherwise 0."""
+        if self.columns is None or self.axes[0].size > 1 or self.axes[0].out > 1:
+            return 0
+        kernel, stride = self.columns
+        width, span = self.axes[2], stride * self.lanes
+        assert not isinstance(width, UnevenAxis)
+        needed = min((width.out - 1) * stride + kernel, width.size + width.before)
+        groups = max(-(-width.out // self.lanes), -(-needed // span))
+        return groups if groups <= _GROUPS else 0
 
     @property
     def kernel(self) -> tuple[int, ...]:
