@@ -95,11 +95,11 @@ def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, bits: int)
 
 
 @njit
-def _rows(op, kernel, stride, groups, rows, indexed, lanes, bits, job, x, y, i, d, h, h0, count):
+def _rows(op, kernel, stride, groups, rows, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count):
     """Compute neighbouring output rows of a plane whose windows have as many rows each."""
     return pool_plane(
         op, kernel, stride, groups, rows, indexed, lanes, bits,
-        x + h0 * job.xh, job.step_h * job.xh, job.rise * job.xh, job.width, job.before,
+        x + h0 * job.xh, job.step_h * job.xh, job.rise * job.xh, reads, job.width, job.before,
         h0 * job.flat_h, job.step_h * job.flat_h, job.rise * job.flat_h,
         y + h * job.yh, job.yh, i + h * job.jh, job.jh, count, job.ow,
         job.scale + (d * job.oh + h) * (bits // 8), job.scales,
@@ -128,12 +128,17 @@ def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: 
                     continue
                 h, h0 = h + skipped, integer(entry + 16) + skipped * job.rise
                 if reads == 3:
-                    nan |= _rows(op, kernel, stride, groups, 3, indexed, lanes, bits, job, x, y, i, d, h, h0, count)
+                    nan |= _rows(
+                        op, kernel, stride, groups, 3, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count
+                    )  # fmt: skip
                 elif reads == 2:
-                    nan |= _rows(op, kernel, stride, groups, 2, indexed, lanes, bits, job, x, y, i, d, h, h0, count)
+                    nan |= _rows(
+                        op, kernel, stride, groups, 2, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count
+                    )  # fmt: skip
                 else:
-                    for each in range(h, h + count):
-                        nan |= _row(op, kernel, stride, 0, indexed, 0, lanes, bits, job, x, y, i, d, each)
+                    nan |= _rows(
+                        op, kernel, stride, groups, 0, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count
+                    )  # fmt: skip
             if nan != 0:
                 for h in range(first, last):
                     _row(op, kernel, stride, 0, indexed, 1, lanes, bits, job, x, y, i, d, h)

@@ -19,15 +19,15 @@ from fastconv.backends.cpu.simd import I32, I64, Emitter
 @intrinsic(prefer_literal=True)
 def pool_plane(
     typingctx, op, kernel, stride, groups, rows, indexed, lanes, bits,
-    x, xh, step, width, before, flat, flat_h, flat_step, y, yh, indices, jh, lines, count, scale, scales,
+    x, xh, step, nh, width, before, flat, flat_h, flat_step, y, yh, indices, jh, lines, count, scale, scales,
 ):  # fmt: skip
-    """Compute rows of outputs whose windows all have ``rows`` rows; return what `pool_row` does.
+    """Compute rows of outputs whose windows all have ``nh`` rows; return what `pool_row` does.
 
-    Literal integers: op, kernel and stride (of the columns), groups (vectors of outputs of a row), rows, indexed,
-    lanes, bits (of an element).
+    Literal integers: op, kernel and stride (of the columns), groups (vectors of outputs of a row), rows (``nh``
+    if it is known, otherwise 0), indexed, lanes, bits (of an element).
 
     Values, addresses and strides in bytes: x (first row of the first window), xh (from row to row of a window), step
-    (from window to window), width (of the input), before (padding), flat, flat_h and flat_step (index of the first
+    (from window to window), nh (rows of a window), width (of the input), before (padding), flat, flat_h and flat_step (index of the first
     element, and what these two steps add to it), y, yh, indices, jh, lines (rows of outputs), count (outputs of a row),
     scale (of one factor of the sums for each row), scales (of a factor for each column, 0 for none).
     """
@@ -41,7 +41,7 @@ def pool_plane(
         reduction = Reduction(e, nop, bool(is_indexed), False)
         return _Plane(reduction, (nkernel, nstride, ngroups, nrows), args[len(literals) :]).emit()
 
-    return types.int64(*literals, *(types.int64,) * 16), codegen
+    return types.int64(*literals, *(types.int64,) * 17), codegen
 
 
 class _Plane:
@@ -50,9 +50,9 @@ class _Plane:
     def __init__(self, reduction: Reduction, shape: tuple[int, ...], args: Any) -> None:
         self.reduction, self.e, self.b = reduction, reduction.e, reduction.e.builder
         self.kernel, self.stride, self.groups, self.rows = shape
-        self.x, self.xh, self.step, self.width, self.before = args[:5]
-        self.flat, self.flat_h, self.flat_step = args[5:8]
-        self.y, self.yh, self.indices, self.jh, self.lines, self.count, self.scale, self.scales = args[8:]
+        self.x, self.xh, self.step, self.nh, self.width, self.before = args[:6]
+        self.flat, self.flat_h, self.flat_step = args[6:9]
+        self.y, self.yh, self.indices, self.jh, self.lines, self.count, self.scale, self.scales = args[9:]
 
     def emit(self) -> Any:
         e, b, reduction = self.e, self.b, self.reduction
@@ -102,18 +102,36 @@ class _Plane:
 
     def _reduced(self, x: Any, flat: Any) -> tuple[list[list[Any]], Any]:
         """Return the terms of all vectors of columns, reduced over a window's rows, and whether one is NaN."""
+        reduction = self.reduction
+        width = len(reduction.border)
+        if self.rows:
+            terms, loaded = self._row(x, flat)
+            for r in range(1, self.rows):
+                below, more = self._row(self.e.at(x, self.e.times(self.xh, r)), self.e.at(flat, self.e.times(self.flat_h, r)))
+                terms = [reduction.combine(a, c) for a, c in zip(terms, below, strict=True)]
+                loaded += more
+            return terms, reduction.has_nan(loaded)
+
+        def line(_: Any, carried: list[Any]) -> list[Any]:
+            x, flat, nan, *old = carried
+            new, loaded = self._row(x, flat)
+            pairs = zip((old[i : i + width] for i in range(0, len(old), width)), new, strict=True)
+            terms = [part for a, c in pairs for part in reduction.combine(a, c, False)]
+            e = self.e
+            return [e.at(x, self.xh), e.at(flat, self.flat_h), self.b.or_(nan, reduction.has_nan(loaded)), *terms]
+
+        start = [x, flat, I64(0), *reduction.border * len(self.masks)]
+        _, _, nan, *terms = self.e.loop(self.nh, start, line)
+        return [terms[i : i + width] for i in range(0, len(terms), width)], nan
+
+    def _row(self, x: Any, flat: Any) -> tuple[list[list[Any]], list[Any]]:
+        """Return the terms of all vectors of columns of a row, and their values."""
         e, b, reduction = self.e, self.b, self.reduction
-        terms: list[list[Any]] = []
-        loaded = []
-        for r in range(self.rows):
-            row = []
-            base = reduction.index(e.at(flat, e.times(self.flat_h, r))) if reduction.indexed else None
-            for v, mask in enumerate(self.masks):
-                value = reduction.load(e.at(x, e.times(self.xh, r), v * e.lanes * e.bytes), mask)
-                loaded.append(value)
-                row.append([value])
-                if base is not None:
-                    column = self.columns[v] if e.bytes == 4 else b.sext(self.columns[v], reduction.indices)
-                    row[-1].append(b.select(mask, b.add(base, column), reduction.border[1]))
-            terms = [reduction.combine(a, c) for a, c in zip(terms, row, strict=True)] if terms else row
-        return terms, reduction.has_nan(loaded)
+        base = reduction.index(flat) if reduction.indexed else None
+        terms = []
+        for v, mask in enumerate(self.masks):
+            terms.append([reduction.load(e.at(x, v * e.lanes * e.bytes), mask)])
+            if base is not None:
+                column = self.columns[v] if e.bytes == 4 else b.sext(self.columns[v], reduction.indices)
+                terms[-1].append(b.select(mask, b.add(base, column), reduction.border[1]))
+        return terms, [term[0] for term in terms]

@@ -40,6 +40,9 @@ class Runner:
         self._loops = self._compiled().address
         self._fields = self._known()
         self._records: dict[tuple[Sizes, ...], Any] = {}
+        self._indexed, self._size = work.indexed, work.size
+        self._units, self._workers = work.units, work.workers
+        self._scratch = work.workers * work.line_bytes
 
     def _compiled(self) -> Any:
         work = self.work
@@ -74,60 +77,64 @@ class Runner:
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        (x,) = inputs
-        source = x if self._fits(x) else self._like(x, copied=True)
-        results = [array if self._fits(array, self.work.whole) else self._like(array) for array in outputs]
-        job = self._record(source.strides, *(array.strides for array in results)).copy()
-        job[_X], job[_Y] = address(source), address(results[0])
-        if self.work.indexed:
-            job[_I] = address(results[1])
-        if self.work.line_bytes:
-            job[_LINES] = scratch.take(self.work.workers * self.work.line_bytes)
-        threads.run(self._loops, address(job), self.work.units, self.work.workers)
+        x, y = inputs[0], outputs[0]
+        indices = outputs[1] if self._indexed else y
+        record = self._record(x.strides, y.strides, indices.strides)
+        start, target = address(x), address(y)
+        if record is None or (start | target) % self._size or not indices.flags.aligned:
+            self._run_apart(inputs, outputs)
+            return
+        job = record.copy()
+        job[_X], job[_Y] = start, target
+        if self._indexed:
+            job[_I] = address(indices)
+        if self._scratch:
+            job[_LINES] = scratch.take(self._scratch)
+        threads.run(self._loops, address(job), self._units, self._workers)
+
+    def _run_apart(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        """Run on copies of what the loops cannot read, and into arrays that they can write."""
+        copies = tuple(self._like(array) for array in inputs)
+        for copied, array in zip(copies, inputs, strict=True):
+            copied[...] = array
+        results = tuple(self._like(array) for array in outputs)
+        self.run(copies, results)
         for result, array in zip(results, outputs, strict=True):
-            if result is not array:
-                array[...] = result
+            array[...] = result
 
-    def _fits(self, array: Any, flat: bool = False) -> bool:
-        """Whether the loops can read or write an array; ``flat``: it is stored in vectors of channels."""
-        size, strides, shape = array.itemsize, array.strides, array.shape
-        if not array.flags.aligned:
-            return False
-        if self.work.last or flat:
-            return bool(strides[1] == size or shape[1] == 1)
-        if self.work.whole:
-            dense = math.prod(shape[2:]) * size
-            for stride, length in zip(strides[2:], shape[2:], strict=True):
-                dense //= length
-                if stride != dense and length > 1:
-                    return False
-            return True
-        return bool(strides[-1] == size or shape[-1] == 1)
-
-    def _like(self, array: Any, copied: bool = False) -> Any:
-        """Return an array in the order that the loops take, with the same values if they matter."""
+    def _like(self, array: Any) -> Any:
+        """Return an array in the order that the loops take."""
         shape = array.shape
         if self.work.last:
-            made = np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), array.dtype), -1, 1)
-        else:
-            made = np.empty(shape, array.dtype)
-        if copied:
-            made[...] = array
-        return made
+            return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), array.dtype), -1, 1)
+        return np.empty(shape, array.dtype)
 
-    def _record(self, *strides: Sizes) -> Any:
-        """Return what is known of arrays of these strides; addresses are left open."""
+    def _fits(self, strides: Sizes, shape: Sizes, size: int, stored: bool) -> bool:
+        """Whether the loops can read an array of these strides, or write it."""
+        if self.work.last or (stored and self.work.whole):
+            return strides[1] == size or shape[1] == 1
+        inner = len(shape) - 1
+        while self.work.whole and inner > 2 and strides[inner - 1] == strides[inner] * shape[inner]:
+            inner -= 1
+        return (strides[-1] == size or shape[-1] == 1) and (inner == 2 or not self.work.whole)
+
+    def _record(self, x: Sizes, y: Sizes, indices: Sizes) -> Any:
+        """Return what is known of arrays of these strides, addresses left open; None if the loops cannot take them."""
         try:
-            return self._records[strides]
+            return self._records[x, y, indices]
         except KeyError:
             pass
         if len(self._records) >= _MOST_RECORDS:
             self._records.clear()
+        p, size = self.problem, self._size
+        fits = self._fits(x, p.x_shape, size, False) and self._fits(y, p.y_shape, size, True)
+        fits = fits and (not self._indexed or self._fits(indices, p.y_shape, 8, True))
         f = dict(self._fields)
-        for array, name in zip(strides, "xyj", strict=False):
-            missing = (0,) * (3 - self.problem.ndim)
+        for array, name in ((x, "x"), (y, "y"), (indices, "j")):
+            missing = (0,) * (3 - p.ndim)
             f |= {name + axis: s for axis, s in zip("ncdhw", (*array[:2], *missing, *array[2:]), strict=True)}
-        record = self._records[strides] = np.array([f.get(name, 0) for name in FIELDS], np.int64)
+        record = np.array([f.get(name, 0) for name in FIELDS], np.int64) if fits else None
+        self._records[x, y, indices] = record
         return record
 
 
