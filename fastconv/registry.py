@@ -20,6 +20,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.pointwise.algorithm:Pointwise",
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
     "fastconv.backends.cpu.pool.algorithm:Pool",
+    "fastconv.backends.cpu.pool.algorithm:PoolGradient",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
 )

@@ -1,10 +1,11 @@
-"""Pools in one pass over memory: windows and whole maps, forward."""
+"""Pools in one pass over memory: windows and whole maps, and their gradients."""
 
 from __future__ import annotations
 
 import math
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.pool.gradient_work import GradientWork
 from fastconv.backends.cpu.pool.windows import always_reads
 from fastconv.backends.cpu.pool.work import Work
 from fastconv.backends.cpu.registers import simd
@@ -55,6 +56,39 @@ class Pool(Algorithm):
         return Plan(problem, self, Runner(_work(problem)).run)
 
 
+class PoolGradient(Algorithm):
+    """Each element gathers from the windows that read it; maxima of overlapping windows are sent by their indices."""
+
+    name = "pool_gradient"
+    backend = "numba"
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        if not isinstance(problem, PoolProblem):
+            return "solves pools, not convolutions"
+        if problem.kind == "unfold" or (problem.direction == "fprop" and problem.kind != "max_unpool"):
+            return "computes gradients of pools, and unpools"
+        if problem.dtype != problem.accumulator:
+            return f"computes in float32 and float64, not on {problem.dtype}"
+        if problem.kind == "lp_pool":
+            return "takes maxima and averages, not norms"
+        if max(math.prod(problem.input_size), *problem.input_size) > _LARGEST:
+            return "counts the elements of a map in 32 bits"
+        return None
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        work = _gradient(problem)
+        return work.workers * work.line_bytes + work.table_bytes
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        work = _gradient(problem)
+        return _OVERHEAD + moving(problem.bytes, work.cycles, work.workers, machine)
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.pool.gradient_run import GradientRunner
+
+        return Plan(problem, self, GradientRunner(_gradient(problem)).run)
+
+
 def moving(size: int, cycles: float, workers: int, machine: Machine) -> float:
     """Return the seconds that workers need for so many cycles, and for bytes that come from where they fit."""
     near = size / (_NEAR * machine.hertz)
@@ -65,3 +99,8 @@ def moving(size: int, cycles: float, workers: int, machine: Machine) -> float:
 def _work(problem: AnyProblem) -> Work:
     assert isinstance(problem, PoolProblem)
     return Work(problem, simd(), machine().threads())
+
+
+def _gradient(problem: AnyProblem) -> GradientWork:
+    assert isinstance(problem, PoolProblem)
+    return GradientWork(problem, simd(), machine().threads())

@@ -10,7 +10,7 @@ import numpy as np
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.pool.loops import FIELDS, gathered, pixels, planes, rows, whole
 from fastconv.backends.cpu.pool.reduction import MAX, NORM, ROOT, SQUARES, SUM
-from fastconv.backends.cpu.pool.windows import runs, scales, span
+from fastconv.backends.cpu.pool.windows import padded, runs, scales, span
 from fastconv.backends.cpu.pool.work import Work
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import UnevenAxis
@@ -32,7 +32,7 @@ class Runner:
         dtype = np.dtype(self.problem.dtype)
         self._spans = [span(axis) for axis in work.axes]
         # Gathered columns are looked up by whole vectors.
-        self._tables = [_padded(a, work.lanes) for s in self._spans for a in (s.starts, s.counts)]
+        self._tables = [padded(a, work.lanes) for s in self._spans for a in (s.starts, s.counts)]
         rows_, columns = (np.ones((1, 1), dtype), None) if self.problem.is_max else scales(self.problem)
         self._runs = runs(work.axes[1])
         self._one = np.ones(1, dtype)
@@ -136,8 +136,3 @@ class Runner:
         record = np.array([f.get(name, 0) for name in FIELDS], np.int64) if fits else None
         self._records[x, y, indices] = record
         return record
-
-
-def _padded(table: Any, lanes: int) -> Any:
-    """Return a table as 64-bit integers, with zeros behind for the lanes of a vector."""
-    return np.concatenate([table, np.zeros(lanes, np.int64)]).astype(np.int64)

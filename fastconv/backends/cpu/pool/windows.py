@@ -86,3 +86,14 @@ def runs(axis: Windows) -> Any:
     first = np.concatenate([[0], np.flatnonzero(breaks) + 1])
     length = np.diff(np.concatenate([first, [axis.out]]))
     return np.ascontiguousarray(np.stack([first, length, starts[first], counts[first]], axis=1), np.int64)
+
+
+def padded(table: Any, lanes: int) -> Any:
+    """Return a table as 64-bit integers, with zeros behind for the lanes of a vector."""
+    return np.concatenate([table, np.zeros(lanes, np.int64)]).astype(np.int64)
+
+
+def uniform_rows(problem: PoolProblem) -> bool:
+    """Whether the sums of all rows of windows are multiplied by the same."""
+    rows, _ = scales(problem)
+    return bool((rows == rows[0, 0]).all())
