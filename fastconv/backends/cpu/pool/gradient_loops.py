@@ -10,6 +10,7 @@ from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import clear, integer, move
+from fastconv.backends.cpu.pool.loops import split
 from fastconv.backends.cpu.pool.pixel import pool_line
 from fastconv.backends.cpu.pool.reduction import SUM
 from fastconv.backends.cpu.pool.rows import pool_row
@@ -51,7 +52,7 @@ def _weigh(lanes, bits, job, y, target):
             row = d * job.oh + h
             pool_row(
                 SUM, 1, 1, 1, 0, 0, lanes, bits,
-                y + d * job.yd + h * job.yh, 1, 0, 1, 0, job.ow, 0, 0, 0, 0,
+                y + d * job.yd + h * job.yh, 1, 0, 1, 0, 0, job.ow, 0, 0, 0, 0,
                 target + row * job.ow * size, 0, job.ow, job.scale + row * size, 0,
             )  # fmt: skip
 
@@ -75,9 +76,10 @@ def averages(kernel: int, stride: int, lanes: int, bits: int) -> Any:
         clear(scratch, job.plane)
         ready = -1
         for unit in range(start, stop):
-            part, rest = unit % job.bands, unit // job.bands
-            d, plane = rest % job.depths, rest // job.depths
-            c, n = plane % job.channels, plane // job.channels
+            part, rest = split(unit, job.bands)
+            d, plane = split(rest, job.depths)
+            c, n = split(plane, job.channels)
+            first, last = part * job.heights // job.bands, (part + 1) * job.heights // job.bands
             y, yd, yh, scale = job.y + n * job.yn + c * job.yc, job.yd, job.yh, job.scale
             if job.weighted:
                 if ready != plane:
@@ -88,7 +90,7 @@ def averages(kernel: int, stride: int, lanes: int, bits: int) -> Any:
             x = job.x + n * job.xn + c * job.xc + d * job.xd
             d0, nd = _entry(job.from_d, d), _entry(job.reads_d, d)
             last_h, last_n = -1, -1
-            for h in range(part * job.heights // job.bands, (part + 1) * job.heights // job.bands):
+            for h in range(first, last):
                 h0, nh = _entry(job.from_h, h), _entry(job.reads_h, h)
                 if nd * nh == 0:
                     clear(x + h * job.xh, job.width * size)
@@ -96,12 +98,13 @@ def averages(kernel: int, stride: int, lanes: int, bits: int) -> Any:
                 if h0 != last_h or nh != last_n:
                     pool_row(
                         SUM, 1, 1, 0, 0, 0, lanes, bits,
-                        y + d0 * yd + h0 * yh, nd, yd, nh, yh, job.ow, 0, 0, 0, 0,
+                        y + d0 * yd + h0 * yh, nd, yd, nh, yh, 0, job.ow, 0, 0, 0, 0,
                         line, 0, job.ow, scale, job.scales,
                     )  # fmt: skip
                     last_h, last_n = h0, nh
                 if kernel >= 0:
-                    spread_row(kernel, stride, lanes, bits, line, job.width, job.before, x + h * job.xh)
+                    room = job.width * (last - h if job.xh == job.width * size else 1)
+                    spread_row(kernel, stride, lanes, bits, line, job.width, room, job.before, x + h * job.xh)
                 else:
                     for w in range(0, job.width, lanes):
                         pool_line(
@@ -125,15 +128,18 @@ def routes(kernel: int, lanes: int, bits: int) -> Any:
             return
         job = carray(jobs, 1)[0]
         for plane in range(start, stop):
-            c, n = plane % job.channels, plane // job.channels
+            c, n = split(plane, job.channels)
             x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
             j = job.j + n * job.jn + c * job.jc
             for h in range(job.oh):
                 first = h * job.rise
+                # What lies behind is written later, if every row is written at once.
+                single = job.width <= kernel * lanes and job.xh == job.width * size
+                room = (job.heights - first) * job.width if single else -1
                 route_row(
                     kernel, lanes, bits,
                     y + h * job.yh, j + h * job.jh, job.ow, first * job.width, job.rise, job.width,
-                    job.width, x + first * job.xh, job.xh,
+                    job.width, room, x + first * job.xh, job.xh,
                 )  # fmt: skip
             for h in range(job.oh * job.rise, job.heights):
                 clear(x + h * job.xh, job.width * size)
@@ -190,6 +196,24 @@ def covers(routed: int, vectors: int, fused: int, lanes: int, bits: int) -> Any:
 ADD, PUT, TAKE = range(3)
 
 
+@njit
+def _move(action, size, bits, x, source, where, cells, step):
+    """Do what is to be done with one element and the position recorded for it."""
+    index = integer(where)
+    inside = 0 <= index < cells
+    target = x + index * step
+    if action == TAKE:
+        if inside:
+            move(source, target, size)
+        else:
+            clear(source, size)
+    elif inside:
+        if action == ADD:
+            add_element(bits, target, source)
+        else:
+            move(target, source, size)
+
+
 @cache
 def recorded(action: int, last: int, bits: int) -> Any:
     """Return compiled loops over recorded positions; a unit is a plane, or (``last``) an image's channels together."""
@@ -201,28 +225,21 @@ def recorded(action: int, last: int, bits: int) -> Any:
         if sources == 0:
             return
         job = carray(jobs, 1)[0]
+        # In variables, as what is written might be the job itself for all that the compiler knows.
+        windows, cells, channels = job.windows, job.cells, job.channels if last else 1
+        x_step, y_step, j_step = job.x_step, job.y_step, job.j_step
         for unit in range(start, stop):
-            c, n = (0, unit) if last else (unit % job.channels, unit // job.channels)
-            channels = job.channels if last else 1
+            c, n = split(unit, 1 if last else job.channels)
             x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
             j = job.j + n * job.jn + c * job.jc
             if action != TAKE:
-                clear(x, job.cells * channels * size)
-            for window in range(job.windows):
-                for channel in range(channels):
-                    source = y + window * job.y_step + channel * size
-                    index = integer(j + window * job.j_step + channel * 8)
-                    inside = 0 <= index < job.cells
-                    target = x + index * job.x_step + channel * size
-                    if action == TAKE:
-                        if inside:
-                            move(source, target, size)
-                        else:
-                            clear(source, size)
-                    elif inside:
-                        if action == ADD:
-                            add_element(bits, target, source)
-                        else:
-                            move(target, source, size)
+                clear(x, cells * channels * size)
+            for window in range(windows):
+                if last:
+                    for channel in range(channels):
+                        at, source = x + channel * size, y + window * y_step + channel * size
+                        _move(action, size, bits, at, source, j + window * j_step + channel * 8, cells, x_step)
+                else:
+                    _move(action, size, bits, x, y + window * size, j + window * 8, cells, size)
 
     return run

@@ -27,6 +27,8 @@ _FIELDS = """
     flat_d flat_h               | elements of a plane and of a row
     scale scales                | factors of the sums: a table of depths and rows; one of columns, 0 for none
     runs nruns rise             | table: rows of outputs alike: their first, how many, first row they read, how many; rows a step
+    ahead                       | bytes from a row to one that is read soon
+    packed                      | whether the output's rows follow one another without gaps
     one                         | address of a factor of 1
     lines line_bytes places     | scratch: where that of the first worker is, bytes of each; where in it indices are
     planes size                 | whole maps: how many there are in an image, elements of each
@@ -48,21 +50,31 @@ def _row(op, kernel, stride, rows, indexed, exact, lanes, bits, job, x, y, i, d,
     return pool_row(
         op, kernel, stride, rows, indexed, exact, lanes, bits,
         x + d0 * job.xd + h0 * job.xh, _entry(job.reads_d, d), job.step_d * job.xd,
-        _entry(job.reads_h, h), job.step_h * job.xh, job.width, job.before,
+        _entry(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, job.before,
         d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
         y + h * job.yh, i + h * job.jh, job.ow, job.scale + (d * job.oh + h) * (bits // 8), job.scales,
     )  # fmt: skip
 
 
 @njit
+def split(number, parts):
+    """Return remainder and quotient: without a division, which takes as long as a small map, where there is one part."""
+    if parts == 1:
+        return 0, number
+    return number % parts, number // parts
+
+
+@njit
 def _unit(job, unit, single):
     """Return where a unit's image and channel begin in each array, its depth, and its rows."""
-    part, rest = unit % job.bands, unit // job.bands
-    d, plane = rest % job.od, rest // job.od
-    c, n = (0, plane) if single else (plane % job.channels, plane // job.channels)
+    part, rest = split(unit, job.bands)
+    d, plane = split(rest, job.od)
+    c, n = split(plane, 1 if single else job.channels)
     x = job.x + n * job.xn + c * job.xc
     y = job.y + n * job.yn + c * job.yc + d * job.yd
     i = job.i + n * job.jn + c * job.jc + d * job.jd
+    if job.bands == 1:
+        return x, y, i, d, 0, job.oh
     return x, y, i, d, part * job.oh // job.bands, (part + 1) * job.oh // job.bands
 
 
@@ -95,13 +107,13 @@ def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, bits: int)
 
 
 @njit
-def _rows(op, kernel, stride, groups, rows, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count):
+def _rows(op, kernel, stride, groups, rows, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe):
     """Compute neighbouring output rows of a plane whose windows have as many rows each."""
     return pool_plane(
         op, kernel, stride, groups, rows, indexed, lanes, bits,
         x + h0 * job.xh, job.step_h * job.xh, job.rise * job.xh, reads, job.width, job.before,
         h0 * job.flat_h, job.step_h * job.flat_h, job.rise * job.flat_h,
-        y + h * job.yh, job.yh, i + h * job.jh, job.jh, count, job.ow,
+        y + h * job.yh, job.yh, i + h * job.jh, job.jh, count, safe, job.ow,
         job.scale + (d * job.oh + h) * (bits // 8), job.scales,
     )  # fmt: skip
 
@@ -118,7 +130,7 @@ def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: 
         job = carray(jobs, 1)[0]
         for unit in range(start, stop):
             x, y, i, d, first, last = _unit(job, unit, False)
-            nan = 0
+            nan, behind = 0, (groups * lanes + job.ow - 1) // job.ow
             for number in range(job.nruns):
                 entry = job.runs + 32 * number
                 h, reads = integer(entry), integer(entry + 24)
@@ -126,18 +138,19 @@ def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: 
                 count = min(integer(entry + 8), last - h) - skipped
                 if count <= 0:
                     continue
+                safe = max(0, min(count, last - behind + 1 - h - skipped)) if job.packed else 0
                 h, h0 = h + skipped, integer(entry + 16) + skipped * job.rise
                 if reads == 3:
                     nan |= _rows(
-                        op, kernel, stride, groups, 3, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count
+                        op, kernel, stride, groups, 3, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe
                     )  # fmt: skip
                 elif reads == 2:
                     nan |= _rows(
-                        op, kernel, stride, groups, 2, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count
+                        op, kernel, stride, groups, 2, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe
                     )  # fmt: skip
                 else:
                     nan |= _rows(
-                        op, kernel, stride, groups, 0, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count
+                        op, kernel, stride, groups, 0, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe
                     )  # fmt: skip
             if nan != 0:
                 for h in range(first, last):
@@ -154,7 +167,7 @@ def _gathered(op, then, indexed, exact, lanes, bits, job, line, x, y, i, d, h):
     nan = pool_row(
         op, 1, 1, 0, indexed, exact, lanes, bits,
         x + d0 * job.xd + h0 * job.xh, _entry(job.reads_d, d), job.step_d * job.xd,
-        _entry(job.reads_h, h), job.step_h * job.xh, job.width, 0,
+        _entry(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, 0,
         d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
         line, places, job.width, job.one, 0,
     )  # fmt: skip

@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import Reduction, either, pick
+from fastconv.backends.cpu.pool.reduction import Reduction, if_any, pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter
 
 
@@ -144,11 +144,6 @@ def pool_line(
     return types.int64(*literals, *(types.int64,) * 11), codegen
 
 
-def _if_any(e: Emitter, count: Any, carried: list[Any], body: Any) -> list[Any]:
-    """Emit a loop of as many rounds, perhaps none."""
-    return either(e, e.builder.icmp_signed(">", count, I64(0)), lambda: e.loop(count, carried, body), lambda: carried)
-
-
 @intrinsic(prefer_literal=True)
 def pool_whole(typingctx, op, lanes, bits, x, stride, planes, size, y, scale, scratch):
     """Reduce up to ``lanes`` runs of neighbouring elements, each to one output; outputs are neighbours.
@@ -188,9 +183,9 @@ def pool_whole(typingctx, op, lanes, bits, x, stride, planes, size, y, scale, sc
 
         def plane(i: Any, carried: list[Any]) -> list[Any]:
             state = [b.add(x, b.mul(i, stride)), *reduction.border * chains]
-            state = _if_any(e, blocks, state, block)
+            state = if_any(e, blocks, state, block)
             vectors = b.sdiv(left, I64(nlanes))
-            state = _if_any(e, vectors, state, vector)
+            state = if_any(e, vectors, state, vector)
             at, *sums = state
             sums[0] = combine(sums[0], reduction.load(at, ragged))
             total = combine(combine(sums[0], sums[1]), combine(sums[2], sums[3]))

@@ -12,14 +12,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import Reduction, pick
+from fastconv.backends.cpu.pool.reduction import Reduction, if_any, pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter
 
 
 @intrinsic(prefer_literal=True)
 def pool_plane(
     typingctx, op, kernel, stride, groups, rows, indexed, lanes, bits,
-    x, xh, step, nh, width, before, flat, flat_h, flat_step, y, yh, indices, jh, lines, count, scale, scales,
+    x, xh, step, nh, width, before, flat, flat_h, flat_step, y, yh, indices, jh, lines, safe, count, scale, scales,
 ):  # fmt: skip
     """Compute rows of outputs whose windows all have ``nh`` rows; return what `pool_row` does.
 
@@ -28,7 +28,8 @@ def pool_plane(
 
     Values, addresses and strides in bytes: x (first row of the first window), xh (from row to row of a window), step
     (from window to window), nh (rows of a window), width (of the input), before (padding), flat, flat_h and flat_step (index of the first
-    element, and what these two steps add to it), y, yh, indices, jh, lines (rows of outputs), count (outputs of a row),
+    element, and what these two steps add to it), y, yh, indices, jh, lines (rows of outputs), safe (how many of these
+    may be stored as whole vectors, since what lies behind is written later), count (outputs of a row),
     scale (of one factor of the sums for each row), scales (of a factor for each column, 0 for none).
     """
     literals = (op, kernel, stride, groups, rows, indexed, lanes, bits)
@@ -41,7 +42,7 @@ def pool_plane(
         reduction = Reduction(e, nop, bool(is_indexed), False)
         return _Plane(reduction, (nkernel, nstride, ngroups, nrows), args[len(literals) :]).emit()
 
-    return types.int64(*literals, *(types.int64,) * 17), codegen
+    return types.int64(*literals, *(types.int64,) * 18), codegen
 
 
 class _Plane:
@@ -52,7 +53,7 @@ class _Plane:
         self.kernel, self.stride, self.groups, self.rows = shape
         self.x, self.xh, self.step, self.nh, self.width, self.before = args[:6]
         self.flat, self.flat_h, self.flat_step = args[6:9]
-        self.y, self.yh, self.indices, self.jh, self.lines, self.count, self.scale, self.scales = args[9:]
+        self.y, self.yh, self.indices, self.jh, self.lines, self.safe, self.count, self.scale, self.scales = args[9:]
 
     def emit(self) -> Any:
         e, b, reduction = self.e, self.b, self.reduction
@@ -72,12 +73,15 @@ class _Plane:
             self.factors = e.unless_zero(
                 self.scales, ones, lambda _: [e.load_masked(a, m) for a, m in zip(at, self.stored, strict=True)]
             )
-        start = [e.at(self.x, e.times(b.sub(I64(0), self.before), e.bytes)), self.flat, self.y, self.indices]
-        return e.loop(self.lines, [I64(0), *start], self._line)[0]
+        first = e.at(self.x, e.times(b.sub(I64(0), self.before), e.bytes))
+        state = [I64(0), first, self.flat, self.y, self.indices, self.scale]
+        state = if_any(e, self.safe, state, lambda _, carried: self._line(carried, [None] * self.groups))
+        left = b.sub(self.lines, self.safe)
+        return if_any(e, left, state, lambda _, carried: self._line(carried, self.stored))[0]
 
-    def _line(self, number: Any, carried: list[Any]) -> list[Any]:
+    def _line(self, carried: list[Any], stored: list[Any]) -> list[Any]:
         e, b, reduction = self.e, self.b, self.reduction
-        nan, x, flat, y, indices = carried
+        nan, x, flat, y, indices, scale = carried
         terms, seen = self._reduced(x, flat)
         phases = []
         span = self.stride * e.lanes
@@ -86,7 +90,7 @@ class _Plane:
             places = [range(phase, span, self.stride) for phase in range(self.stride)]
             phases.append([[pick(e, part, place) for part in parts] for place in places])
         phases.append([reduction.border] * self.stride)
-        factor = e.load_splat(e.at(self.scale, e.times(number, e.bytes))) if reduction.op else None
+        factor = e.load_splat(scale) if reduction.op else None
         for g in range(self.groups):
             total: list[Any] = []
             for k in range(self.kernel):
@@ -97,8 +101,9 @@ class _Plane:
             if reduction.op:
                 total[0] = reduction.finish(total[0], b.fmul(factor, self.factors[g]), None, None)
             first = g * e.lanes
-            reduction.store(total, e.at(y, first * e.bytes), e.at(indices, first * 8), self.stored[g])
-        return [b.or_(nan, seen), e.at(x, self.step), e.at(flat, self.flat_step), e.at(y, self.yh), e.at(indices, self.jh)]
+            reduction.store(total, e.at(y, first * e.bytes), e.at(indices, first * 8), stored[g])
+        following = [e.at(x, self.step), e.at(flat, self.flat_step), e.at(y, self.yh), e.at(indices, self.jh)]
+        return [b.or_(nan, seen), *following, e.at(scale, e.bytes)]
 
     def _reduced(self, x: Any, flat: Any) -> tuple[list[list[Any]], Any]:
         """Return the terms of all vectors of columns, reduced over a window's rows, and whether one is NaN."""

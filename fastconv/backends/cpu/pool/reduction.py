@@ -144,6 +144,11 @@ def either(
     return phis
 
 
+def if_any(e: Emitter, count: Any, carried: list[Any], body: Any) -> list[Any]:
+    """Emit a loop of as many rounds, perhaps none."""
+    return either(e, e.builder.icmp_signed(">", count, I64(0)), lambda: e.loop(count, carried, body), lambda: carried)
+
+
 def pick(e: Emitter, vectors: Sequence[Any], places: Sequence[int]) -> Any:
     """Return a vector of the elements that stand at these places of some vectors laid end to end."""
     result = vectors[0]

@@ -20,7 +20,7 @@ from fastconv.backends.cpu.simd import I32, I64, Emitter
 @intrinsic(prefer_literal=True)
 def pool_row(
     typingctx, op, kernel, stride, rows, indexed, exact, lanes, bits,
-    x, nd, xd, nh, xh, width, before, flat, flat_d, flat_h, y, indices, count, scale, scales,
+    x, nd, xd, nh, xh, ahead, width, before, flat, flat_d, flat_h, y, indices, count, scale, scales,
 ):  # fmt: skip
     """Compute one row of outputs; return an integer that is not zero if a NaN was met that a maximum may have lost.
 
@@ -28,7 +28,7 @@ def pool_row(
     indexed, exact, lanes, bits (of an element).
 
     Values, addresses and strides in bytes: x (of the first row), nd and xd, nh and xh (how many rows, how far apart),
-    width (of the input), before (padding), flat, flat_d and flat_h (index of the first row's first element, and
+    ahead (from what is read to what is soon), width (of the input), before (padding), flat, flat_d and flat_h (index of the first row's first element, and
     what a step adds to it), y, indices, count (of outputs), scale (of a factor of the sums), scales (of a factor for
     each column, 0 for none).
     """
@@ -42,7 +42,7 @@ def pool_row(
         reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
         return _Row(reduction, nkernel, nstride, nrows, args[len(literals) :]).emit()
 
-    return types.int64(*literals, *(types.int64,) * 15), codegen
+    return types.int64(*literals, *(types.int64,) * 16), codegen
 
 
 class _Row:
@@ -51,9 +51,9 @@ class _Row:
     def __init__(self, reduction: Reduction, kernel: int, stride: int, rows: int, args: Any) -> None:
         self.reduction, self.e, self.b = reduction, reduction.e, reduction.e.builder
         self.kernel, self.stride, self.rows = kernel, stride, rows
-        self.x, self.nd, self.xd, self.nh, self.xh, self.width, self.before = args[:7]
-        self.flat, self.flat_d, self.flat_h = args[7:10]
-        self.y, self.indices, self.count, self.scale, self.scales = args[10:]
+        self.x, self.nd, self.xd, self.nh, self.xh, self.ahead_by, self.width, self.before = args[:8]
+        self.flat, self.flat_d, self.flat_h = args[8:11]
+        self.y, self.indices, self.count, self.scale, self.scales = args[11:]
         self.ahead = kernel > stride
 
     def emit(self) -> Any:
@@ -102,7 +102,14 @@ class _Row:
                 return self._reduced(first, masks())
             return either(e, outside, nothing, lambda: self._reduced(first, masks()))
 
-        *flat, nan = either(e, inside, lambda: self._reduced(first, [None] * self.stride), bordered)
+        def whole() -> list[Any]:
+            soon = e.at(self.x, self.ahead_by, e.times(first, e.bytes))
+            for v in range(self.stride):
+                for r in range(2):
+                    e.prefetch(e.at(soon, e.times(self.xh, r), v * lanes * e.bytes))
+            return self._reduced(first, [None] * self.stride)
+
+        *flat, nan = either(e, inside, whole, bordered)
         width = len(self.reduction.border)
         terms = [flat[i : i + width] for i in range(0, len(flat), width)]
         if self.stride == 1:

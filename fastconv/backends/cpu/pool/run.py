@@ -133,6 +133,10 @@ class Runner:
         for array, name in ((x, "x"), (y, "y"), (indices, "j")):
             missing = (0,) * (3 - p.ndim)
             f |= {name + axis: s for axis, s in zip("ncdhw", (*array[:2], *missing, *array[2:]), strict=True)}
+        rows = self.work.output[2]
+        f["packed"] = int(f["yh"] == rows * size and (not self._indexed or f["jh"] == rows * 8))
+        reach = self.work.kernel[1] + f["rise"]
+        f["ahead"] = reach * f["xh"]
         record = np.array([f.get(name, 0) for name in FIELDS], np.int64) if fits else None
         self._records[x, y, indices] = record
         return record

@@ -13,12 +13,12 @@ from fastconv.backends.cpu.pool.reduction import pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter
 
 
-def _whole_or_part(e: Emitter, first: Any, count: int, width: Any, store: Any) -> None:
-    """Emit stores of ``count`` vectors from column ``first`` on, masked only where they leave the row."""
+def _whole_or_part(e: Emitter, first: Any, count: int, width: Any, room: Any, store: Any) -> None:
+    """Emit stores of ``count`` vectors from column ``first`` on, masked only where they leave the room."""
     b, lanes = e.builder, e.lanes
     kind = ir.VectorType(I32, lanes)
     inside = b.and_(
-        b.icmp_signed(">=", first, I64(0)), b.icmp_signed("<=", e.at(first, count * lanes), width)
+        b.icmp_signed(">=", first, I64(0)), b.icmp_signed("<=", e.at(first, count * lanes), room)
     )
     with b.if_else(inside) as (whole, part):
         with whole:
@@ -32,13 +32,14 @@ def _whole_or_part(e: Emitter, first: Any, count: int, width: Any, store: Any) -
 
 
 @intrinsic(prefer_literal=True)
-def spread_row(typingctx, kernel, stride, lanes, bits, line, width, before, dx):
+def spread_row(typingctx, kernel, stride, lanes, bits, line, width, room, before, dx):
     """Fold a line of the windows' values into a row: each element is the sum of those of the windows that read it.
 
     Literal integers: kernel and stride of the columns (0: there is one window, as wide as the row), lanes, bits.
 
     Values and addresses: line (with a vector of zeros before it, and zeros behind it as far as the row goes), width
-    (of the row), before (padding), dx.
+    (of the row), room (elements that may be written from its start on: what lies behind is written later), before
+    (padding), dx.
     """
     literals = (kernel, stride, lanes, bits)
     if not all(isinstance(a, types.IntegerLiteral) for a in literals):
@@ -46,7 +47,7 @@ def spread_row(typingctx, kernel, stride, lanes, bits, line, width, before, dx):
     nkernel, nstride, nlanes, element = (a.literal_value for a in literals)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        line, width, before, dx = args[len(literals) :]
+        line, width, room, before, dx = args[len(literals) :]
         b, e = builder, Emitter(builder, element, nlanes)
         step = nlanes * e.bytes
         count = max(nstride, 1)
@@ -69,14 +70,14 @@ def spread_row(typingctx, kernel, stride, lanes, bits, line, width, before, dx):
                 target = e.at(dx, e.times(first, e.bytes), v * step)
                 e.store_masked(pick(e, phases, places), target, mask)
 
-            _whole_or_part(e, first, count, width, store)
+            _whole_or_part(e, first, count, width, room, store)
             return []
 
         span = count * nlanes
         e.loop(b.sdiv(e.at(width, before, span - 1), I64(span)), [], round)
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 4), codegen
+    return types.void(*literals, *(types.int64,) * 5), codegen
 
 
 def _load_indices(e: Emitter, address: Any, mask: Any) -> Any:
@@ -94,14 +95,14 @@ def _load_indices(e: Emitter, address: Any, mask: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, flat_h, width, dx, xh):
+def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, flat_h, width, room, dx, xh):
     """Send a row of a max pool's gradients to where the maxima stand, in windows side by side without padding.
 
     Literal integers: kernel (columns of a window), lanes, bits (of an element).
 
     Values, addresses and strides in bytes: dy and indices (a row of outputs), count (of these), flat (index of the
-    windows' first element), rows (of a window), flat_h (from row to row of the index), width (of the input), dx (the
-    first of the rows, all of which are written whole), xh (from row to row).
+    windows' first element), rows (of a window), flat_h (from row to row of the index), width (of the input), room
+    (as in `spread_row`; -1 for no more than a row), dx (the first of the rows, all of which are written whole), xh (from row to row).
     """
     literals = (kernel, lanes, bits)
     if not all(isinstance(a, types.IntegerLiteral) for a in literals):
@@ -109,7 +110,7 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
     nkernel, nlanes, element = (a.literal_value for a in literals)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dy, indices, count, flat, rows, flat_h, width, dx, xh = args[len(literals) :]
+        dy, indices, count, flat, rows, flat_h, width, room, dx, xh = args[len(literals) :]
         b, e = builder, Emitter(builder, element, nlanes)
         integer = ir.IntType(element)
         kind = ir.VectorType(integer, nlanes)
@@ -136,7 +137,8 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
                     places = [p % nkernel * nlanes + p // nkernel for p in range(v * nlanes, (v + 1) * nlanes)]
                     e.store_masked(pick(e, phases, places), e.at(target, v * step), mask)
 
-                _whole_or_part(e, first, nkernel, width, store)
+                reach = b.select(b.icmp_signed("<", room, I64(0)), width, b.sub(room, b.mul(r, flat_h)))
+                _whole_or_part(e, first, nkernel, width, reach, store)
                 return []
 
             return e.loop(rows, [], row)
@@ -144,7 +146,7 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
         e.loop(b.sdiv(e.at(width, span - 1), I64(span)), [], round)
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 9), codegen
+    return types.void(*literals, *(types.int64,) * 10), codegen
 
 
 @intrinsic(prefer_literal=True)
