@@ -33,7 +33,9 @@ def pool_pixel(
     nop, nvectors, ncolumns, is_partial, is_indexed, is_exact, nlanes, element = (a.literal_value for a in literals)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, nd, xd, nh, xh, nw, xw, flat, flat_d, flat_h, flat_w, y, indices, count, scale, scales = args[len(literals) :]
+        x, nd, xd, nh, xh, nw, xw, flat, flat_d, flat_h, flat_w, y, indices, count, scale, scales = args[
+            len(literals) :
+        ]
         e = Emitter(builder, element, nlanes)
         reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
         width, step = len(reduction.border), nlanes * e.bytes
@@ -67,9 +69,9 @@ def pool_pixel(
         *flat_terms, nan = e.loop(nd, [*reduction.border * nvectors, I64(0)], plane)
         factor = None
         if nop:
-            factor = e.unless_zero(
-                scales, [e.load_splat(scale)], lambda v: [builder.fmul(v[0], e.load_splat(scales))]
-            )[0]
+            factor = e.unless_zero(scales, [e.load_splat(scale)], lambda v: [builder.fmul(v[0], e.load_splat(scales))])[
+                0
+            ]
         for v in range(nvectors):
             term = flat_terms[v * width : (v + 1) * width]
             term[0] = reduction.finish(term[0], factor, None, None)

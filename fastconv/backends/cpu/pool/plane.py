@@ -112,7 +112,9 @@ class _Plane:
         if self.rows:
             terms, loaded = self._row(x, flat)
             for r in range(1, self.rows):
-                below, more = self._row(self.e.at(x, self.e.times(self.xh, r)), self.e.at(flat, self.e.times(self.flat_h, r)))
+                below, more = self._row(
+                    self.e.at(x, self.e.times(self.xh, r)), self.e.at(flat, self.e.times(self.flat_h, r))
+                )
                 terms = [reduction.combine(a, c) for a, c in zip(terms, below, strict=True)]
                 loaded += more
             return terms, reduction.has_nan(loaded)

@@ -82,9 +82,7 @@ class _Row:
         e, b, lanes = self.e, self.b, self.e.lanes
         span = self.stride * lanes
         first = b.sub(e.times(group, span), self.before)
-        inside = b.and_(
-            b.icmp_signed(">=", first, I64(0)), b.icmp_signed("<=", e.at(first, span), self.width)
-        )
+        inside = b.and_(b.icmp_signed(">=", first, I64(0)), b.icmp_signed("<=", e.at(first, span), self.width))
         outside = b.icmp_signed(">=", first, self.width)
         lane = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
         end = e.splat(b.trunc(self.width, I32))

@@ -17,9 +17,7 @@ def _whole_or_part(e: Emitter, first: Any, count: int, width: Any, room: Any, st
     """Emit stores of ``count`` vectors from column ``first`` on, masked only where they leave the room."""
     b, lanes = e.builder, e.lanes
     kind = ir.VectorType(I32, lanes)
-    inside = b.and_(
-        b.icmp_signed(">=", first, I64(0)), b.icmp_signed("<=", e.at(first, count * lanes), room)
-    )
+    inside = b.and_(b.icmp_signed(">=", first, I64(0)), b.icmp_signed("<=", e.at(first, count * lanes), room))
     with b.if_else(inside) as (whole, part):
         with whole:
             for v in range(count):
@@ -183,9 +181,7 @@ def cover_pixel(
                 where = e.at(indices, b.mul(d, jd), b.mul(h, jh), b.mul(w, jw))
                 chosen = (_load_indices(e, e.at(where, v * nlanes * 8), masks[v]) for v in range(nvectors))
                 here = [b.icmp_signed("==", index, own) for index in chosen]
-                return [
-                    b.select(m, b.fadd(s, value), s) for m, s, value in zip(here, sums, values, strict=True)
-                ]
+                return [b.select(m, b.fadd(s, value), s) for m, s, value in zip(here, sums, values, strict=True)]
             factor = e.load_splat(e.at(scale, b.mul(d, scale_d), e.times(h, e.bytes)))
             factor = e.unless_zero(
                 scales, [factor], lambda f: [b.fmul(f[0], e.load_splat(e.at(scales, e.times(w, e.bytes))))]

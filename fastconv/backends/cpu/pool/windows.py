@@ -68,7 +68,9 @@ def scales(problem: PoolProblem) -> tuple[Any, Any]:
     one = [(0, 1)] * problem.ndim
     dtype = problem.dtype
     size = float(math.prod(problem.kernel_size)) if problem.kind == "lp_pool" else 1.0
-    along = [divisors(problem, [*one[:i], (0, out), *one[i + 1 :]]).ravel() for i, out in enumerate(problem.output_size)]
+    along = [
+        divisors(problem, [*one[:i], (0, out), *one[i + 1 :]]).ravel() for i, out in enumerate(problem.output_size)
+    ]
     corner = divisors(problem, one).item()
     lines = [np.ones(1)] * (len(AXES) - problem.ndim) + [line / corner for line in along]
     columns = lines[2]
