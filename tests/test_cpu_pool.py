@@ -53,7 +53,7 @@ def problems():
             yield forward.replace(return_indices=True)
 
 
-@pytest.mark.parametrize("problem", problems(), ids=str)
+@pytest.mark.parametrize("problem", list(problems()), ids=str)
 def test_kernels_of_every_shape(problem):
     algorithm = POOL if problem.direction == "fprop" else GRADIENT
     if algorithm.refuses(problem) is None:
@@ -168,5 +168,5 @@ def test_refusals_name_the_reason():
 def test_every_worker_gets_units_and_scratch(text, workers):
     problem = parse_problem(text)
     for work in (Work(problem, simd(), workers), GradientWork(problem.replace(direction="dgrad"), simd(), workers)):
-        assert 1 <= work.bands and work.units >= 1
+        assert work.bands >= 1 and work.units >= 1
         assert work.line_bytes % 64 == 0 and work.cycles > 0

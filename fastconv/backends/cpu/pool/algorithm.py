@@ -13,8 +13,10 @@ from fastconv.machine import Machine, machine
 from fastconv.problem import PoolProblem
 
 _OVERHEAD = 8e-6
-# Bytes a cycle that a core moves from and to its second-level cache, and times the memory's bandwidth from the third.
+# Bytes a cycle that a core moves from and to its second-level cache.
 _NEAR = 24.0
+# The third-level cache: a core's share in second-level caches, and its rate in times that of memory.
+_SHARED, _SHARED_RATE = 8, 4.0
 # Indices are 32-bit integers beside 32-bit elements.
 _LARGEST = 2**31 - 1
 
@@ -92,8 +94,10 @@ class PoolGradient(Algorithm):
 def moving(size: int, cycles: float, workers: int, machine: Machine) -> float:
     """Return the seconds that workers need for so many cycles, and for bytes that come from where they fit."""
     near = size / (_NEAR * machine.hertz)
-    far = max(0.0, size - workers * machine.l2_bytes) / machine.bandwidth
-    return max(cycles / machine.hertz, near, far) / workers
+    beyond = max(0.0, size - workers * machine.l2_bytes)
+    shared = min(beyond, _SHARED * machine.l2_bytes)
+    far = (shared / _SHARED_RATE + beyond - shared) / machine.bandwidth
+    return max(cycles / machine.hertz, near + far) / workers
 
 
 def _work(problem: AnyProblem) -> Work:

@@ -31,6 +31,8 @@ class GradientRunner:
         self._covers = [cover(axis) for axis in work.axes]
         self._tables = [padded(a, work.lanes) for s in self._covers for a in (s.starts, s.counts)]
         self._one = np.ones(1, dtype)
+        self._scale: Any
+        self._scales: Any
         self._scale, self._scales = scales(p) if "avg" in p.kind else (np.ones((1, 1), dtype), None)
         self._indexed = work.unpools or p.is_max
         # An unpooling's gradient goes the other way.

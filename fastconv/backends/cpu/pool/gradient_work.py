@@ -7,7 +7,7 @@ import math
 from fastconv.backends.cpu.pool.windows import Windows, dense, lifted, uniform_rows
 from fastconv.backends.cpu.pool.work import LONGEST, WIDEST
 from fastconv.backends.cpu.registers import Simd
-from fastconv.geometry import Axis, UnevenAxis
+from fastconv.geometry import Axis
 from fastconv.problem import PoolProblem, Sizes
 
 _UNITS = 8

@@ -26,7 +26,7 @@ _FIELDS = """
     reads_d reads_h reads_w     | tables: how many it has
     flat_d flat_h               | elements of a plane and of a row
     scale scales                | factors of the sums: a table of depths and rows; one of columns, 0 for none
-    runs nruns rise             | table: rows of outputs alike: their first, how many, first row they read, how many; rows a step
+    runs nruns rise             | table of `windows.runs`, its length; rows from window to window
     ahead                       | bytes from a row to one that is read soon
     packed                      | whether the output's rows follow one another without gaps
     one                         | address of a factor of 1
@@ -58,7 +58,7 @@ def _row(op, kernel, stride, rows, indexed, exact, lanes, bits, job, x, y, i, d,
 
 @njit
 def split(number, parts):
-    """Return remainder and quotient: without a division, which takes as long as a small map, where there is one part."""
+    """Return remainder and quotient; where there is one part without a division, which takes as long as a small map."""
     if parts == 1:
         return 0, number
     return number % parts, number // parts

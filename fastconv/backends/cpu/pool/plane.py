@@ -27,7 +27,8 @@ def pool_plane(
     if it is known, otherwise 0), indexed, lanes, bits (of an element).
 
     Values, addresses and strides in bytes: x (first row of the first window), xh (from row to row of a window), step
-    (from window to window), nh (rows of a window), width (of the input), before (padding), flat, flat_h and flat_step (index of the first
+    (from window to window), nh (rows of a window), width (of the input), before (padding), flat, flat_h and
+    flat_step (index of the first
     element, and what these two steps add to it), y, yh, indices, jh, lines (rows of outputs), safe (how many of these
     may be stored as whole vectors, since what lies behind is written later), count (outputs of a row),
     scale (of one factor of the sums for each row), scales (of a factor for each column, 0 for none).

@@ -136,9 +136,9 @@ def either(
         b.branch(blocks[2])
     b.position_at_end(blocks[2])
     phis = []
-    for values in zip(*(values for values, _ in ends), strict=True):
-        phi = b.phi(values[0].type)
-        for value, (_, block) in zip(values, ends, strict=True):
+    for incoming in zip(*(values for values, _ in ends), strict=True):
+        phi = b.phi(incoming[0].type)
+        for value, (_, block) in zip(incoming, ends, strict=True):
             phi.add_incoming(value, block)
         phis.append(phi)
     return phis

@@ -28,7 +28,8 @@ def pool_row(
     indexed, exact, lanes, bits (of an element).
 
     Values, addresses and strides in bytes: x (of the first row), nd and xd, nh and xh (how many rows, how far apart),
-    ahead (from what is read to what is soon), width (of the input), before (padding), flat, flat_d and flat_h (index of the first row's first element, and
+    ahead (from what is read to what is soon), width (of the input), before (padding), flat, flat_d and flat_h
+    (index of the first row's first element, and
     what a step adds to it), y, indices, count (of outputs), scale (of a factor of the sums), scales (of a factor for
     each column, 0 for none).
     """
@@ -62,7 +63,7 @@ class _Row:
         groups = b.sdiv(e.at(self.count, e.lanes - 1), I64(e.lanes))
         width = len(reduction.border)
 
-        def round(group: Any, carried: list[Any]) -> list[Any]:
+        def block(group: Any, carried: list[Any]) -> list[Any]:
             nan, *flat = carried
             before = [flat[i : i + width] for i in range(0, len(flat), width)]
             phases, seen = self._phases(group)
@@ -75,7 +76,7 @@ class _Row:
             return [b.or_(nan, seen), *(part for term in kept for part in term)]
 
         start = reduction.border * self.stride if self.ahead else []
-        return e.loop(e.at(groups, int(self.ahead)), [I64(0), *start], round)[0]
+        return e.loop(e.at(groups, int(self.ahead)), [I64(0), *start], block)[0]
 
     def _phases(self, group: Any) -> tuple[list[list[Any]], Any]:
         """Return the terms of a group's columns, reduced over rows and sorted by phase, and whether one is NaN."""

@@ -51,7 +51,7 @@ class Runner:
             return whole(op, *common)
         if work.last:
             return pixels(op, work.vectors, int(work.indexed), *common)
-        if work.groups:
+        if work.columns and work.groups:
             return planes(op, *work.columns, work.groups, int(work.indexed), *common)
         if work.columns:
             return rows(op, *work.columns, int(work.indexed), *common)
@@ -60,7 +60,7 @@ class Runner:
 
     def _known(self) -> dict[str, int]:
         work, p = self.work, self.problem
-        depth, height, width = work.axes
+        _, height, width = work.axes
         f: dict[str, int] = {"channels": p.c, "planes": p.c, "size": math.prod(p.input_size)}
         f |= dict(zip(("od", "oh", "ow"), work.output, strict=True))
         f |= {"bands": work.bands, "width": width.size, "kernel": int(self._spans[2].counts.max())}

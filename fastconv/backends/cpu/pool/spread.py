@@ -51,7 +51,7 @@ def spread_row(typingctx, kernel, stride, lanes, bits, line, width, room, before
         count = max(nstride, 1)
         value = e.load_splat(line)
 
-        def round(group: Any, _: list[Any]) -> list[Any]:
+        def block(group: Any, _: list[Any]) -> list[Any]:
             first = b.sub(e.times(group, count * nlanes), before)
             at = e.at(line, e.times(group, step))
             shifted = [e.load(e.at(at, -m * e.bytes)) for m in range(-(-nkernel // count))] if nkernel else []
@@ -72,7 +72,7 @@ def spread_row(typingctx, kernel, stride, lanes, bits, line, width, room, before
             return []
 
         span = count * nlanes
-        e.loop(b.sdiv(e.at(width, before, span - 1), I64(span)), [], round)
+        e.loop(b.sdiv(e.at(width, before, span - 1), I64(span)), [], block)
         return context.get_dummy_value()
 
     return types.void(*literals, *(types.int64,) * 5), codegen
@@ -100,7 +100,8 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
 
     Values, addresses and strides in bytes: dy and indices (a row of outputs), count (of these), flat (index of the
     windows' first element), rows (of a window), flat_h (from row to row of the index), width (of the input), room
-    (as in `spread_row`; -1 for no more than a row), dx (the first of the rows, all of which are written whole), xh (from row to row).
+    (as in `spread_row`; -1 for no more than a row), dx (the first of the rows, all of which are written whole), xh
+    (from row to row).
     """
     literals = (kernel, lanes, bits)
     if not all(isinstance(a, types.IntegerLiteral) for a in literals):
@@ -117,7 +118,7 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
         def narrow(value: Any) -> Any:
             return value if integer == I64 else b.trunc(value, integer if value.type == I64 else kind)
 
-        def round(group: Any, _: list[Any]) -> list[Any]:
+        def block(group: Any, _: list[Any]) -> list[Any]:
             mask = e.first(b.sub(count, e.times(group, nlanes)))
             value = e.load_masked(e.at(dy, e.times(group, step)), mask)
             chosen = narrow(_load_indices(e, e.at(indices, e.times(group, 8 * nlanes)), mask))
@@ -141,7 +142,7 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
 
             return e.loop(rows, [], row)
 
-        e.loop(b.sdiv(e.at(width, span - 1), I64(span)), [], round)
+        e.loop(b.sdiv(e.at(width, span - 1), I64(span)), [], block)
         return context.get_dummy_value()
 
     return types.void(*literals, *(types.int64,) * 10), codegen
