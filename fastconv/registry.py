@@ -23,6 +23,8 @@ _BUILT_IN = (
     "fastconv.backends.cpu.grouped.algorithm:Grouped",
     "fastconv.backends.cpu.depthwise.wgrad:DepthwiseWgrad",
     "fastconv.backends.cpu.wgrad.algorithm:Wgrad",
+    "fastconv.backends.cpu.pool.algorithm:Pool",
+    "fastconv.backends.cpu.pool.algorithm:PoolGradient",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
 )
