@@ -47,7 +47,7 @@ class Runner:
         offsets = address(self._offsets)
         self._pack(
             address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.rows,
-            address(packed), offsets, offsets,
+            work.inputs, address(packed), offsets, offsets,
         )  # fmt: skip
         return packed
 
