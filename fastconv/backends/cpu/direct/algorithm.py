@@ -9,9 +9,8 @@ from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
 _OVERHEAD = 10e-6
-_EFFICIENCY = 0.75
+_EFFICIENCY = 0.95
 _PACK_RATE = 1.5e9  # weights a second
-_HERTZ = 3e9
 
 
 class Direct(Algorithm):
@@ -39,7 +38,7 @@ class Direct(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
-        computing = work.cycles / _HERTZ / _EFFICIENCY
+        computing = work.cycles / machine.hertz / _EFFICIENCY
         moving = problem.bytes / machine.bandwidth
         return _OVERHEAD + packing + max(computing, moving) / work.workers
 

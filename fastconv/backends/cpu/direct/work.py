@@ -18,6 +18,9 @@ _LINE = 64  # bytes of a cache line
 # Pixels so many bytes apart contend for the same two sets of a first-level cache.
 _CROWDED = 2048
 
+# Cycles that a vector of a slab takes.
+_FILL = 8
+
 # The weights of a stage take this part of the second-level cache.
 _STAGE = 4
 
@@ -147,13 +150,19 @@ class Work:
         """Output rows done together: few enough for half of the cache, and for every worker to get some."""
         rows = self.output[0]
         outer = self.images * self.problem.groups * self.axes[0].out
-        wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 else 1
+        wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 and not self._by_blocks else 1
         band = max(self.tile.rows, -(-rows // wanted))
         while self.staged and band > self.tile.rows and self.slab_bytes(band) > self.cache // 2:
             band -= 1
         band = max(self.tile.rows, -(-rows // -(-rows // band)))  # even bands
         # Of whole tiles, since the last of a band overlaps the one before.
         return band if band >= rows else -(-band // self.tile.rows) * self.tile.rows
+
+    @property
+    def _by_blocks(self) -> bool:
+        """Whether workers share out the output channels and not the rows: where the weight is the larger by far."""
+        weight = self.packed_size // self.problem.groups * self.size
+        return self.blocks >= _UNITS * self.workers and weight > 2 * self.slab_bytes(max(self.tile.rows, self.output[0]))
 
     @property
     def bands(self) -> int:
@@ -165,7 +174,7 @@ class Work:
         units = self.images * self.problem.groups * self.axes[0].out * self.bands
         if self.workers == 1 or units >= 2 * self.workers:
             return 1
-        return min(self.blocks, -(-2 * self.workers // units))
+        return min(self.blocks, -(-_UNITS * self.workers // units))
 
     @property
     def units(self) -> int:
@@ -201,9 +210,10 @@ class Work:
 
     @property
     def cycles(self) -> float:
-        """Cycles of all tiles on one core."""
-        steps = self.images * self.problem.groups * self.axes[0].out * self.terms
-        return steps * self.step_cycles
+        """Cycles on one core: all tiles, and the filling of slabs."""
+        outer = self.images * self.problem.groups * self.axes[0].out
+        filled = self.bands * self.parts * self.slab_bytes(self.band) / self.size
+        return outer * (self.terms * self.step_cycles + filled * _FILL / self.lanes)
 
 
 def _lines(size: int) -> int:

@@ -22,6 +22,7 @@ _FIELDS = """
     terms nterms                | offsets of the products' columns into the slab, how many
     nc oc od oh ow              | channels, output sizes
     bias residual activation    | addresses, 0 for none; the residual lies like y
+    span                        | columns that a block of channels does before the next
     bands band                  | a unit of work: image, depth, band of rows
     slab slab_bytes             | where the workers' slabs begin, and how far apart they are
     lc ld lh phase              | the slab's strides: channel, depth, row, columns that are no multiple of the stride
@@ -142,16 +143,18 @@ def loops(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
             fill(job, slab, job.x + image * job.xn, depth, first_row, heights)
             for row in range(count):
                 y = image * job.yn + depth * job.yd + (first_row + row) * job.yh
-                for col in range(0, job.ow, step):
-                    source = slab + row * job.step_h * job.lh + col * size
+                for left in range(0, job.ow, job.span):
                     for block in range(job.blocks):
                         k = block * rows
-                        at = y + k * job.yk + col * size
-                        plane_tile(
-                            rows, vectors, lanes, bits, fused,
-                            source, job.terms, job.nterms, job.w + block * job.wblock, job.y + at, job.yk,
-                            job.oc - k, job.ow - col, job.bias + k * size if job.bias else 0,
-                            job.residual + at if job.residual else 0, job.activation,
-                        )  # fmt: skip
+                        w = job.w + block * job.wblock
+                        bias = job.bias + k * size if job.bias else 0
+                        for col in range(left, min(left + job.span, job.ow), step):
+                            at = y + k * job.yk + col * size
+                            plane_tile(
+                                rows, vectors, lanes, bits, fused,
+                                slab + row * job.step_h * job.lh + col * size, job.terms, job.nterms, w,
+                                job.y + at, job.yk, job.oc - k, job.ow - col, bias,
+                                job.residual + at if job.residual else 0, job.activation,
+                            )  # fmt: skip
 
     return run

@@ -55,7 +55,7 @@ class Runner:
         f |= {"wblock": work.rows * work.terms * size, "blocks": work.blocks(work.rows)}
         f |= {"terms": address(self._terms), "nterms": work.terms}
         f |= {"nc": p.ic, "oc": p.oc, "od": depth.out, "oh": height.out, "ow": width.out}
-        f |= {"bands": work.bands, "band": work.band, "slab_bytes": work.slab_bytes}
+        f |= {"span": work.span, "bands": work.bands, "band": work.band, "slab_bytes": work.slab_bytes}
         f |= dict(zip(("lc", "ld", "lh"), work.steps(work.band), strict=True))
         f |= {"phase": work.columns * size, "depths": depth.extent(1), "kernel_h": height.extent(1)}
         f |= {"widths": width.extent(width.out)}

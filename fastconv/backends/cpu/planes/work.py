@@ -16,6 +16,7 @@ STRIDES = (1, 2)
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
 _LINE = 64  # bytes of a cache line
+_NEAR = 1 << 14  # half of a first-level cache
 
 # Output channels and vectors of columns that a tile may have.
 _CHANNELS, _VECTORS = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 5, 6, 7)
@@ -97,6 +98,17 @@ class Work:
     @property
     def units(self) -> int:
         return self.problem.n * self.depth.out * self.bands
+
+    @property
+    def span(self) -> int:
+        """Columns that a block of channels does before the next: whole lines if all that they read stays near.
+
+        So a few output lines are written on, not a piece of very many.
+        """
+        step = self.vectors * self.lanes
+        lines = self.problem.ic * self.depth.kernel * self.height.kernel
+        fitting = _NEAR // (lines * self.phases * self.size) // step * step
+        return max(step, fitting)
 
     @property
     def slab_bytes(self) -> int:
