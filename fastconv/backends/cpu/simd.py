@@ -68,13 +68,13 @@ class Emitter:
         loaded.align = self.bytes
         return loaded
 
-    def prefetch(self, address: Any) -> None:
-        """Ask for the memory at an address, which need not exist, to be brought near."""
+    def prefetch(self, address: Any, write: bool = False) -> None:
+        """Ask for the memory at an address, which need not exist, to be brought near; perhaps to be written."""
         b = self.builder
         pointer = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        b.call(function, [b.inttoptr(address, pointer), I32(0), I32(3), I32(1)])
+        b.call(function, [b.inttoptr(address, pointer), I32(int(write)), I32(3), I32(1)])
 
     def splat(self, value: Any) -> Any:
         """Return a vector of one value, a scalar of any type."""

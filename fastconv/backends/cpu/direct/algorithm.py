@@ -8,8 +8,8 @@ from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 10e-6
-_EFFICIENCY = 0.95
+_OVERHEAD = 8e-6
+_EFFICIENCY = 0.97
 _PACK_RATE = 1.5e9  # weights a second
 
 

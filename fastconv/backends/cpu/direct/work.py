@@ -79,7 +79,7 @@ def _step_cycles(pixels: int, vectors: int, rate: float) -> float:
 
 def _square_cycles(lanes: int) -> float:
     """Turning a square of vectors and storing it, in pieces that cross cache lines."""
-    return lanes * (math.log2(lanes) + 4)
+    return lanes * (math.log2(lanes) + 1.5)
 
 
 class Work:
@@ -162,7 +162,9 @@ class Work:
     def _by_blocks(self) -> bool:
         """Whether workers share out the output channels and not the rows: where the weight is the larger by far."""
         weight = self.packed_size // self.problem.groups * self.size
-        return self.blocks >= _UNITS * self.workers and weight > 2 * self.slab_bytes(max(self.tile.rows, self.output[0]))
+        return self.blocks >= _UNITS * self.workers and weight > 2 * self.slab_bytes(
+            max(self.tile.rows, self.output[0])
+        )
 
     @property
     def bands(self) -> int:

@@ -8,7 +8,7 @@ from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 10e-6
+_OVERHEAD = 12e-6
 _PACK_RATE = 1e9  # weights a second
 
 

@@ -59,6 +59,10 @@ def _emit(
                 total[r * vectors + v] = e.fma(factor, value, total[r * vectors + v])
         return [e.at(weight, rows * e.bytes), *total]
 
+    # The output comes near while the sums are made: stores that wait for memory would hold up the next tile.
+    for r in range(rows):
+        for v in range(vectors):
+            e.prefetch(e.at(y, e.times(yk, r), v * width), write=True)
     sums = e.unless_zero(bias, [e.zero] * (rows * vectors), start)
     sums = e.loop(nterms, [w, *sums], term)[1:]
 

@@ -61,7 +61,8 @@ class Work:
             sums / self.simd.fma_per_cycle, (loads + vectors) / 2, (sums + (loads if vectors > 1 else 1) + 6) / 6, 4.0
         )
         tiles = self.blocks(rows) * -(-self.width.out // (vectors * self.lanes))
-        return tiles * (self.terms * step + 2 * sums + 20)
+        # Stores cross lines, too, and wait for memory.
+        return tiles * (self.terms * step + 6 * sums + 20)
 
     def blocks(self, rows: int) -> int:
         return -(-self.problem.oc // rows)
