@@ -46,8 +46,8 @@ def pack_kernel(bits: int, lanes: int) -> Any:
     """Return the compiled packing for an element's bits and a vector's lanes.
 
     ``pack(w, stride, groups, outputs, terms, block, places, packed, offsets, tail_offsets)``: the weight at
-    address ``w`` has a row of ``terms`` adjacent elements for each output channel, rows ``stride`` bytes apart. The channels of a
-    group go into blocks of ``block`` lanes, the last smaller by whole vectors. ``offsets[e]`` says where in a block
+    address ``w`` has a row of ``terms`` adjacent elements for each output channel, rows ``stride`` bytes apart. The
+    channels of a group go into blocks of ``block`` lanes, the last smaller by whole vectors. ``offsets[e]`` says where in a block
     the first vector of element ``e`` goes; ``tail_offsets`` says so for the last. A block has room for ``places`` of
     them, at least ``terms``.
     """
