@@ -17,6 +17,7 @@ _BUILT_IN = (
     "fastconv.backends.im2col.conv:Gemm",
     "fastconv.backends.im2col.pool:Columns",
     "fastconv.backends.cpu.direct.algorithm:Direct",
+    "fastconv.backends.cpu.planes.algorithm:Planes",
     "fastconv.backends.cpu.pointwise.algorithm:Pointwise",
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
     "fastconv.backends.cpu.fft.algorithm:Fft",

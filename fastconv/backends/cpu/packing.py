@@ -45,18 +45,19 @@ def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
 def pack_kernel(bits: int, lanes: int) -> Any:
     """Return the compiled packing for an element's bits and a vector's lanes.
 
-    ``pack(w, stride, groups, outputs, terms, block, packed, offsets, tail_offsets)``: the weight at address ``w`` has
-    a row of ``terms`` adjacent elements for each output channel, rows ``stride`` bytes apart. The channels of a
-    group go into blocks of ``block`` lanes, the last smaller by whole vectors. ``offsets[e]`` says where in a block
-    the first vector of element ``e`` goes; ``tail_offsets`` says so for the last.
+    ``pack(w, stride, groups, outputs, terms, block, places, packed, offsets, tail_offsets)``: the weight at
+    address ``w`` has a row of ``terms`` adjacent elements for each output channel, rows ``stride`` bytes apart. The
+    channels of a group go into blocks of ``block`` lanes, the last smaller by whole vectors. ``offsets[e]`` says where in a block
+    the first vector of element ``e`` goes; ``tail_offsets`` says so for the last. A block has room for ``places`` of
+    them, at least ``terms``.
     """
     size = bits // 8
     vector = lanes * size
 
     sources = fingerprint()
 
-    @function(types.void(*(types.int64,) * 9))
-    def pack(w, stride, groups, outputs, terms, block, packed, offsets, tail_offsets):
+    @function(types.void(*(types.int64,) * 10))
+    def pack(w, stride, groups, outputs, terms, block, places, packed, offsets, tail_offsets):
         if sources == 0:
             return
         target = packed
@@ -79,6 +80,6 @@ def pack_kernel(bits: int, lanes: int) -> Any:
                             target + v * vector,
                             table + 8 * e,
                         )
-                target += terms * vectors * vector
+                target += places * vectors * vector
 
     return pack

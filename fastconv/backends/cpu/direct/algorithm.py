@@ -8,10 +8,9 @@ from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 10e-6
-_EFFICIENCY = 0.75
+_OVERHEAD = 8e-6
+_EFFICIENCY = 0.97
 _PACK_RATE = 1.5e9  # weights a second
-_HERTZ = 3e9
 
 
 class Direct(Algorithm):
@@ -34,12 +33,12 @@ class Direct(Algorithm):
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
         packed = 0 if work.problem.prepacked else work.packed_size * work.size
-        return packed + work.workers * (work.slab_bytes(work.band) if work.padded else 0)
+        return packed + work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
-        computing = work.seconds(_HERTZ) / _EFFICIENCY
+        computing = work.cycles / machine.hertz / _EFFICIENCY
         moving = problem.bytes / machine.bandwidth
         return _OVERHEAD + packing + max(computing, moving) / work.workers
 

@@ -10,7 +10,9 @@ from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.axes import inside
-from fastconv.backends.cpu.direct.loops import FIELDS, loops
+from fastconv.backends.cpu.direct.fill import fill_kernel
+from fastconv.backends.cpu.direct.job import FIELDS
+from fastconv.backends.cpu.direct.loops import loops
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.packing import pack_kernel
 from fastconv.backends.cpu.scratch import address
@@ -33,8 +35,8 @@ class Record(NamedTuple):
 
     job: Any  # a `JOB` as plain integers, addresses left open
     loops: int  # address of the compiled loops
-    slabs: int  # bytes of all workers' slabs
-    taps: Any  # offsets that the job points to
+    slabs: int  # bytes of all workers' slabs and sums
+    runs: Any  # offsets that the job points to
 
 
 # Where the addresses stand that every run fills in.
@@ -60,21 +62,25 @@ class Runner:
         self._has_bias, self._has_residual = problem.bias != "none", problem.residual
         self._units, self._workers = work.units, work.workers
         self._weight_shape = (problem.oc, work.inputs * work.taps)
+        # What no weight goes to must be zero.
+        self._new = np.zeros if work.terms > self._weight_shape[1] else np.empty
         self._packed_size, self._dtype = work.packed_size, np.dtype(problem.dtype)
-        self._pack_arguments = (problem.groups, work.outputs, self._weight_shape[1], work.block)
+        self._pack_arguments = (problem.groups, work.outputs, self._weight_shape[1], work.block, work.terms)
         self._offset_addresses = tuple(map(address, self._offsets))
 
     def _packed_offsets(self, vectors: int) -> Any:
         """Return where in a packed block each (input channel, kernel position) goes."""
         work = self.work
-        return np.arange(work.taps * work.inputs) * (vectors * work.lanes * work.size)
+        chunk, channel = np.divmod(np.arange(work.inputs), work.item)
+        terms = (chunk * work.taps * work.item + channel)[:, None] + np.arange(work.taps) * work.item
+        return np.ascontiguousarray(terms).ravel() * (vectors * work.lanes * work.size)
 
     def pack(self, w: Any) -> Packed:
         """Return the weight as the micro-kernel reads it."""
         rows = w.reshape(self._weight_shape)
         if rows.strides[1] != self.work.size or not rows.flags.aligned:
             rows = rows.copy(order="C")
-        packed = np.empty(self._packed_size, self._dtype)
+        packed = self._new(self._packed_size, self._dtype)
         where = address(packed)
         self._pack(address(rows), rows.strides[0], *self._pack_arguments, where, *self._offset_addresses)
         return Packed(packed, where)
@@ -141,41 +147,53 @@ class Runner:
         depth, rows, cols = work.axes
         xn, xc, xd, xh, xw = x
         yn, yk, yd, yh, yw = y
+        if work.across:
+            xh, yh = (xn, yn) if work.taps == 1 else (xh, yn)
         f: dict[str, int] = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": xd, "xh": xh, "xw": xw}
         f |= {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw}
-        f |= {"nc": work.inputs, "ntaps": work.taps, "oc": work.outputs, "groups": p.groups}
+        f |= {"nc": work.inputs, "oc": work.outputs, "groups": p.groups}
         f |= {"od": depth.out, "oh": work.output[0], "ow": work.output[1]}
-        f |= {"blocks": work.blocks, "wblock": work.block * work.inputs * work.taps * size}
+        f |= {"blocks": work.blocks, "wblock": work.block * work.terms * size}
         f["wgroup"] = work.packed_size // p.groups * size
-        f |= {"bands": work.bands, "band": work.band, "parts": work.parts}
+        f |= {"bands": work.bands, "band": work.band, "parts": work.parts, "least": work.tile.rows}
         f |= {"step_d": depth.stride, "step_h": rows.stride}
-        if work.padded:
-            together = xc == size and work.inputs > 1
-            item = work.inputs * size if together else size
-            heights, widths = rows.extent(work.band), cols.extent(cols.out)
-            lh = widths * item
-            ld = lh * heights
-            lc = 0 if together else ld * depth.extent(1)
+        if work.staged:
+            item = work.item * size
+            lh = cols.extent(cols.out) * item
+            ld = lh * rows.extent(work.band)
+            lc = ld * depth.extent(1)
             start, stop = inside(cols)
-            f |= {"lines": 1 if together else work.inputs, "item": item, "lc": lc, "ld": ld, "lh": lh}
-            f |= {"depths": depth.extent(1), "heights": heights, "widths": widths, "first": start, "last": stop}
-            f |= {"slab_bytes": -(-work.slab_bytes(work.band) // 64) * 64}
+            f |= {"fill": fill_kernel(work.lanes, 8 * size).address, "chunks": work.chunks, "item": item}
+            f |= {"lc": lc, "ld": ld, "lh": lh, "kernel_h": rows.extent(1)}
+            f |= {"depths": depth.extent(1), "widths": cols.extent(cols.out), "first": start, "last": stop}
             f |= dict(zip(("table_d", "table_h", "table_w"), map(address, self._tables), strict=True))
-            f |= {"sc": size if together else lc, "sd": 0, "sh": rows.stride * lh, "sw": cols.stride * item}
-            steps = (ld, lh, item)
+            f |= {"st": size, "sd": 0, "sh": rows.stride * lh, "sw": cols.stride * item}
+            steps = (lc, ld, lh, item)
         else:
-            f |= {"sc": xc, "sd": depth.stride * xd, "sh": rows.stride * xh, "sw": cols.stride * xw}
-            steps = (xd, xh, xw)
-        if work.across:
-            f |= {"sw": xn, "yw": yn}
-        kernel = np.indices(tuple(axis.kernel for axis in work.axes)).reshape(3, -1)
-        offsets = sum(k * axis.dilation * step for k, axis, step in zip(kernel, work.axes, steps, strict=True))
-        taps = np.ascontiguousarray(offsets, np.int64)
-        f["taps"] = address(taps)
+            f |= {"st": xc, "sd": depth.stride * xd, "sh": rows.stride * xh, "sw": cols.stride * xw}
+            steps = (0, xd, xh, xw)
+        if work.across and not work.staged:
+            f |= {"sh": xn}
+        runs, f["run"] = self._runs(steps, f["st"])
+        f |= {"runs": address(runs), "nruns": len(runs), "stage": work.stage(f["run"])}
+        f |= {"slab_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.band)}
         t = work.tile
         compiled = loops(t.rows, t.cols, t.vectors, t.tail, work.lanes, 8 * size, int(work.simd.fma), int(last))
         job = np.array([f.get(name, 0) for name in FIELDS], np.int64)
-        return Record(job, compiled.address, work.workers * f.get("slab_bytes", 0), taps)
+        return Record(job, compiled.address, work.workers * work.scratch_bytes, runs)
+
+    def _runs(self, steps: tuple[int, ...], step: int) -> tuple[Any, int]:
+        """Return the offsets of runs of terms that lie ``step`` bytes apart, and how many terms a run has."""
+        work = self.work
+        counts = (work.chunks, *(axis.kernel for axis in work.axes))
+        scaled = (steps[0], *(axis.dilation * s for axis, s in zip(work.axes, steps[1:], strict=True)))
+        run = work.item
+        if scaled[-1] == run * step:  # the columns of the kernel follow one another
+            run *= counts[-1]
+            counts = (*counts[:-1], 1)
+        index = np.indices(counts).reshape(len(counts), -1)
+        offsets = sum(i * s for i, s in zip(index, scaled, strict=True))
+        return np.ascontiguousarray(offsets, np.int64), run
 
 
 def _alike(residual: Any, y: Any) -> bool:

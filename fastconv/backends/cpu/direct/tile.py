@@ -19,17 +19,18 @@ from fastconv.backends.cpu.simd import I64, Emitter
 @intrinsic(prefer_literal=True)
 def conv_tile(
     typingctx, rows, cols, vectors, lanes, bits, fused, last, partial,
-    x, xc, xr, xq, taps, ntaps, nc, w, y, yk, yr, yq, nk, bias, residual, activation,
+    x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept,
 ):  # fmt: skip
     """Compute a tile of ``rows x cols`` pixels by ``vectors * lanes`` output channels.
 
     Literal integers: rows, cols, vectors, lanes, bits (of an element), fused (multiply-add exists),
     last (output is channels-last) and partial (``nk`` may be below ``vectors * lanes``).
 
-    Values, addresses and strides in bytes: x (of the tile's first pixel), xc, xr, xq (input channel, tile
-    row, tile column), taps (address of ntaps offsets into x), ntaps, nc, w (packed: channel, tap, lane), y, yk,
-    yr, yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation
-    (slope below zero, floor, cap); the last three are 0 for none.
+    Values, addresses and strides in bytes: x (of the tile's first pixel), xt, xr, xq (term of a run, tile row,
+    tile column), runs (address of nruns offsets into x), nruns, run (terms of each), w (packed: run, term, lane), y,
+    yk, yr, yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation
+    (slope below zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave
+    the sums, instead of in y); the last five are 0 for none.
     """
     literals = (rows, cols, vectors, lanes, bits, fused, last, partial)
     if not all(isinstance(a, types.IntegerLiteral) for a in literals):
@@ -41,7 +42,7 @@ def conv_tile(
         tile.emit(*args[len(literals) :])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 16), codegen
+    return types.void(*literals, *(types.int64,) * 18), codegen
 
 
 class _Tile:
@@ -66,16 +67,23 @@ class _Tile:
         self.width = lanes * self.e.bytes
 
     def emit(
-        self, x: Any, xc: Any, xr: Any, xq: Any, taps: Any, ntaps: Any, nc: Any, w: Any,
-        y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any,
+        self, x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any,
+        y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any, resumed: Any, kept: Any,
     ) -> None:  # fmt: skip
         """Emit the whole kernel; sums are a list, pixel by pixel and vector by vector."""
-        strides = (yk, yr, yq, nk)
+        e, strides = self.e, (yk, yr, yq, nk)
         sums = self._start(bias, nk)
-        sums = self.e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
-        sums = self._multiply(sums, x, xc, xr, xq, taps, ntaps, nc, w)
-        sums = self.e.unless_zero(activation, sums, lambda s: activate(self.e, s, activation))
-        self._scatter(sums, y, *strides)
+        sums = e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
+        places = [i * self.width for i in range(len(sums))]
+        sums = e.unless_zero(resumed, sums, lambda _: [e.load(e.at(resumed, place)) for place in places])
+        sums = self._multiply(sums, x, xt, xr, xq, runs, nruns, run, w)
+        with e.builder.if_else(e.builder.icmp_signed("!=", kept, I64(0)), likely=False) as (keep, finish):
+            with keep:
+                for value, place in zip(sums, places, strict=True):
+                    e.store(value, e.at(kept, place))
+            with finish:
+                sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
+                self._scatter(sums, y, *strides)
 
     def _start(self, bias: Any, nk: Any) -> list[Any]:
         e = self.e
@@ -86,32 +94,30 @@ class _Tile:
         return e.unless_zero(bias, [e.zero] * self.vectors, load) * len(self.pixels)
 
     def _multiply(
-        self, sums: list[Any], x: Any, xc: Any, xr: Any, xq: Any, taps: Any, ntaps: Any, nc: Any, w: Any
+        self, sums: list[Any], x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any
     ) -> list[Any]:
         e = self.e
         offsets = [e.at(e.times(xr, r), e.times(xq, q)) for r, q in self.pixels]
         next_tile = e.times(xq, 2 * self.cols - 1)
 
-        # Kernel positions are innermost: they read what is in the first-level cache. The loops stay loops, since
-        # unrolled they make LLVM spill the sums.
-        def channel(_: Any, values: list[Any]) -> list[Any]:
-            source, *rest = values
+        # The loops stay loops, since unrolled they make LLVM spill the sums.
+        def one_run(index: Any, values: list[Any]) -> list[Any]:
+            source = e.at(x, e.load_integer(e.at(runs, e.times(index, 8))))
+            return e.loop(run, [source, *values], term)[1:]
+
+        def term(_: Any, values: list[Any]) -> list[Any]:
+            source, weight, *total = values
             # The next tile's pixels: what lies a channel apart no processor foresees.
             e.prefetch(e.at(source, next_tile))
-            return [e.at(source, xc), *e.loop(ntaps, rest, functools.partial(tap, source))]
-
-        def tap(source: Any, index: Any, values: list[Any]) -> list[Any]:
-            weight, *total = values
-            at = e.at(source, e.load_integer(e.at(taps, e.times(index, 8))))
             factors = [e.load(e.at(weight, v * self.width)) for v in range(self.vectors)]
             for p, offset in enumerate(offsets):
-                value = e.load_splat(e.at(at, offset))
+                value = e.load_splat(e.at(source, offset))
                 for v, factor in enumerate(factors):
                     i = p * self.vectors + v
                     total[i] = e.fma(value, factor, total[i])
-            return [e.at(weight, self.vectors * self.width), *total]
+            return [e.at(source, xt), e.at(weight, self.vectors * self.width), *total]
 
-        return e.loop(nc, [x, w, *sums], channel)[2:]
+        return e.loop(nruns, [w, *sums], one_run)[1:]
 
     def _add(self, a: list[Any], b: list[Any]) -> list[Any]:
         return [self.e.builder.fadd(u, v) for u, v in zip(a, b, strict=True)]

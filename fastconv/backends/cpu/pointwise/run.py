@@ -82,7 +82,7 @@ class Runner:
         start = address(packed)
         start += -start % 64
         self._pack(
-            address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.width,
+            address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.width, work.inputs,
             start, *map(address, self._offsets),
         )  # fmt: skip
         return Packed(packed, start)
