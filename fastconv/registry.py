@@ -21,6 +21,11 @@ _BUILT_IN = (
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
+    "fastconv.backends.cpu.turned.algorithm:TurnedDirect",
+    "fastconv.backends.cpu.turned.algorithm:TurnedPointwise",
+    "fastconv.backends.cpu.turned.algorithm:TurnedDepthwise",
+    "fastconv.backends.cpu.turned.algorithm:TurnedWinograd2",
+    "fastconv.backends.cpu.turned.algorithm:TurnedWinograd4",
 )
 
 _algorithms: dict[str, Algorithm] = {}

@@ -1,0 +1,117 @@
+"""The input gradient by a forward algorithm: the convolution of ``dy`` with the weight turned round."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.depthwise.algorithm import Depthwise
+from fastconv.backends.cpu.direct.algorithm import Direct
+from fastconv.backends.cpu.pointwise.algorithm import Pointwise
+from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.turned.work import Work
+from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd4
+from fastconv.machine import Machine, machine
+from fastconv.problem import ConvProblem
+
+_OVERHEAD = 10e-6
+
+# Cycles, an element of a weight that is turned tap by tap, and a vector of one that is turned whole.
+_PICK_CYCLES, _VECTOR_CYCLES = 1.5, 4.0
+
+# Cycles to bring a vector of a phase to its place.
+_WEAVE_CYCLES = 3.0
+
+
+class Turned(Algorithm):
+    """Phases of the stride, each a forward convolution of stride 1; any stride, dilation and padding with zeros."""
+
+    backend = "numba"
+    forward: ClassVar[Algorithm]
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        if not isinstance(problem, ConvProblem) or problem.direction != "dgrad":
+            return "computes input gradients and transposed convolutions only"
+        if problem.is_local:
+            return "shares weights between positions, which a locally connected layer does not"
+        if problem.padding_mode != "zeros":
+            return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
+        if problem.dtype != problem.accumulator:
+            return f"computes in float32 and float64, not on {problem.dtype}"
+        work = _work(problem)
+        if not work.groups:
+            return "nothing contributes to the gradient"
+        return next((why for why in map(self.forward.refuses, work.forward) if why is not None), None)
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        work = _work(problem)
+        packed = 0
+        if work.rounds > 1 and not work.problem.prepacked:  # kept from round to round
+            packed = sum(_packing_bytes(self.forward, forward) for forward in work.forward)
+        turned = 0 if work.problem.prepacked else work.weight_bytes
+        return turned + packed + work.phase_bytes + max(map(self.forward.workspace_bytes, work.forward))
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        work = _work(problem)
+        lanes = simd().lanes(work.size)
+        seconds = work.rounds * sum(self.forward.predict(forward, machine) for forward in work.forward)
+        if not work.problem.prepacked:
+            cycles = work.weight_bytes / work.size * (_VECTOR_CYCLES / lanes if work.whole else _PICK_CYCLES)
+            seconds += _OVERHEAD + cycles / machine.hertz / work.workers
+            if work.rounds > 1:
+                seconds += sum(_packing_seconds(self.forward, forward, machine) for forward in work.forward)
+        if work.interleaved:
+            cycles = work.problem.n * work.image_bytes / (work.size * lanes) * _WEAVE_CYCLES
+            seconds += work.rounds * _OVERHEAD + cycles / machine.hertz / work.workers
+        return seconds
+
+    def error_bound(self, problem: AnyProblem) -> float:
+        return max(map(self.forward.error_bound, _work(problem).forward), default=super().error_bound(problem))
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.turned.run import Runner
+
+        runner = Runner(_work(problem), self.forward)
+        return Plan(problem, self, runner.run, runner.pack)
+
+
+def _packing_seconds(algorithm: Algorithm, forward: ConvProblem, machine: Machine) -> float:
+    every, once = (algorithm.predict(forward.replace(prepacked=packed), machine) for packed in (False, True))
+    return max(0.0, every - once)
+
+
+def _packing_bytes(algorithm: Algorithm, forward: ConvProblem) -> int:
+    every, once = (algorithm.workspace_bytes(forward.replace(prepacked=packed)) for packed in (False, True))
+    return max(0, every - once)
+
+
+def _work(problem: AnyProblem) -> Work:
+    assert isinstance(problem, ConvProblem)
+    return Work(problem, simd().lanes(problem.itemsize), machine().threads(), machine().l2_bytes)
+
+
+class TurnedDirect(Turned):
+    name = "turned_direct"
+    forward = Direct()
+
+
+class TurnedPointwise(Turned):
+    name = "turned_pointwise"
+    forward = Pointwise()
+
+
+class TurnedDepthwise(Turned):
+    name = "turned_depthwise"
+    forward = Depthwise()
+
+
+class TurnedWinograd2(Turned):
+    name = "turned_winograd2"
+    strict = False
+    forward = Winograd2()
+
+
+class TurnedWinograd4(Turned):
+    name = "turned_winograd4"
+    strict = False
+    forward = Winograd4()

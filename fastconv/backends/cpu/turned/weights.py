@@ -1,0 +1,184 @@
+"""Turning a weight: output and input channels exchanged, taps in reverse order or only those of a phase."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, from_dtype, njit, types
+from numba.extending import intrinsic
+
+from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.memory import integer, move
+from fastconv.backends.cpu.simd import I64, Emitter
+
+# Addresses and sizes; strides follow from them, since both weights are contiguous.
+_FIELDS = """
+    w target                | (groups, inputs, outputs, terms) and (groups, members, outputs, inputs, taps)
+    inputs outputs terms    | of the forward convolution, a group's; kernel positions of w
+    members taps table      | offsets, in bytes, of every member's taps among the terms
+    blocks                  | of output channels, a group's: a unit of work
+    special                 | where to say that an element is not finite; 0 not to look
+"""
+FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
+JOB = np.dtype([(name, np.int64) for name in FIELDS])
+
+# Input channels that are turned together: what is read and what is written then stay in the first-level cache.
+_TOGETHER = 16
+
+# How a weight is turned, beside the number of taps of a kernel that is turned whole.
+PICK, TRANSPOSE = 0, 1
+
+
+def _literals(*values: Any) -> list[int] | None:
+    if not all(isinstance(value, types.IntegerLiteral) for value in values):
+        return None
+    return [value.literal_value for value in values]
+
+
+@intrinsic(prefer_literal=True)
+def _reverse(typingctx, taps, lanes, bits, source, target, room):
+    """Copy ``taps`` elements in reverse order; what follows them, of ``room`` elements, may be overwritten."""
+    shape = _literals(taps, lanes, bits)
+    if shape is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        count, width, element = shape
+        source, target, room = args[3:]
+        e = Emitter(builder, element, width)
+        loaded = e.load_masked(source, e.first(count) if count < width else None)
+        turned = e.shuffle(loaded, loaded, [count - 1 - i if i < count else i for i in range(width)])
+        with builder.if_else(builder.icmp_signed(">=", room, I64(width)), likely=True) as (inside, end):
+            with inside:
+                e.store(turned, target)
+            with end:
+                e.store_masked(turned, target, e.first(count))
+        return context.get_dummy_value()
+
+    return types.void(taps, lanes, bits, *(types.int64,) * 3), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _transpose(typingctx, lanes, bits, source, stride, rows, columns, target, step):
+    """Transpose ``rows`` rows, ``stride`` bytes apart, of ``columns`` elements, both at most ``lanes``."""
+    shape = _literals(lanes, bits)
+    if shape is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        width, element = shape
+        source, stride, rows, columns, target, step = args[2:]
+        e = Emitter(builder, element, width)
+        mask = e.first(columns)
+
+        def load(row: int) -> Any:
+            # A row that does not exist reads the last one's place.
+            there = builder.icmp_signed("<", I64(row), rows)
+            index = builder.select(there, I64(row), builder.sub(rows, I64(1)))
+            return e.load_masked(e.at(source, builder.mul(stride, index)), mask)
+
+        loaded = [load(row) for row in range(width)]
+        mask_out = e.first(rows)
+        for i, vector in enumerate(e.transpose(loaded)):
+            with builder.if_then(builder.icmp_signed("<", I64(i), columns), likely=True):
+                e.store_masked(vector, e.at(target, e.times(step, i)), mask_out)
+        return context.get_dummy_value()
+
+    return types.void(lanes, bits, *(types.int64,) * 6), codegen
+
+
+@intrinsic(prefer_literal=True)
+def _special(typingctx, lanes, bits, source, count):
+    """Return 1 if one of ``count`` elements is not finite, otherwise 0."""
+    shape = _literals(lanes, bits)
+    if shape is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        width, element = shape
+        source, count = args[2:]
+        e = Emitter(builder, element, width)
+        rounds = builder.sdiv(e.at(count, width - 1), I64(width))
+
+        def add(index: Any, values: list[Any]) -> list[Any]:
+            done = e.times(index, width)
+            loaded = e.load_masked(e.at(source, e.times(done, e.bytes)), e.first(builder.sub(count, done)))
+            # Zero times what is not finite is NaN, which every later sum keeps.
+            return [e.fma(loaded, e.zero, values[0])]
+
+        total = e.loop(rounds, [e.zero], add)[0]
+        lanes_of = builder.bitcast(builder.fcmp_unordered("uno", total, total), _integer(width))
+        return builder.zext(builder.icmp_unsigned("!=", lanes_of, _integer(width)(0)), I64)
+
+    return types.int64(lanes, bits, types.int64, types.int64), codegen
+
+
+def _integer(bits: int) -> Any:
+    from llvmlite import ir
+
+    return ir.IntType(bits)
+
+
+@njit
+def _pick(job, size, w, target, k, channels):
+    """Copy the taps of every member, one by one, for some output channels."""
+    for c in range(channels):
+        source = w + c * job.terms * size
+        for m in range(job.members):
+            table = job.table + 8 * m * job.taps
+            at = target + ((m * job.outputs + c) * job.inputs + k) * job.taps * size
+            for t in range(job.taps):
+                move(at + t * size, source + integer(table + 8 * t), size)
+
+
+@cache
+def turning(how: int, lanes: int, bits: int) -> Any:
+    """Return the compiled ``turn(job, start, stop, worker)``, which does a range of blocks of output channels.
+
+    ``how`` is the number of taps, at most ``lanes``, if a kernel of one member is turned whole, or `PICK` or
+    `TRANSPOSE`.
+    """
+    size = bits // 8
+    sources = fingerprint()
+
+    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    def turn(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        found = 0
+        for unit in range(start, stop):
+            group, first = unit // job.blocks, unit % job.blocks * lanes
+            channels = min(lanes, job.outputs - first)
+            w = job.w + (group * job.inputs * job.outputs + first) * job.terms * size
+            row = job.inputs * job.taps * size
+            target = job.target + (group * job.members * job.outputs + first) * row
+            down = job.outputs * job.terms * size
+            for k in range(0, job.inputs, _TOGETHER):
+                together = min(_TOGETHER, job.inputs - k)
+                if job.special:
+                    for i in range(together):
+                        found |= _special(lanes, bits, w + (k + i) * down, channels * job.terms)
+                if how == TRANSPOSE:
+                    for i in range(0, together, lanes):
+                        _transpose(
+                            lanes, bits, w + (k + i) * down, down, min(lanes, together - i), channels,
+                            target + (k + i) * size, row,
+                        )  # fmt: skip
+                elif how == PICK:
+                    for i in range(together):
+                        _pick(job, size, w + (k + i) * down, target, k + i, channels)
+                else:
+                    for c in range(channels):
+                        for i in range(together):
+                            source = w + (k + i) * down + c * how * size
+                            _reverse(
+                                how, lanes, bits, source, target + c * row + (k + i) * how * size,
+                                (job.inputs - k - i) * how,
+                            )  # fmt: skip
+        if found:
+            move(job.special, job.special + 8, 8)
+
+    return turn
