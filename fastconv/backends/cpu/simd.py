@@ -68,13 +68,13 @@ class Emitter:
         loaded.align = self.bytes
         return loaded
 
-    def prefetch(self, address: Any) -> None:
-        """Ask for the memory at an address, which need not exist, to be brought near."""
+    def prefetch(self, address: Any, write: bool = False, level: int = 1) -> None:
+        """Ask for the memory at an address, which need not exist, to be brought near: to be written, to a cache."""
         b = self.builder
         pointer = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        b.call(function, [b.inttoptr(address, pointer), I32(0), I32(3), I32(1)])
+        b.call(function, [b.inttoptr(address, pointer), I32(int(write)), I32(4 - level), I32(1)])
 
     def splat(self, value: Any) -> Any:
         """Return a vector of one value, a scalar of any type."""
@@ -120,6 +120,13 @@ class Emitter:
         pointer = self.builder.inttoptr(address, self.vector.as_pointer())
         kinds = [self.vector, self.vector.as_pointer(), I32, ir.VectorType(ir.IntType(1), self.lanes)]
         self.builder.call(self._masked("store", ir.VoidType(), kinds), [value, pointer, I32(self.bytes), mask])
+
+    def store_part(self, value: Any, address: Any, first: int, count: int) -> None:
+        """Store ``count`` lanes from lane ``first`` on, each where a whole vector at the address would have it."""
+        lanes = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
+        part = self.builder.shuffle_vector(value, value, lanes)
+        pointer = self.builder.inttoptr(self.at(address, first * self.bytes), part.type.as_pointer())
+        self.builder.store(part, pointer).align = self.bytes
 
     def transpose(self, rows: Sequence[Any]) -> list[Any]:
         """Transpose a square of vectors in registers: log2(lanes) rounds of two-input shuffles."""

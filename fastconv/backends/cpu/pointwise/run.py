@@ -1,69 +1,199 @@
-"""Running a 1x1 convolution in place."""
+"""Running a 1x1 convolution: addresses into the record of integers, workers onto the units."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv import epilogue
-from fastconv.backends.cpu import threads
+from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.packing import pack_kernel
-from fastconv.backends.cpu.pointwise.loops import FIELDS, loops
-from fastconv.backends.cpu.pointwise.work import Work
+from fastconv.backends.cpu.pointwise.loops import FIELDS, FLAT, ROWS, TABLE, loops
+from fastconv.backends.cpu.pointwise.panel import copy_every, copy_lines, copy_one, turn_lines
+from fastconv.backends.cpu.pointwise.tile import tile
+from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, Work
 from fastconv.backends.cpu.scratch import address
+from fastconv.problem import AXES, Sizes
+
+# Of arrays of how many different strides a plan remembers what it worked out.
+_MOST_RECORDS = 64
 
 # Where the addresses stand that every run fills in.
-_PLACES = [FIELDS.index(name) for name in ("x", "y", "w", "bias", "residual", "activation")]
+_X, _W, _Y, _BIAS, _RESIDUAL, _SLAB = (FIELDS.index(name) for name in ("x", "w", "y", "bias", "residual", "slab"))
+
+
+class Packed(NamedTuple):
+    """A packed weight, and the address of its first vector."""
+
+    array: Any
+    address: int
 
 
 class Runner:
-    """Runs one problem; arrays whose pixels do not lie together are copied."""
+    """Runs one problem on arrays of any strides."""
 
     def __init__(self, work: Work) -> None:
         self.work = work
-        p, size = work.problem, work.problem.itemsize
-        bands = -(-work.pixels // work.band)
-        fields = {
-            "xn": p.ic * work.pixels * size, "xg": work.inputs * work.pixels * size, "xc": work.pixels * size,
-            "yn": p.oc * work.pixels * size, "yk": work.pixels * size,
-            "wblock": work.rows * work.inputs * size, "blocks": work.blocks,
-            "nc": work.inputs, "oc": work.outputs, "pixels": work.pixels,
-            "groups": p.groups, "bands": bands, "band": work.band,
-        }  # fmt: skip
-        self._record = np.array([fields.get(name, 0) for name in FIELDS], np.int64)
-        self._loops = loops(work.rows, work.vectors, work.lanes, 8 * size, int(work.simd.fma)).address
-        self._units = p.n * p.groups * bands
-        self._pack = pack_kernel(8 * size, work.rows)
-        self._offsets = np.arange(work.inputs) * (work.rows * size)
-        self._constants = np.array(FUSED[p.activation], p.dtype) if p.activation in FUSED else None
+        p = work.problem
+        self._records: dict[tuple[Any, ...], Any] = {}
+        self._rows = work.tile.form == ROWS_ARE_CHANNELS
+        self._pack = pack_kernel(8 * work.size, work.width if self._rows else work.lanes)
+        # A last block of fewer rows has the room of a whole one.
+        widths = (work.width, work.width if self._rows else work.tile.tail * work.lanes)
+        self._offsets = [np.arange(work.inputs) * (width * work.size) for width in widths]
+        self._constants = np.array(FUSED.get(p.activation or "", (0, 0, 0)), p.dtype)
+        self._fused = p.activation is None or p.activation in FUSED
+        self._loops = loops().address
+        self._slabs = work.workers * self._slab_step
+        self._tiles = self._compile()
 
-    def pack(self, w: Any) -> Any:
-        """Return the weight block by block, a block's channels side by side."""
+    @property
+    def _slab_step(self) -> int:
+        return -(-self.work.slab_bytes // 64) * 64
+
+    def _compile(self) -> dict[str, int]:
+        """Return the addresses of the tiles: of full size or one smaller, by a whole block or the last."""
+        work, t = self.work, self.work.tile
+        addresses = {}
+        for i in (0, 1):
+            for j, channels in enumerate((t.block, t.tail)):
+                pixels = t.cut.size - i
+                if (i and t.cut.full == t.cut.pieces) or (not j and t.blocks == 1):
+                    continue
+                rows, vectors = (channels, pixels) if self._rows else (pixels, channels)
+                stride = work.width if self._rows else work.stride
+                compiled = tile(rows, stride, vectors, work.lanes, 8 * work.size, int(work.simd.fma), t.form)
+                addresses[f"tile{i}{j}"] = compiled.address
+        return addresses
+
+    def pack(self, w: Any) -> Packed:
+        """Return the weight as the micro-kernel reads it."""
         work = self.work
         rows = np.require(w, requirements=("C", "A")).reshape(work.problem.oc, work.inputs)
-        packed = np.empty(work.packed_size, w.dtype)
-        offsets = address(self._offsets)
+        packed = np.empty(work.packed_size * work.size + 64, np.uint8)
+        start = address(packed)
+        start += -start % 64
         self._pack(
-            address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.rows,
-            address(packed), offsets, offsets,
+            address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.width,
+            start, *map(address, self._offsets),
         )  # fmt: skip
-        return packed
+        return Packed(packed, start)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         p, (y,) = self.work.problem, outputs
-        x, w, *rest = inputs
-        x, target, *rest = (np.require(a, requirements=("C", "A")) for a in (x, y, *rest))
+        x, w = inputs[:2]
+        residual = inputs[-1] if p.residual else None
+        record = self._record(x.strides, y.strides)
+        aligned = x.flags.aligned and y.flags.aligned
+        if record is None or not aligned or (residual is not None and not _alike(residual, y)):
+            self._run_apart(inputs, y)
+            return
         packed = w if p.prepacked else self.pack(w)
-        bias = rest[0] if p.bias != "none" else None
-        residual = rest[-1] if p.residual else None
-        job = self._record.copy()
-        for place, array in zip(_PLACES, (x, target, packed, bias, residual, self._constants), strict=True):
-            job[place] = 0 if array is None else address(array)
-        threads.run(self._loops, address(job), self._units, self.work.workers)
-        if p.activation is not None and self._constants is None:
-            epilogue.apply(p.activation, target)
-        if target is not y:
-            y[...] = target
+        bias = np.require(inputs[2], requirements=("C", "A")) if p.bias != "none" else None
+        job = record.copy()
+        job[_X], job[_W], job[_Y] = address(x), packed.address, address(y)
+        if bias is not None:
+            job[_BIAS] = address(bias)
+        if residual is not None:
+            job[_RESIDUAL] = address(residual)
+        job[_SLAB] = scratch.take(self._slabs)
+        threads.run(self._loops, address(job), self.work.units, self.work.workers)
+        if not self._fused:
+            epilogue.apply(p.activation, y)
+
+    def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
+        """Run on copies of what the loops cannot read, and into an array that they can write."""
+        result = self._laid_out(np.empty, y)
+        arrays: list[Any] = list(inputs)
+        for i in {0, len(inputs) - 1 if self.work.problem.residual else 0}:
+            arrays[i] = self._laid_out(np.empty, arrays[i])
+            arrays[i][...] = inputs[i]
+        self.run(tuple(arrays), (result,))
+        y[...] = result
+
+    def _laid_out(self, make: Any, like: Any) -> Any:
+        """Return a new array of the problem's memory order, with strides as of a contiguous one."""
+        if self.work.problem.layout == "channels_first":
+            return make(like.shape, like.dtype)
+        return np.moveaxis(make((like.shape[0], *like.shape[2:], like.shape[1]), like.dtype), -1, 1)
+
+    def _record(self, x: Sizes, y: Sizes) -> Any:
+        """Return the record for arrays of these strides; None if the loops cannot use them."""
+        try:
+            return self._records[x, y]
+        except KeyError:
+            pass
+        if len(self._records) >= _MOST_RECORDS:
+            self._records.clear()
+        missing = (0,) * (len(AXES) - self.work.problem.ndim)
+        fields = self._describe((*x[:2], *missing, *x[2:]), (*y[:2], *missing, *y[2:]))
+        record = None if fields is None else np.array([fields.get(name, 0) for name in FIELDS], np.int64)
+        self._records[x, y] = record
+        return record
+
+    def _describe(self, x: Sizes, y: Sizes) -> dict[str, int] | None:
+        work, p, size, t = self.work, self.work.problem, self.work.size, self.work.tile
+        output = [axis.out for axis in work.axes]
+        xn, xc, *x_axes = x
+        yn, yk, *y_axes = y
+        x_axes = [axis.stride * step for axis, step in zip(work.axes, x_axes, strict=True)]
+        xp, yp = _together(p.n, output, xn, x_axes, work.merged), _together(p.n, output, yn, y_axes, work.merged)
+        if yp is None or (work.merged and xp is None):
+            return None
+        channels_last = t.form == LANES_ARE_CHANNELS
+        if (yk if channels_last else yp) != size and (p.oc if channels_last else work.pixels) > 1:
+            return None
+        if xp is not None:
+            x_axes, output = [0, 0, xp], [1, 1, work.pixels]
+        f = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": x_axes[0], "xh": x_axes[1], "xw": x_axes[2]}
+        f |= {"yn": yn, "yk": yk, "yp": yp, "ystep": yp if channels_last else yk}
+        f |= {"wgroup": work.group_size * size, "wblock": work.width * work.inputs * size, "wstep": work.width * size}
+        f |= {"blocks": t.blocks, "width": work.width, "nc": work.inputs, "oc": work.outputs}
+        f |= {"oh": output[1], "ow": output[2], "pixels": work.pixels}
+        f |= {"tiles": t.cut.pieces, "total": work.images * t.cut.pieces, "full": t.cut.full, "cut": t.cut.size}
+        f |= {"unit": t.unit, "bands": work.bands, "band": work.band, "parts": work.parts}
+        f |= {"slab_bytes": self._slab_step, "panel": work.panel_bytes, "item": size, "rows": int(self._rows)}
+        f["activation"] = address(self._constants) if p.activation in FUSED else 0
+        return f | self._tiles | self._copying(xc, x_axes[2], xp)
+
+    def _copying(self, channel: int, column: int, pixel: int | None) -> dict[str, int]:
+        """Return how panels are made of an input of such strides, of which all pixels may be ``pixel`` apart."""
+        work, size = self.work, self.work.size
+        bits, lanes = 8 * size, work.lanes
+        steps = [work.stride, work.stride - lanes if self._rows else work.stride]
+        f = {"step0": steps[0] * size, "step1": steps[1] * size}
+        if pixel == size or work.pixels == 1:
+            vectors = [max(1, -(-step // lanes)) for step in steps]
+            copies = [copy_lines(count, lanes, bits).address for count in vectors]
+            return f | {"layout": FLAT, "copy0": copies[0], "copy1": copies[1]}
+        if channel == size and not self._rows:
+            vectors = -(-work.tile.cut.size // lanes)
+            copy = turn_lines(lanes, bits).address
+            return f | {"layout": TABLE, "last": vectors * lanes - 1, "copy0": copy, "copy1": copy}
+        if column in (size, 2 * size):
+            copy = copy_every(column // size, lanes, bits).address
+            return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": work.pixels}
+        copy = copy_one(bits).address
+        return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": 1}
+
+
+def _together(n: int, output: list[int], image: int, axes: list[int], merged: bool) -> int | None:
+    """Return the bytes between neighbouring pixels, if these are the same for all of them."""
+    step, expected = None, 0
+    for count, stride in (*zip(reversed(output), reversed(axes), strict=True), *([(n, image)] if merged else [])):
+        if count == 1:
+            continue
+        if step is None:
+            step = expected = stride
+        elif stride != expected:
+            return None
+        expected *= count
+    return step or 0
+
+
+def _alike(residual: Any, y: Any) -> bool:
+    """Whether the loops find the residual's elements where they store the output's."""
+    return residual.strides == y.strides and bool(residual.flags.aligned)
