@@ -19,6 +19,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.direct.algorithm:Direct",
     "fastconv.backends.cpu.pointwise.algorithm:Pointwise",
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
+    "fastconv.backends.cpu.grouped.algorithm:Grouped",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
     "fastconv.backends.cpu.turned.algorithm:TurnedDirect",
