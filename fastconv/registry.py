@@ -25,6 +25,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.turned.algorithm:TurnedDirect",
     "fastconv.backends.cpu.turned.algorithm:TurnedPointwise",
     "fastconv.backends.cpu.turned.algorithm:TurnedDepthwise",
+    "fastconv.backends.cpu.turned.algorithm:TurnedGrouped",
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd2",
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd4",
 )

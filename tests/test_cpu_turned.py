@@ -135,16 +135,16 @@ def test_lines_are_the_definition():
             found = set()
             for remainder in range(min(stride, size)):
                 line, taps = line_of(remainder, size, out, kernel, stride, dilation, padding)
-                assert line.count == len(range(remainder, size, stride))
+                assert line.length == len(range(remainder, size, stride))
                 assert min(line.before, line.after, line.start) >= 0
-                for j in range(line.count):
+                for j in range(line.length):
                     for t, r in enumerate(taps):
                         read = j + t * line.dilation - line.before
                         if 0 <= read < line.size:
                             found.add((remainder + j * stride, r, read + line.start))
                 if line.kernel:
                     spans = line.size + line.before + line.after - line.dilation * (line.kernel - 1)
-                    assert spans == line.count
+                    assert spans == line.length
             assert found == wanted
 
 

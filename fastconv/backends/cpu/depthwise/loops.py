@@ -131,9 +131,7 @@ def columns(
 
 
 @cache
-def channels(
-    rows: int, vectors: int, lanes: int, bits: int, fused: int, height: int, stride: int, slab: int
-) -> Any:
+def channels(rows: int, vectors: int, lanes: int, bits: int, fused: int, height: int, stride: int, slab: int) -> Any:
     """Return compiled loops whose lanes are channels: ``run(job, start, stop, worker)`` does a range of units.
 
     The parameters are those of `depthwise_tile`, and whether it reads slabs.

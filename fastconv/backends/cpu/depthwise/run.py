@@ -120,9 +120,7 @@ class Runner:
         packed = np.empty(work.packed_size, w.dtype)
         offsets, lanes = address(self._offsets), work.tile.lanes
         where = address(packed)
-        self._pack(
-            address(rows), rows.strides[0], 1, self.problem.ic, work.taps, lanes, where, offsets, offsets
-        )
+        self._pack(address(rows), rows.strides[0], 1, self.problem.ic, work.taps, lanes, where, offsets, offsets)
         return Packed(packed, where)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:

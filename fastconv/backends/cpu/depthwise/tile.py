@@ -54,9 +54,7 @@ class Window:
             row = e.at(first, step)
             address, there = e.at(plane, b.mul(row, v["xh"])), None
             if self.edge:
-                there = b.and_(
-                    b.icmp_unsigned("<", row, v["heights"]), b.icmp_unsigned("<", depth, v["depths"])
-                )
+                there = b.and_(b.icmp_unsigned("<", row, v["heights"]), b.icmp_unsigned("<", depth, v["depths"]))
                 if not self.last:  # all vectors of a row are neighbours: there are zeros enough to stand for them
                     address = b.select(there, address, v["zeros"])
             found.append((address, there))

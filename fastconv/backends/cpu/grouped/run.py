@@ -148,9 +148,7 @@ class Runner:
         read_in_order = work.cols.mode == "zeros" and work.phases[1] <= 2 and xw == work.size
         f = {"xn": xn, "xc": xc, "xh": xh, "xw": xw, "yn": yn, "yk": yk, "yh": yh, "yw": yw}
         f |= {"pixelwise": int(not read_in_order)} | self._fields
-        compiled = loops(
-            *work.tile, work.lanes, 8 * work.size, int(work.simd.fma), (reads_channels, writes_channels)
-        )
+        compiled = loops(*work.tile, work.lanes, 8 * work.size, int(work.simd.fma), (reads_channels, writes_channels))
         job = np.array([f.get(name, 0) for name in FIELDS], np.int64)
         record = self._records[x, y] = Record(job, compiled.address)
         return record

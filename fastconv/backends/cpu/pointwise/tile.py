@@ -18,7 +18,6 @@ from fastconv.backends.cpu.pointwise.work import ROWS_ARE_CHANNELS, TURNED
 from fastconv.backends.cpu.simd import I64, Emitter
 
 
-
 @intrinsic(prefer_literal=True)
 def _product(
     typingctx, rows, stride, vectors, lanes, bits, fused, form,

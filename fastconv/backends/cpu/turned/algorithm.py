@@ -7,6 +7,7 @@ from typing import ClassVar
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.direct.algorithm import Direct
+from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.turned.work import Work
@@ -28,6 +29,8 @@ class Turned(Algorithm):
 
     backend = "numba"
     forward: ClassVar[Algorithm]
+    # Whether the forward algorithm packs a weight whose output channels are adjacent as fast as a contiguous one.
+    takes_transposed: ClassVar[bool] = False
 
     def refuses(self, problem: AnyProblem) -> str | None:
         if not isinstance(problem, ConvProblem) or problem.direction != "dgrad":
@@ -38,26 +41,27 @@ class Turned(Algorithm):
             return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
         if problem.dtype != problem.accumulator:
             return f"computes in float32 and float64, not on {problem.dtype}"
-        work = _work(problem)
+        work = self._work(problem)
         if not work.groups:
             return "nothing contributes to the gradient"
         return next((why for why in map(self.forward.refuses, work.forward) if why is not None), None)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        work = _work(problem)
+        work = self._work(problem)
         packed = 0
         if work.rounds > 1 and not work.problem.prepacked:  # kept from round to round
             packed = sum(_packing_bytes(self.forward, forward) for forward in work.forward)
-        turned = 0 if work.problem.prepacked else work.weight_bytes
+        turned = 0 if work.problem.prepacked or work.as_view else work.weight_bytes
         return turned + packed + work.phase_bytes + max(map(self.forward.workspace_bytes, work.forward))
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        work = _work(problem)
+        work = self._work(problem)
         lanes = simd().lanes(work.size)
         seconds = work.rounds * sum(self.forward.predict(forward, machine) for forward in work.forward)
         if not work.problem.prepacked:
-            cycles = work.weight_bytes / work.size * (_VECTOR_CYCLES / lanes if work.whole else _PICK_CYCLES)
-            seconds += _OVERHEAD + cycles / machine.hertz / work.workers
+            if not work.as_view:
+                cycles = work.weight_bytes / work.size * (_VECTOR_CYCLES / lanes if work.whole else _PICK_CYCLES)
+                seconds += _OVERHEAD + cycles / machine.hertz / work.workers
             if work.rounds > 1:
                 seconds += sum(_packing_seconds(self.forward, forward, machine) for forward in work.forward)
         if work.interleaved:
@@ -66,12 +70,17 @@ class Turned(Algorithm):
         return seconds
 
     def error_bound(self, problem: AnyProblem) -> float:
-        return max(map(self.forward.error_bound, _work(problem).forward), default=super().error_bound(problem))
+        return max(map(self.forward.error_bound, self._work(problem).forward), default=super().error_bound(problem))
+
+    def _work(self, problem: AnyProblem) -> Work:
+        assert isinstance(problem, ConvProblem)
+        lanes, workers, cache = simd().lanes(problem.itemsize), machine().threads(), machine().l2_bytes
+        return Work(problem, lanes, workers, cache, self.takes_transposed)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.turned.run import Runner
 
-        runner = Runner(_work(problem), self.forward)
+        runner = Runner(self._work(problem), self.forward)
         return Plan(problem, self, runner.run, runner.pack)
 
 
@@ -91,27 +100,45 @@ def _work(problem: AnyProblem) -> Work:
 
 
 class TurnedDirect(Turned):
+    """By implicit GEMM: everything."""
+
     name = "turned_direct"
     forward = Direct()
 
 
 class TurnedPointwise(Turned):
+    """By matrix products: where one tap reaches an element."""
+
     name = "turned_pointwise"
     forward = Pointwise()
+    takes_transposed = True
+
+
+class TurnedGrouped(Turned):
+    """By lanes of pixels: few channels of the gradient, or few of a group."""
+
+    name = "turned_grouped"
+    forward = Grouped()
 
 
 class TurnedDepthwise(Turned):
+    """Every channel on its own."""
+
     name = "turned_depthwise"
     forward = Depthwise()
 
 
 class TurnedWinograd2(Turned):
+    """By F(2x2, 3x3)."""
+
     name = "turned_winograd2"
     strict = False
     forward = Winograd2()
 
 
 class TurnedWinograd4(Turned):
+    """By F(4x4, 3x3)."""
+
     name = "turned_winograd4"
     strict = False
     forward = Winograd4()

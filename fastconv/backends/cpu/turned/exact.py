@@ -9,8 +9,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import types
 from numba import float32 as single
+from numba import types
 
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.compiling import fingerprint, function

@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fastconv.problem import ConvProblem, Sizes
 
@@ -21,7 +21,7 @@ class Line(NamedTuple):
 
     Attributes
     ----------
-    count : int
+    length : int
         Elements of the gradient.
     kernel, dilation : int
         Taps, and how far apart they read; no taps where nothing contributes.
@@ -31,7 +31,7 @@ class Line(NamedTuple):
         Zero padding around it.
     """
 
-    count: int
+    length: int
     kernel: int = 0
     dilation: int = 1
     start: int = 0
@@ -126,7 +126,7 @@ def _group(choice: Sequence[tuple[Line, list[tuple[int, range]]]]) -> Group:
 def forward_problem(problem: ConvProblem, group: Group, images: int, prepacked: bool) -> ConvProblem:
     """Return the convolution of ``dy`` that computes the phases of a group, for so many images."""
     lines = group.lines
-    fields = {} if problem.op == "linear" else {
+    fields: dict[str, Any] = {} if problem.op == "linear" else {
         "kernel_size": tuple(line.kernel for line in lines),
         "dilation": tuple(line.dilation for line in lines),
         "padding": tuple((line.before, line.after) for line in lines),

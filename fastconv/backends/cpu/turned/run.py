@@ -64,6 +64,8 @@ class Runner:
 
     def pack(self, w: Any) -> Packed:
         """Return the weight as `run` takes it where the problem is prepacked."""
+        if self.work.as_view:
+            return Packed([plan.pack(w.swapaxes(0, 1)) for plan in self._plans], None)
         targets = [np.empty(forward.w_shape, w.dtype) for forward in self.work.forward]
         special = self._turn(w, targets)
         packed = [plan.pack(target) for plan, target in zip(self._plans, targets, strict=True)]
@@ -109,7 +111,7 @@ class Runner:
         shapes: list[tuple[int, ...]] = []
         if work.interleaved:
             shapes += [forward.y_shape for forward in work.forward]
-        if not p.prepacked:
+        if not p.prepacked and not work.as_view:
             shapes += [forward.w_shape for forward in work.forward]
         if not shapes:
             return []
@@ -123,6 +125,10 @@ class Runner:
         return places
 
     def _packed(self, w: Any, places: list[Any]) -> Packed:
+        if self.work.as_view and self.work.rounds == 1:
+            return Packed([w.swapaxes(0, 1)] * len(self._plans), None)
+        if self.work.as_view:
+            return self.pack(w)
         targets = places[-len(self._plans) :]
         if self._turn(w, targets):
             return Packed([], w)
@@ -157,13 +163,13 @@ class Runner:
         for index, group in enumerate(work.groups):
             result = places[index].reshape(work.shape_of(index))
             n, g, m, c, *positions = result.strides
-            d, h, _ = (*(0,) * len(missing), *positions)
+            d, h, _ = (0,) * len(missing) + tuple(positions)
             for number, member in enumerate(group.members):
-                phase = (*(0,) * len(missing), *member.remainder)
+                phase = (0,) * len(missing) + member.remainder
                 entries[phase] = address(result) + number * m, n, g, c, d, h
-        depth, height, width = (*missing, *p.input_size)
+        depth, height, width = missing + p.input_size
         xn, xc, *rest = dx.strides
-        xd, xh, _ = (*(0,) * len(missing), *rest)
+        xd, xh, _ = (0,) * len(missing) + tuple(rest)
         fields = {
             "x": address(dx), "xn": xn, "xc": xc, "xd": xd, "xh": xh, "depth": depth, "height": height, "width": width,
             "groups": p.groups, "channels": p.ic // p.groups, "sd": strides[0], "sh": strides[1], "sw": strides[2],

@@ -25,11 +25,13 @@ class Work:
         Threads that will share the work.
     cache : int
         Bytes of a core's L2 cache.
+    views : bool
+        Whether the forward algorithm takes a weight of one tap that is transposed by its strides alone.
     """
 
-    def __init__(self, problem: ConvProblem, lanes: int, workers: int, cache: int) -> None:
+    def __init__(self, problem: ConvProblem, lanes: int, workers: int, cache: int, views: bool = False) -> None:
         self.problem, self.lanes, self.workers, self.cache = problem, lanes, workers, cache
-        self.size = problem.itemsize
+        self.size, self._views = problem.itemsize, views
         # Columns of several phases lie between one another: no vectors of one phase can be stored.
         self.interleaved = problem.layout == "channels_first" and problem.ndim > 0 and problem.stride[-1] > 1
         groups = groups_of(problem, together=self.interleaved)
@@ -46,9 +48,15 @@ class Work:
         )
 
     @property
+    def as_view(self) -> bool:
+        """Whether the forward convolutions read the weight where it is."""
+        one_tap = all(group.taps == len(group.members) == 1 for group in self.groups)
+        return self._views and one_tap and self.problem.groups == math.prod(self.problem.kernel_size) == 1
+
+    @property
     def image_bytes(self) -> int:
         """Bytes of the phases of one image."""
-        positions = sum(math.prod(line.count for line in g.lines) * len(g.members) for g in self.groups)
+        positions = sum(math.prod(line.length for line in g.lines) * len(g.members) for g in self.groups)
         return self.problem.ic * positions * self.size
 
     @cached_property
@@ -83,5 +91,5 @@ class Work:
     def shape_of(self, index: int) -> Sizes:
         """Return the shape of a group's result: images, groups, members, channels of a group, positions."""
         p, group = self.problem, self.groups[index]
-        counts = tuple(line.count for line in group.lines)
+        counts = tuple(line.length for line in group.lines)
         return (self.images, p.groups, len(group.members), p.ic // p.groups, *counts)
