@@ -18,7 +18,7 @@ from fastconv.problem import ConvProblem
 _OVERHEAD = 10e-6
 
 # Cycles, an element of a weight that is turned tap by tap, and a vector of one that is turned whole.
-_PICK_CYCLES, _VECTOR_CYCLES = 1.5, 4.0
+_PICK_CYCLES, _VECTOR_CYCLES = 1.2, 6.0
 
 # Cycles to bring a vector of a phase to its place.
 _WEAVE_CYCLES = 3.0

@@ -33,7 +33,7 @@ WAYS = (2, 4)
 
 
 @intrinsic(prefer_literal=True)
-def _weave(typingctx, ways, lanes, bits, target, sources, count):
+def weave(typingctx, ways, lanes, bits, target, sources, count):
     """Store ``count`` elements taken in turn from as many addresses as there are ``ways``, a tuple."""
     literals = (ways, lanes, bits)
     if not all(isinstance(a, types.IntegerLiteral) for a in literals):
@@ -47,16 +47,16 @@ def _weave(typingctx, ways, lanes, bits, target, sources, count):
         step = phases * width
         zero, one = count.type(0), count.type(1)
 
-        def weave(vectors: list[Any]) -> list[Any]:
+        def mix(vectors: list[Any]) -> list[Any]:
             if len(vectors) == 1:
                 return vectors
-            halves = zip(weave(vectors[0::2]), weave(vectors[1::2]), strict=True)
+            halves = zip(mix(vectors[0::2]), mix(vectors[1::2]), strict=True)
             order = [i // 2 + width * (i % 2) for i in range(2 * width)]
             return [e.shuffle(a, b, part) for a, b in halves for part in (order[:width], order[width:])]
 
         def whole(index: Any, values: list[Any]) -> list[Any]:
             at = e.times(index, width * e.bytes)
-            woven = weave([e.load(e.at(address, at)) for address in addresses])
+            woven = mix([e.load(e.at(address, at)) for address in addresses])
             for i, vector in enumerate(woven):
                 e.store(vector, e.at(target, e.times(index, step * e.bytes), i * width * e.bytes))
             return []
@@ -72,7 +72,7 @@ def _weave(typingctx, ways, lanes, bits, target, sources, count):
                 e.load_masked(e.at(address, done), e.first(n)) for address, n in zip(addresses, each, strict=True)
             ]
             out = e.at(target, e.times(rounds, step * e.bytes))
-            for i, vector in enumerate(weave(loaded)):
+            for i, vector in enumerate(mix(loaded)):
                 there = builder.sub(left, count.type(i * width))
                 with builder.if_then(builder.icmp_signed(">=", there, one)):
                     e.store_masked(vector, e.at(out, i * width * e.bytes), e.first(there))
@@ -110,35 +110,36 @@ def interleaving(ways: int, lanes: int, bits: int) -> Any:
             channel = unit % job.channels
             group = unit // job.channels % job.groups
             image = unit // (job.channels * job.groups)
+            x = job.x + image * job.xn + (group * job.channels + channel) * job.xc
             for d in range(job.depth):
-                for h in range(job.height):
-                    down, row = d // job.sd, h // job.sh
-                    target = job.x + image * job.xn + (group * job.channels + channel) * job.xc
-                    target += d * job.xd + h * job.xh
-                    phase = job.table + (d % job.sd * job.sh + h % job.sh) * job.sw * ENTRY
+                for phase in range(min(job.sh, job.height)):
+                    entry = job.table + (d % job.sd * job.sh + phase) * job.sw * ENTRY
                     some = 0
                     for b in range(job.sw):
-                        some |= integer(phase + b * ENTRY)
-                    if some == 0:
-                        clear(target, job.width * size)
-                    elif ways == 2:
-                        two = (
-                            _row(job, phase, image, group, channel, down, row),
-                            _row(job, phase + ENTRY, image, group, channel, down, row),
-                        )
-                        _weave(2, lanes, bits, target, two, job.width)
-                    elif ways == 4:
-                        four = (
-                            _row(job, phase, image, group, channel, down, row),
-                            _row(job, phase + ENTRY, image, group, channel, down, row),
-                            _row(job, phase + 2 * ENTRY, image, group, channel, down, row),
-                            _row(job, phase + 3 * ENTRY, image, group, channel, down, row),
-                        )
-                        _weave(4, lanes, bits, target, four, job.width)
-                    else:
-                        for b in range(min(job.sw, job.width)):
-                            source = _row(job, phase + b * ENTRY, image, group, channel, down, row)
-                            for i in range((job.width - b + job.sw - 1) // job.sw):
-                                move(target + (i * job.sw + b) * size, source + i * size, size)
+                        some |= integer(entry + b * ENTRY)
+                    down = d // job.sd
+                    for row in range((job.height - phase + job.sh - 1) // job.sh):
+                        target = x + d * job.xd + (row * job.sh + phase) * job.xh
+                        if some == 0:
+                            clear(target, job.width * size)
+                        elif ways == 2:
+                            two = (
+                                _row(job, entry, image, group, channel, down, row),
+                                _row(job, entry + ENTRY, image, group, channel, down, row),
+                            )
+                            weave(2, lanes, bits, target, two, job.width)
+                        elif ways == 4:
+                            four = (
+                                _row(job, entry, image, group, channel, down, row),
+                                _row(job, entry + ENTRY, image, group, channel, down, row),
+                                _row(job, entry + 2 * ENTRY, image, group, channel, down, row),
+                                _row(job, entry + 3 * ENTRY, image, group, channel, down, row),
+                            )
+                            weave(4, lanes, bits, target, four, job.width)
+                        else:
+                            for b in range(min(job.sw, job.width)):
+                                source = _row(job, entry + b * ENTRY, image, group, channel, down, row)
+                                for i in range((job.width - b + job.sw - 1) // job.sw):
+                                    move(target + (i * job.sw + b) * size, source + i * size, size)
 
     return interleave

@@ -17,7 +17,9 @@ from fastconv.backends.cpu.turned.phases import Group
 from fastconv.backends.cpu.turned.work import Work
 from fastconv.problem import AXES
 
-_W, _TARGET, _SPECIAL = (weights.FIELDS.index(name) for name in ("w", "target", "special"))
+_W, _TARGET, _SPECIAL, _ROOM, _ROOM_BYTES = (
+    weights.FIELDS.index(name) for name in ("w", "target", "special", "room", "room_bytes")
+)
 _LINE = 64
 
 
@@ -36,7 +38,9 @@ class Runner:
         self._plans = [algorithm.plan(forward) for forward in work.forward]
         # Padding multiplies the weight by zeros that no gradient has.
         self._looks = any(group.is_padded for group in work.groups)
-        self._tables = [_table(self.problem.kernel_size, group, work.size) for group in work.groups]
+        # Offsets among vectors of input channels, one for each kernel position.
+        width = work.lanes * work.size
+        self._tables = [_table(self.problem.kernel_size, group, width) for group in work.groups]
         self._turns = [self._turning(index) for index in range(len(work.groups))]
         self._reads = [_part(group) for group in work.groups]
         if work.interleaved:
@@ -49,10 +53,11 @@ class Runner:
         work, p, group = self.work, self.problem, self.work.groups[index]
         terms = math.prod(p.kernel_size)
         inputs, outputs = p.oc // p.groups, p.ic // p.groups
-        blocks = -(-outputs // work.lanes)
+        block, room_bytes = weights.block_of(terms, work.lanes, work.size)
+        blocks = -(-outputs // block)
         fields = {
             "inputs": inputs, "outputs": outputs, "terms": terms, "members": len(group.members), "taps": group.taps,
-            "table": address(self._tables[index]), "blocks": blocks,
+            "table": address(self._tables[index]), "block": block, "blocks": blocks, "room_bytes": room_bytes,
         }  # fmt: skip
         how = weights.PICK
         if terms == 1:
@@ -78,6 +83,7 @@ class Runner:
         for index, ((kernel, known, units), target) in enumerate(zip(self._turns, targets, strict=True)):
             job = known.copy()
             job[_W], job[_TARGET] = address(w), address(target)
+            job[_ROOM] = scratch.take(int(job[_ROOM_BYTES]) * self.work.workers)
             job[_SPECIAL] = address(found) if self._looks and index == 0 else 0
             threads.run(kernel, address(job), units, self.work.workers)
         return bool(found[0])
@@ -198,10 +204,10 @@ def _residual(problem: Any, rest: list[Any]) -> Any:
     return rest[-1] if problem.residual else None
 
 
-def _table(kernel: tuple[int, ...], group: Group, size: int) -> Any:
-    """Return where the taps of every member stand among the weight's kernel positions, in bytes."""
+def _table(kernel: tuple[int, ...], group: Group, width: int) -> Any:
+    """Return where the taps of every member stand among the weight's kernel positions, ``width`` bytes each."""
     place = np.arange(math.prod(kernel)).reshape(kernel)
-    return np.array([place[np.ix_(*member.taps)].ravel() for member in group.members], np.int64) * size
+    return np.array([place[np.ix_(*member.taps)].ravel() for member in group.members], np.int64) * width
 
 
 def _part(group: Group) -> Any:

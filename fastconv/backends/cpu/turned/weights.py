@@ -12,23 +12,31 @@ from numba.extending import intrinsic
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import integer, move
 from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.turned.interleave import weave
 
 # Addresses and sizes; strides follow from them, since both weights are contiguous.
 _FIELDS = """
     w target                | (groups, inputs, outputs, terms) and (groups, members, outputs, inputs, taps)
     inputs outputs terms    | of the forward convolution, a group's; kernel positions of w
     members taps table      | offsets, in bytes, of every member's taps among the terms
-    blocks                  | of output channels, a group's: a unit of work
+    block blocks            | output channels turned together, and how many such blocks a group has: units of work
+    room room_bytes         | for a block of so many input channels, transposed; how far apart the workers' lie
     special                 | where to say that an element is not finite; 0 not to look
 """
 FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
 
-# Input channels that are turned together: what is read and what is written then stay in the first-level cache.
-_TOGETHER = 16
+# Bytes of a block that is transposed, so that it stays in the first-level cache.
+_BLOCK_BYTES = 16 << 10
 
 # How a weight is turned, beside the number of taps of a kernel that is turned whole.
 PICK, TRANSPOSE = 0, 1
+
+
+def block_of(terms: int, lanes: int, size: int) -> tuple[int, int]:
+    """Return how many output channels of so many kernel positions are turned together, and the bytes of their room."""
+    block = max(1, min(lanes, _BLOCK_BYTES // (terms * lanes * size)))
+    return block, block * terms * lanes * size
 
 
 def _literals(*values: Any) -> list[int] | None:
@@ -121,16 +129,58 @@ def _integer(bits: int) -> Any:
     return ir.IntType(bits)
 
 
+@intrinsic(prefer_literal=True)
+def _collect(typingctx, lanes, bits, source, table, taps, count, target, step):
+    """Store, for ``count`` input channels, the elements of ``taps`` vectors of them, at ``source + table[tap]``."""
+    shape = _literals(lanes, bits)
+    if shape is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        width, element = shape
+        source, table, taps, count, target, step = args[2:]
+        e = Emitter(builder, element, width)
+
+        def load(tap: int) -> Any:
+            # A tap that does not exist reads the last one's place.
+            there = builder.icmp_signed("<", I64(tap), taps)
+            index = builder.select(there, I64(tap), builder.sub(taps, I64(1)))
+            return e.load(e.at(source, e.load_integer(e.at(table, e.times(index, 8)))))
+
+        mask = e.first(taps)
+        for i, vector in enumerate(e.transpose([load(tap) for tap in range(width)])):
+            with builder.if_then(builder.icmp_signed("<", I64(i), count), likely=True):
+                e.store_masked(vector, e.at(target, e.times(step, i)), mask)
+        return context.get_dummy_value()
+
+    return types.void(lanes, bits, *(types.int64,) * 6), codegen
+
+
 @njit
-def _pick(job, size, w, target, k, channels):
-    """Copy the taps of every member, one by one, for some output channels."""
-    for c in range(channels):
-        source = w + c * job.terms * size
-        for m in range(job.members):
-            table = job.table + 8 * m * job.taps
-            at = target + ((m * job.outputs + c) * job.inputs + k) * job.taps * size
-            for t in range(job.taps):
-                move(at + t * size, source + integer(table + 8 * t), size)
+def _pick(job, lanes, bits, room, target, channels, count):
+    """Store the taps of every member for some output channels and ``count`` input channels, from vectors of these."""
+    size, width = bits // 8, lanes * (bits // 8)
+    for m in range(job.members):
+        table = job.table + 8 * m * job.taps
+        for c in range(channels):
+            source = room + c * job.terms * width
+            at = target + (m * job.outputs + c) * job.inputs * job.taps * size
+            if job.taps == 1:
+                weave(1, lanes, bits, at, (source + integer(table),), count)
+            elif job.taps == 2:
+                weave(2, lanes, bits, at, (source + integer(table), source + integer(table + 8)), 2 * count)
+            elif job.taps == 4:
+                four = (
+                    source + integer(table), source + integer(table + 8),
+                    source + integer(table + 16), source + integer(table + 24),
+                )  # fmt: skip
+                weave(4, lanes, bits, at, four, 4 * count)
+            else:
+                for t in range(0, job.taps, lanes):
+                    _collect(
+                        lanes, bits, source, table + 8 * t, min(lanes, job.taps - t), count,
+                        at + t * size, job.taps * size,
+                    )  # fmt: skip
 
 
 @cache
@@ -149,27 +199,32 @@ def turning(how: int, lanes: int, bits: int) -> Any:
             return
         job = carray(jobs, 1)[0]
         found = 0
+        room = job.room + worker * job.room_bytes
         for unit in range(start, stop):
-            group, first = unit // job.blocks, unit % job.blocks * lanes
-            channels = min(lanes, job.outputs - first)
+            group, first = unit // job.blocks, unit % job.blocks * job.block
+            channels = min(job.block, job.outputs - first)
             w = job.w + (group * job.inputs * job.outputs + first) * job.terms * size
             row = job.inputs * job.taps * size
             target = job.target + (group * job.members * job.outputs + first) * row
             down = job.outputs * job.terms * size
-            for k in range(0, job.inputs, _TOGETHER):
-                together = min(_TOGETHER, job.inputs - k)
+            for k in range(0, job.inputs, lanes):
+                together = min(lanes, job.inputs - k)
                 if job.special:
                     for i in range(together):
                         found |= _special(lanes, bits, w + (k + i) * down, channels * job.terms)
                 if how == TRANSPOSE:
-                    for i in range(0, together, lanes):
+                    for c in range(0, channels, lanes):
                         _transpose(
-                            lanes, bits, w + (k + i) * down, down, min(lanes, together - i), channels,
-                            target + (k + i) * size, row,
+                            lanes, bits, w + k * down + c * size, down, together, min(lanes, channels - c),
+                            target + c * row + k * size, row,
                         )  # fmt: skip
                 elif how == PICK:
-                    for i in range(together):
-                        _pick(job, size, w + (k + i) * down, target, k + i, channels)
+                    for e in range(0, channels * job.terms, lanes):
+                        _transpose(
+                            lanes, bits, w + k * down + e * size, down, together, min(lanes, channels * job.terms - e),
+                            room + e * lanes * size, lanes * size,
+                        )  # fmt: skip
+                    _pick(job, lanes, bits, room, target + k * job.taps * size, channels, together)
                 else:
                     for c in range(channels):
                         for i in range(together):
