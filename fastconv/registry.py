@@ -28,6 +28,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.turned.algorithm:TurnedGrouped",
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd2",
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd4",
+    "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
 )
 
 _algorithms: dict[str, Algorithm] = {}

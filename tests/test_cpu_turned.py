@@ -165,3 +165,22 @@ def test_weight_that_is_not_finite_is_not_multiplied_by_padding():
             for form in (problem, problem.replace(prepacked=True)):
                 results = testing.run(algorithm, form, (dy, w))
                 testing.compare(problem, results, expected, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:bgrad n2 c3 i8 oc4 k3 bias",
+        "conv2d:bgrad n3 c3 i19 oc70 k3 bias",
+        "conv2d:bgrad n3 c3 i19 oc70 k3 bias channels_last",
+        "conv2d:bgrad n3 c3 i3 oc7 k3 bias",
+        "conv2d:bgrad n1 c3 i9 oc1 k3 bias channels_last",
+        "conv1d:bgrad n2 c3 i300 oc5 k3 bias",
+        "conv3d:bgrad n2 c3 i7 oc5 k3 bias channels_last",
+        "linear:bgrad n9 c3 oc130 bias",
+        "locally_connected2d:bgrad n2 c3 ih6 iw7 oc4 k3 bias",
+    ],
+)
+def test_bias_gradients_are_the_references(text, dtype):
+    testing.check_problem(registry.find("numba/bias_gradient"), parse_problem(text).replace(dtype=dtype))

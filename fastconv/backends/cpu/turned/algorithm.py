@@ -20,6 +20,9 @@ _OVERHEAD = 10e-6
 # Cycles, an element of a weight that is turned tap by tap, and a vector of one that is turned whole.
 _PICK_CYCLES, _VECTOR_CYCLES = 1.2, 6.0
 
+# Bytes a second of a weight that is packed where it is.
+_COPY_RATE = 20e9
+
 # Cycles to bring a vector of a phase to its place.
 _WEAVE_CYCLES = 3.0
 
@@ -56,17 +59,24 @@ class Turned(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = self._work(problem)
-        lanes = simd().lanes(work.size)
-        seconds = work.rounds * sum(self.forward.predict(forward, machine) for forward in work.forward)
+        forwards = [forward.replace(prepacked=forward.prepacked or work.as_view) for forward in work.forward]
+        seconds = work.rounds * sum(self.forward.predict(forward, machine) for forward in forwards)
         if not work.problem.prepacked:
-            if not work.as_view:
-                cycles = work.weight_bytes / work.size * (_VECTOR_CYCLES / lanes if work.whole else _PICK_CYCLES)
-                seconds += _OVERHEAD + cycles / machine.hertz / work.workers
-            if work.rounds > 1:
-                seconds += sum(_packing_seconds(self.forward, forward, machine) for forward in work.forward)
+            seconds += self._turning(work, machine)
         if work.interleaved:
-            cycles = work.problem.n * work.image_bytes / (work.size * lanes) * _WEAVE_CYCLES
+            cycles = work.problem.n * work.image_bytes / machine.vector_bytes * _WEAVE_CYCLES
             seconds += work.rounds * _OVERHEAD + cycles / machine.hertz / work.workers
+        return seconds
+
+    def _turning(self, work: Work, machine: Machine) -> float:
+        """Return the seconds that it takes to turn and pack the weight, beyond what the forward convolutions take."""
+        if work.as_view:
+            return work.weight_bytes / _COPY_RATE / work.workers
+        elements = work.weight_bytes / work.size
+        cycles = elements * (_VECTOR_CYCLES / work.lanes if work.whole else _PICK_CYCLES)
+        seconds = _OVERHEAD + cycles / machine.hertz / work.workers
+        if work.rounds > 1:
+            seconds += sum(_packing_seconds(self.forward, forward, machine) for forward in work.forward)
         return seconds
 
     def error_bound(self, problem: AnyProblem) -> float:

@@ -17,8 +17,8 @@ from fastconv.backends.cpu.turned.phases import Group
 from fastconv.backends.cpu.turned.work import Work
 from fastconv.problem import AXES
 
-_W, _TARGET, _SPECIAL, _ROOM, _ROOM_BYTES = (
-    weights.FIELDS.index(name) for name in ("w", "target", "special", "room", "room_bytes")
+_W, _PARTS, _SPECIAL, _ROOM, _ROOM_BYTES = (
+    weights.FIELDS.index(name) for name in ("w", "parts", "special", "room", "room_bytes")
 )
 _LINE = 64
 
@@ -41,23 +41,28 @@ class Runner:
         # Offsets among vectors of input channels, one for each kernel position.
         width = work.lanes * work.size
         self._tables = [_table(self.problem.kernel_size, group, width) for group in work.groups]
-        self._turns = [self._turning(index) for index in range(len(work.groups))]
+        parts = [
+            (0, len(group.members), group.taps, address(table))
+            for group, table in zip(work.groups, self._tables, strict=True)
+        ]
+        self._parts = np.array(parts, np.int64)
+        self._turning = self._describe()
         self._reads = [_part(group) for group in work.groups]
         if work.interleaved:
             self._zeros = np.zeros(-(-self.problem.input_size[-1] // self.problem.stride[-1]), self.problem.dtype)
             ways = self.problem.stride[-1] if self.problem.stride[-1] in interleave.WAYS else 0
             self._weave = interleave.interleaving(ways, work.lanes, 8 * work.size).address
 
-    def _turning(self, index: int) -> tuple[int, Any, int]:
-        """Return, for a group of phases, the address of the kernel that turns the weight, its job, and its units."""
-        work, p, group = self.work, self.problem, self.work.groups[index]
+    def _describe(self) -> tuple[int, Any, int]:
+        """Return the address of the kernel that turns the weight, its job, and its units."""
+        work, p = self.work, self.problem
         terms = math.prod(p.kernel_size)
         inputs, outputs = p.oc // p.groups, p.ic // p.groups
         block, room_bytes = weights.block_of(terms, work.lanes, work.size)
         blocks = -(-outputs // block)
         fields = {
-            "inputs": inputs, "outputs": outputs, "terms": terms, "members": len(group.members), "taps": group.taps,
-            "table": address(self._tables[index]), "block": block, "blocks": blocks, "room_bytes": room_bytes,
+            "inputs": inputs, "outputs": outputs, "terms": terms, "count": len(work.groups),
+            "block": block, "blocks": blocks, "room_bytes": room_bytes,
         }  # fmt: skip
         how = weights.PICK
         if terms == 1:
@@ -80,12 +85,12 @@ class Runner:
         """Turn the weight for every group of phases; return whether it must not be multiplied by padding."""
         w = np.require(w, requirements=("C", "A"))
         found = np.array([0, 1], np.int64)
-        for index, ((kernel, known, units), target) in enumerate(zip(self._turns, targets, strict=True)):
-            job = known.copy()
-            job[_W], job[_TARGET] = address(w), address(target)
-            job[_ROOM] = scratch.take(int(job[_ROOM_BYTES]) * self.work.workers)
-            job[_SPECIAL] = address(found) if self._looks and index == 0 else 0
-            threads.run(kernel, address(job), units, self.work.workers)
+        kernel, known, units = self._turning
+        parts, job = self._parts.copy(), known.copy()
+        parts[:, 0] = [address(target) for target in targets]
+        job[_W], job[_PARTS], job[_SPECIAL] = address(w), address(parts), address(found) if self._looks else 0
+        job[_ROOM] = scratch.take(int(job[_ROOM_BYTES]) * self.work.workers)
+        threads.run(kernel, address(job), units, self.work.workers)
         return bool(found[0])
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:

@@ -16,15 +16,19 @@ from fastconv.backends.cpu.turned.interleave import weave
 
 # Addresses and sizes; strides follow from them, since both weights are contiguous.
 _FIELDS = """
-    w target                | (groups, inputs, outputs, terms) and (groups, members, outputs, inputs, taps)
-    inputs outputs terms    | of the forward convolution, a group's; kernel positions of w
-    members taps table      | offsets, in bytes, of every member's taps among the terms
+    w                       | (groups, inputs, outputs, terms)
+    inputs outputs terms    | of the forward convolutions, a group's; kernel positions of w
+    parts count             | `PART` words for each of the forward convolutions
     block blocks            | output channels turned together, and how many such blocks a group has: units of work
     room room_bytes         | for a block of so many input channels, transposed; how far apart the workers' lie
     special                 | where to say that an element is not finite; 0 not to look
 """
 FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
 JOB = np.dtype([(name, np.int64) for name in FIELDS])
+
+# Of a forward convolution: the address of its weight, (groups, members, outputs, inputs, taps); members; taps; where
+# the offsets are, in bytes, of every member's taps among the terms.
+PART = 4
 
 # Bytes of a block that is transposed, so that it stays in the first-level cache.
 _BLOCK_BYTES = 16 << 10
@@ -157,29 +161,31 @@ def _collect(typingctx, lanes, bits, source, table, taps, count, target, step):
 
 
 @njit
-def _pick(job, lanes, bits, room, target, channels, count):
+def _pick(job, lanes, bits, part, room, first, channels, group, k, count):
     """Store the taps of every member for some output channels and ``count`` input channels, from vectors of these."""
     size, width = bits // 8, lanes * (bits // 8)
-    for m in range(job.members):
-        table = job.table + 8 * m * job.taps
+    members, taps = integer(part + 8), integer(part + 16)
+    for m in range(members):
+        table = integer(part + 24) + 8 * m * taps
         for c in range(channels):
             source = room + c * job.terms * width
-            at = target + (m * job.outputs + c) * job.inputs * job.taps * size
-            if job.taps == 1:
+            row = (group * members + m) * job.outputs + first + c
+            at = integer(part) + (row * job.inputs + k) * taps * size
+            if taps == 1:
                 weave(1, lanes, bits, at, (source + integer(table),), count)
-            elif job.taps == 2:
+            elif taps == 2:
                 weave(2, lanes, bits, at, (source + integer(table), source + integer(table + 8)), 2 * count)
-            elif job.taps == 4:
+            elif taps == 4:
                 four = (
                     source + integer(table), source + integer(table + 8),
                     source + integer(table + 16), source + integer(table + 24),
                 )  # fmt: skip
                 weave(4, lanes, bits, at, four, 4 * count)
             else:
-                for t in range(0, job.taps, lanes):
+                for t in range(0, taps, lanes):
                     _collect(
-                        lanes, bits, source, table + 8 * t, min(lanes, job.taps - t), count,
-                        at + t * size, job.taps * size,
+                        lanes, bits, source, table + 8 * t, min(lanes, taps - t), count,
+                        at + t * size, taps * size,
                     )  # fmt: skip
 
 
@@ -204,8 +210,9 @@ def turning(how: int, lanes: int, bits: int) -> Any:
             group, first = unit // job.blocks, unit % job.blocks * job.block
             channels = min(job.block, job.outputs - first)
             w = job.w + (group * job.inputs * job.outputs + first) * job.terms * size
-            row = job.inputs * job.taps * size
-            target = job.target + (group * job.members * job.outputs + first) * row
+            # Where a weight is turned whole, to one forward convolution of one member.
+            row = job.inputs * job.terms * size
+            target = integer(job.parts) + (group * job.outputs + first) * row
             down = job.outputs * job.terms * size
             for k in range(0, job.inputs, lanes):
                 together = min(lanes, job.inputs - k)
@@ -224,7 +231,9 @@ def turning(how: int, lanes: int, bits: int) -> Any:
                             lanes, bits, w + k * down + e * size, down, together, min(lanes, channels * job.terms - e),
                             room + e * lanes * size, lanes * size,
                         )  # fmt: skip
-                    _pick(job, lanes, bits, room, target + k * job.taps * size, channels, together)
+                    for part in range(job.count):
+                        at = job.parts + part * PART * 8
+                        _pick(job, lanes, bits, at, room, first, channels, group, k, together)
                 else:
                     for c in range(channels):
                         for i in range(together):
