@@ -27,3 +27,17 @@ def take(size: int) -> int:
         buffer = _local.buffer = np.empty(size + _ALIGNMENT, np.uint8)
     start = address(buffer)
     return start + -start % _ALIGNMENT
+
+
+def room(size: int, owner: str) -> Any:
+    """Return at least ``size`` bytes as an array that the owner's next call in this thread may return again.
+
+    What is taken through `take` by the algorithms that the owner runs is apart from it.
+    """
+    rooms: dict[str, Any] = _local.__dict__.setdefault("rooms", {})
+    buffer = rooms.get(owner)
+    if buffer is None or buffer.size < size:
+        whole = np.empty(size + _ALIGNMENT, np.uint8)
+        start = -address(whole) % _ALIGNMENT
+        buffer = rooms[owner] = whole[start : start + size]
+    return buffer

@@ -9,7 +9,7 @@ import numpy as np
 from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
-from fastconv.backends.cpu.packing import pack_kernel
+from fastconv.backends.cpu.packing import has_adjacent_outputs, pack_columns, pack_kernel
 from fastconv.backends.cpu.pointwise.loops import FIELDS, FLAT, ROWS, TABLE, loops
 from fastconv.backends.cpu.pointwise.panel import copy_every, copy_lines, copy_one, turn_lines
 from fastconv.backends.cpu.pointwise.tile import tile
@@ -77,10 +77,14 @@ class Runner:
     def pack(self, w: Any) -> Packed:
         """Return the weight as the micro-kernel reads it."""
         work = self.work
-        rows = np.require(w, requirements=("C", "A")).reshape(work.problem.oc, work.inputs)
         packed = np.empty(work.packed_bytes, np.uint8)
         start = address(packed)
         start += -start % 64
+        if has_adjacent_outputs(w, work.problem.groups):
+            lanes = work.width if self._rows else work.lanes
+            pack_columns(w, lanes, work.width, start, [*map(address, self._offsets)], work.workers)
+            return Packed(packed, start)
+        rows = np.require(w, requirements=("C", "A")).reshape(work.problem.oc, work.inputs)
         self._pack(
             address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.width, work.inputs,
             start, *map(address, self._offsets),
