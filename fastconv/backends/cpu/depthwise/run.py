@@ -120,7 +120,9 @@ class Runner:
         packed = np.empty(work.packed_size, w.dtype)
         offsets, lanes = address(self._offsets), work.tile.lanes
         where = address(packed)
-        self._pack(address(rows), rows.strides[0], 1, self.problem.ic, work.taps, lanes, work.taps, where, offsets, offsets)
+        self._pack(
+            address(rows), rows.strides[0], 1, self.problem.ic, work.taps, lanes, work.taps, where, offsets, offsets
+        )
         return Packed(packed, where)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:

@@ -114,48 +114,52 @@ def _border(job, size, start, stop, target, source, channels):
             _pixel(job, size, target + w * job.item, source + index * job.xw, channels)
 
 
+@njit
+def _together(lanes, bits, job, target, source, channels):
+    """Copy the inner part of a line whose channels lie together."""
+    size = bits // 8
+    count = job.last - job.first
+    if channels * size == job.item and job.xw == job.item:
+        copy(target, source, count * job.item)
+        return
+    for w in range(count):
+        for c in range(0, channels, lanes):
+            at, from_ = target + w * job.item + c * size, source + w * job.xw + c * size
+            _move_some(lanes, bits, from_, at, min(lanes, channels - c))
+        clear(target + w * job.item + channels * size, job.item - channels * size)
+
+
+@njit
+def _turned(lanes, bits, job, target, source, channels):
+    """Copy the inner part of a line whose columns lie together."""
+    size = bits // 8
+    count, items = job.last - job.first, job.item // size
+    for p in range(0, count, lanes):
+        # The last block overlaps the one before: a whole block is several times as fast as a part.
+        pixel = max(0, min(p, count - lanes))
+        pixels = min(lanes, count - pixel)
+        at, from_ = target + pixel * job.item, source + pixel * size
+        if items == 1:
+            _interleave(1, lanes, bits, from_, job.xc, pixels, at)
+        elif items == 2 and channels == 2:
+            _interleave(2, lanes, bits, from_, job.xc, pixels, at)
+        elif items == 3 and channels == 3:
+            _interleave(3, lanes, bits, from_, job.xc, pixels, at)
+        elif items == 4 and channels == 4:
+            _interleave(4, lanes, bits, from_, job.xc, pixels, at)
+        else:
+            for c in range(0, items, lanes):
+                _turn(
+                    lanes, bits, from_ + c * job.xc, job.xc, min(lanes, channels - c), pixels,
+                    at + c * size, job.item, min(lanes, items - c),
+                )  # fmt: skip
+
+
 @cache
 def fill_kernel(lanes: int, bits: int) -> Any:
     """Return the compiled ``fill(job, unit, -, worker)``: ``unit`` is a unit of work without its part."""
     size = bits // 8
     sources = fingerprint()
-
-    @njit
-    def together(job, target, source, channels):
-        """Copy the inner part of a line whose channels lie together."""
-        count = job.last - job.first
-        if channels * size == job.item and job.xw == job.item:
-            copy(target, source, count * job.item)
-            return
-        for w in range(count):
-            for c in range(0, channels, lanes):
-                at, from_ = target + w * job.item + c * size, source + w * job.xw + c * size
-                _move_some(lanes, bits, from_, at, min(lanes, channels - c))
-            clear(target + w * job.item + channels * size, job.item - channels * size)
-
-    @njit
-    def turned(job, target, source, channels):
-        """Copy the inner part of a line whose columns lie together."""
-        count, items = job.last - job.first, job.item // size
-        for p in range(0, count, lanes):
-            # The last block overlaps the one before: a whole block is several times as fast as a part.
-            pixel = max(0, min(p, count - lanes))
-            pixels = min(lanes, count - pixel)
-            at, from_ = target + pixel * job.item, source + pixel * size
-            if items == 1:
-                _interleave(1, lanes, bits, from_, job.xc, pixels, at)
-            elif items == 2 and channels == 2:
-                _interleave(2, lanes, bits, from_, job.xc, pixels, at)
-            elif items == 3 and channels == 3:
-                _interleave(3, lanes, bits, from_, job.xc, pixels, at)
-            elif items == 4 and channels == 4:
-                _interleave(4, lanes, bits, from_, job.xc, pixels, at)
-            else:
-                for c in range(0, items, lanes):
-                    _turn(
-                        lanes, bits, from_ + c * job.xc, job.xc, min(lanes, channels - c), pixels,
-                        at + c * size, job.item, min(lanes, items - c),
-                    )  # fmt: skip
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
     def fill(jobs, unit, stop, worker):
@@ -188,9 +192,9 @@ def fill_kernel(lanes: int, bits: int) -> Any:
                     inner = target + job.first * job.item
                     from_ = source + integer(job.table_w + 8 * job.first) * job.xw
                     if job.xc == size and job.nc > 1:
-                        together(job, inner, from_, channels)
+                        _together(lanes, bits, job, inner, from_, channels)
                     elif job.xw == size:
-                        turned(job, inner, from_, channels)
+                        _turned(lanes, bits, job, inner, from_, channels)
                     else:
                         _border(job, size, job.first, job.last, target, source, channels)
 
