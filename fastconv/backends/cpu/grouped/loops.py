@@ -211,8 +211,7 @@ def loops(channels: int, vectors: int, less: int, lanes: int, bits: int, fused: 
     """
     size = bits // 8
     step = vectors * lanes * size
-    fill = _fill_turned if turned[0] else _fill_rows
-    empty = _empty_turned if turned[1] else _empty_rows
+    turned_x, turned_y = turned
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
@@ -225,7 +224,10 @@ def loops(channels: int, vectors: int, less: int, lanes: int, bits: int, fused: 
         _prepare(job, size, slab)
         for unit in range(start, stop):
             x, y, first_row, first = _unit(job, unit)
-            fill(job, lanes, bits, slab, x, first_row)
+            if turned_x:
+                _fill_turned(job, lanes, bits, slab, x, first_row)
+            else:
+                _fill_rows(job, lanes, bits, slab, x, first_row)
             numbers = (job.band - 1) * job.pitch + job.ow
             for group in range(job.bundle):
                 base = slab + group * job.inputs * job.plane
@@ -245,6 +247,9 @@ def loops(channels: int, vectors: int, less: int, lanes: int, bits: int, fused: 
                             channels, less, lanes, bits, fused,
                             source, job.places, job.terms, w, job.wk, target, job.line, bias,
                         )  # fmt: skip
-            empty(job, lanes, bits, sums, y)
+            if turned_y:
+                _empty_turned(job, lanes, bits, sums, y)
+            else:
+                _empty_rows(job, lanes, bits, sums, y)
 
     return run

@@ -96,37 +96,39 @@ def pack_kernel(bits: int) -> Any:
     return pack
 
 
+@njit
+def _fill(lanes, bits, job, slab, x, depth, row, heights):
+    """Copy what the output rows from ``row`` at ``depth`` read of an image, with its padding, into a slab."""
+    size = bits // 8
+    for c in range(job.nc):
+        for d in range(job.depths):
+            source_d = integer(job.table_d + 8 * (depth * job.step_d + d))
+            for h in range(heights):
+                source_h = integer(job.table_h + 8 * (row * job.step_h + h))
+                target = slab + c * job.lc + d * job.ld + h * job.lh
+                if source_d < 0 or source_h < 0:
+                    clear(target, job.lh)
+                    continue
+                source = x + c * job.xc + source_d * job.xd + source_h * job.xh
+                _border(job, size, 0, job.first, target, source)
+                _border(job, size, job.last, job.widths, target, source)
+                if job.first == job.last:
+                    continue
+                inner = source + integer(job.table_w + 8 * job.first) * size
+                if job.step_w == 1:
+                    copy(target + job.first * size, inner, (job.last - job.first) * size)
+                    continue
+                for w in range(job.first, job.last, 2 * lanes):
+                    even, odd = _place(job, size, target, w), _place(job, size, target, w + 1)
+                    _halve(lanes, bits, inner + (w - job.first) * size, min(2 * lanes, job.last - w), even, odd)
+
+
 @cache
 def loops(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
     """Return the compiled loops for a tile's shape: ``run(job, start, stop, worker)`` does a range of units."""
     size = bits // 8
     step = vectors * lanes
     sources = fingerprint()
-
-    @njit
-    def fill(job, slab, x, depth, row, heights):
-        """Copy what the output rows from ``row`` at ``depth`` read of an image, with its padding, into a slab."""
-        for c in range(job.nc):
-            for d in range(job.depths):
-                source_d = integer(job.table_d + 8 * (depth * job.step_d + d))
-                for h in range(heights):
-                    source_h = integer(job.table_h + 8 * (row * job.step_h + h))
-                    target = slab + c * job.lc + d * job.ld + h * job.lh
-                    if source_d < 0 or source_h < 0:
-                        clear(target, job.lh)
-                        continue
-                    source = x + c * job.xc + source_d * job.xd + source_h * job.xh
-                    _border(job, size, 0, job.first, target, source)
-                    _border(job, size, job.last, job.widths, target, source)
-                    if job.first == job.last:
-                        continue
-                    inner = source + integer(job.table_w + 8 * job.first) * size
-                    if job.step_w == 1:
-                        copy(target + job.first * size, inner, (job.last - job.first) * size)
-                        continue
-                    for w in range(job.first, job.last, 2 * lanes):
-                        even, odd = _place(job, size, target, w), _place(job, size, target, w + 1)
-                        _halve(lanes, bits, inner + (w - job.first) * size, min(2 * lanes, job.last - w), even, odd)
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
     def run(jobs, start, stop, worker):
@@ -140,7 +142,7 @@ def loops(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
             first_row = band * job.band
             count = min(job.band, job.oh - first_row)
             heights = (count - 1) * job.step_h + job.kernel_h
-            fill(job, slab, job.x + image * job.xn, depth, first_row, heights)
+            _fill(lanes, bits, job, slab, job.x + image * job.xn, depth, first_row, heights)
             for row in range(count):
                 y = image * job.yn + depth * job.yd + (first_row + row) * job.yh
                 for left in range(0, job.ow, job.span):
