@@ -43,9 +43,9 @@ class Direct(Algorithm):
         return _OVERHEAD + packing + max(computing, moving) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.direct.run import Runner
+        from fastconv.backends.cpu.direct.run import DirectRunner
 
-        runner = Runner(_work(problem))
+        runner = DirectRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 

@@ -35,9 +35,9 @@ class Pointwise(Algorithm):
         return _work(problem).seconds(machine)
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.pointwise.run import Runner
+        from fastconv.backends.cpu.pointwise.run import PointwiseRunner
 
-        runner = Runner(_work(problem))
+        runner = PointwiseRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 

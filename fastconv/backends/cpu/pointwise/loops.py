@@ -8,12 +8,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import carray, from_dtype, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.job import fields_of, job_type
 from fastconv.backends.cpu.memory import clear
 from fastconv.backends.cpu.pointwise.work import TABLE_BYTES
 from fastconv.backends.cpu.simd import I64
@@ -39,8 +39,8 @@ _FIELDS = """
     streams                     | whether the weight comes from beyond the cache for every band
     bias residual activation    | addresses, 0 for none; the residual lies like y
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 # How far ahead a weight that streams past is prefetched: a page and more, at whose end processors stop foreseeing.
 _DISTANCE = 8192
