@@ -80,7 +80,9 @@ class Turned(Algorithm):
         return seconds
 
     def error_bound(self, problem: AnyProblem) -> float:
-        return max(map(self.forward.error_bound, self._work(problem).forward), default=super().error_bound(problem))
+        if self.refuses(problem) is not None:
+            return super().error_bound(problem)
+        return max(map(self.forward.error_bound, self._work(problem).forward))
 
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
