@@ -144,10 +144,21 @@ class Emitter:
         if mask is None:
             self.store(value, address)
             return
+        if self._is_half and isinstance(mask, ir.Constant):
+            self._store_first(value, address, sum(lane.constant for lane in mask.constant))
+            return
         pointer = self.builder.inttoptr(address, self._stored.as_pointer())
         kinds = [self._stored, pointer.type, I32, ir.VectorType(ir.IntType(1), self.lanes)]
         function = self._masked("store", ir.VoidType(), kinds)
         self.builder.call(function, [self._written(value), pointer, I32(self.bytes), mask])
+
+    def _store_first(self, value: Any, address: Any, count: int) -> None:
+        """Store the first lanes in pieces: LLVM 22 stores 32 bits for one narrowed lane behind a constant mask."""
+        done = 0
+        while done < count:
+            size = 1 << ((count - done).bit_length() - 1)
+            self.store_part(value, address, done, size)
+            done += size
 
     def store_part(self, value: Any, address: Any, first: int, count: int) -> None:
         """Store ``count`` lanes from lane ``first`` on, each where a whole vector at the address would have it."""

@@ -52,19 +52,19 @@ class Runner:
         problem = work.problem
         self.work = work
         self._records: dict[tuple[Any, ...], Record] = {}
-        self._pack = pack_kernel(8 * work.size, work.lanes)
+        self._pack = pack_kernel(work.format, work.lanes)
         self._fused = problem.activation is None or problem.activation in FUSED
         # The loops look at these by address.
         self._offsets = [self._packed_offsets(vectors) for vectors in (work.tile.vectors, work.tile.tail)]
         self._tables = [source_line(axis) for axis in work.axes]
-        self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.dtype)
+        self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.accumulator)
         self._activation = address(self._constants) if problem.activation in FUSED else 0
         self._has_bias, self._has_residual = problem.bias != "none", problem.residual
         self._units, self._workers = work.units, work.workers
         self._weight_shape = (problem.oc, work.inputs * work.taps)
         # What no weight goes to must be zero.
         self._new = np.zeros if work.terms > self._weight_shape[1] else np.empty
-        self._packed_size, self._dtype = work.packed_size, np.dtype(problem.dtype)
+        self._packed_size, self._dtype = work.packed_size, np.dtype(problem.accumulator)
         self._pack_arguments = (problem.groups, work.outputs, self._weight_shape[1], work.block, work.terms)
         self._offset_addresses = tuple(map(address, self._offsets))
 
@@ -78,7 +78,7 @@ class Runner:
     def pack(self, w: Any) -> Packed:
         """Return the weight as the micro-kernel reads it."""
         rows = w.reshape(self._weight_shape)
-        if rows.strides[1] != self.work.size or not rows.flags.aligned:
+        if rows.strides[1] != rows.itemsize or not rows.flags.aligned:
             rows = rows.copy(order="C")
         packed = self._new(self._packed_size, self._dtype)
         where = address(packed)
@@ -138,9 +138,10 @@ class Runner:
     def _order(self, y: Sizes) -> str | None:
         """Return in which order the micro-kernel can store: along pixels, along channels, or neither."""
         work = self.work
-        if not work.across and (work.axes[2].out == 1 or y[-1] == work.size):
+        size = work.problem.itemsize
+        if not work.across and (work.axes[2].out == 1 or y[-1] == size):
             return "first"
-        return "last" if y[1] == work.size or work.problem.oc == 1 else None
+        return "last" if y[1] == size or work.problem.oc == 1 else None
 
     def _describe(self, x: Sizes, y: Sizes, last: bool) -> Record:
         work, p, size = self.work, self.work.problem, self.work.size
@@ -163,7 +164,7 @@ class Runner:
             ld = lh * rows.extent(work.band)
             lc = ld * depth.extent(1)
             start, stop = inside(cols)
-            f |= {"fill": fill_kernel(work.lanes, 8 * size).address, "chunks": work.chunks, "item": item}
+            f |= {"fill": fill_kernel(work.lanes, work.format).address, "chunks": work.chunks, "item": item}
             f |= {"lc": lc, "ld": ld, "lh": lh, "kernel_h": rows.extent(1)}
             f |= {"depths": depth.extent(1), "widths": cols.extent(cols.out), "first": start, "last": stop}
             f |= dict(zip(("table_d", "table_h", "table_w"), map(address, self._tables), strict=True))
@@ -178,7 +179,7 @@ class Runner:
         f |= {"runs": address(runs), "nruns": len(runs), "stage": work.stage(f["run"])}
         f |= {"slab_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.band)}
         t = work.tile
-        compiled = loops(t.rows, t.cols, t.vectors, t.tail, work.lanes, 8 * size, int(work.simd.fma), int(last))
+        compiled = loops(t.rows, t.cols, t.vectors, t.tail, work.lanes, work.format, int(work.simd.fma), int(last))
         job = np.array([f.get(name, 0) for name in FIELDS], np.int64)
         return Record(job, compiled.address, work.workers * work.scratch_bytes, runs)
 
