@@ -27,6 +27,21 @@ def widen_one(typingctx, format, source, target):
 
 
 @intrinsic(prefer_literal=True)
+def widen_some(typingctx, lanes, format, source, target, count):
+    """Copy ``count`` adjacent elements, at most ``lanes``, to where they are stored as they are computed."""
+    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(format, types.IntegerLiteral):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder, format.literal_value, lanes.literal_value)
+        mask = e.first(args[4])
+        e.wide.store_masked(e.load_masked(args[2], mask), args[3], mask)
+        return context.get_dummy_value()
+
+    return types.void(lanes, format, *(types.int64,) * 3), codegen
+
+
+@intrinsic(prefer_literal=True)
 def get(typingctx, format, address):
     """Return an element as it is computed."""
     if not isinstance(format, types.IntegerLiteral):

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.direct.job import JOB
-from fastconv.backends.cpu.elements import widen_one
+from fastconv.backends.cpu.elements import widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.memory import clear, copy, integer
 from fastconv.backends.cpu.simd import I64, Emitter
@@ -83,21 +83,6 @@ def _interleave(typingctx, channels, lanes, bits, source, stride, pixels, target
     return types.void(channels, lanes, bits, *(types.int64,) * 4), codegen
 
 
-@intrinsic(prefer_literal=True)
-def _move_some(typingctx, lanes, bits, source, target, count):
-    """Copy ``count`` adjacent elements, at most ``lanes``."""
-    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder, bits.literal_value, lanes.literal_value)
-        mask = e.first(args[4])
-        e.wide.store_masked(e.load_masked(args[2], mask), args[3], mask)
-        return context.get_dummy_value()
-
-    return types.void(lanes, bits, *(types.int64,) * 3), codegen
-
-
 @njit
 def _pixel(job, bits, wide, target, source, channels):
     """Copy a pixel's chunk, element by element."""
@@ -127,7 +112,7 @@ def _together(lanes, bits, size, wide, job, target, source, channels):
     for w in range(count):
         for c in range(0, channels, lanes):
             at, from_ = target + w * job.item + c * wide, source + w * job.xw + c * size
-            _move_some(lanes, bits, from_, at, min(lanes, channels - c))
+            widen_some(lanes, bits, from_, at, min(lanes, channels - c))
         clear(target + w * job.item + channels * wide, job.item - channels * wide)
 
 
