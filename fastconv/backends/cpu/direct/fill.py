@@ -22,7 +22,7 @@ from fastconv.backends.cpu.simd import I64, Emitter
 
 
 @intrinsic(prefer_literal=True)
-def _turn(typingctx, lanes, bits, source, stride, channels, pixels, target, item, width):
+def turn(typingctx, lanes, bits, source, stride, channels, pixels, target, item, width):
     """Transpose ``pixels`` adjacent elements of ``channels`` lines, ``stride`` bytes apart; both at most ``lanes``.
 
     A pixel's channels go to ``target`` plus a multiple of ``item`` bytes, and zeros behind them up to ``width``.
@@ -135,7 +135,7 @@ def _turned(lanes, bits, size, wide, job, target, source, channels):
             _interleave(4, lanes, bits, from_, job.xc, pixels, at)
         else:
             for c in range(0, items, lanes):
-                _turn(
+                turn(
                     lanes, bits, from_ + c * job.xc, job.xc, min(lanes, channels - c), pixels,
                     at + c * wide, job.item, min(lanes, items - c),
                 )  # fmt: skip

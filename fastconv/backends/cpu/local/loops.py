@@ -5,40 +5,17 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.elements import get, put, widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.local.job import JOB
 from fastconv.backends.cpu.local.tile import add_piece, copy_piece, finish, multiply, multiply_back, outer_product
 from fastconv.backends.cpu.local.work import PIECE
 from fastconv.backends.cpu.memory import clear, integer
 
-# Addresses, sizes and (in bytes) strides.
-_FIELDS = """
-    x xn xc xh xw               | the input, or its gradient, and its strides: image, channel, row, column
-    y yn yk yh yw               | the output, or its gradient: image, channel, row, column
-    w wposition wrow            | the weight, or its gradient: a position, a row of its matrix
-    bias bk bh bq               | address, 0 for none; strides of channel, row, column
-    residual activation         | addresses, 0 for none; the residual lies like y
-    last                        | whether the channels of y lie together, and not its columns
-    images channels groups      | in all; input channels of a group
-    oc oh ow                    | output channels of a group, output sizes
-    iblock cblock               | images and channels that are done together
-    iblocks cblocks parts       | how many such blocks there are; pieces of a row of outputs
-    kernel_h kernel_w dilation_h dilation_w step_h step_w    | the convolution, in positions
-    heights widths line         | the slab: rows of a channel, columns and bytes of a line
-    first stop                  | columns of a line that lie inside the input
-    top left size_h size_w      | where in the slab the input begins, and its size
-    table_h table_w             | input index of each padded position, -1 for zero
-    patch                       | bytes of a window
-    scratch scratch_bytes       | where the workers' scratch is, and how far apart
-    slab patches matrix sums    | places in it
-"""
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
-_TASK = types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64)
+TASK = types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64)
 
 
 @njit
@@ -135,7 +112,7 @@ def forward(rows: int, images_: int, lanes: int, format: int, fused: int) -> Any
     size, wide = size_of(format), size_of(accumulated)
     sources = fingerprint()
 
-    @callback(_TASK)
+    @callback(TASK)
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
@@ -198,7 +175,7 @@ def input_gradient(rows: int, tail: int, images_: int, lanes: int, format: int, 
     size, wide = size_of(format), size_of(accumulated)
     sources = fingerprint()
 
-    @callback(_TASK)
+    @callback(TASK)
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
@@ -259,7 +236,7 @@ def weight_gradient(rows: int, vectors: int, lanes: int, format: int, fused: int
     size, wide = size_of(format), size_of(accumulated)
     sources = fingerprint()
 
-    @callback(_TASK)
+    @callback(TASK)
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

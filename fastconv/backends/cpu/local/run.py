@@ -10,7 +10,9 @@ from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.axes import inside
-from fastconv.backends.cpu.local.loops import FIELDS, forward, input_gradient, weight_gradient
+from fastconv.backends.cpu.local.batch_loops import forward_batch, input_gradient_batch
+from fastconv.backends.cpu.local.job import FIELDS
+from fastconv.backends.cpu.local.loops import forward, input_gradient, weight_gradient
 from fastconv.backends.cpu.local.work import Work
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
@@ -31,20 +33,33 @@ class Runner:
         self._tables = [np.ascontiguousarray(source_line(axis), np.int64) for axis in (work.rows, work.cols)]
         self._constants = np.array(FUSED.get(p.activation or "", (0, 0, 0)), p.accumulator)
         self._is_fused = p.activation is None or p.activation in FUSED
-        tile, last = work.tile, (work.lanes, work.format, int(work.simd.fma))
-        if p.direction == "fprop":
-            self._task = forward(tile.rows, min(tile.across, self._least_images), *last).address
-        elif p.direction == "dgrad":
-            self._task = input_gradient(tile.rows, tile.tail, min(tile.across, self._least_images), *last).address
-        else:
-            self._task = weight_gradient(tile.rows, tile.across, *last).address
+        self._offsets = self._window()
+        self._task = self._compile().address
         fields = self._fields() | work.places
         self._record = np.array([fields.get(name, 0) for name in FIELDS], np.int64)
 
-    @property
-    def _least_images(self) -> int:
-        """Images of the smallest block."""
-        return self.work.problem.n % self.work.images or self.work.images
+    def _compile(self) -> Any:
+        """Return the compiled loops."""
+        work, tile = self.work, self.work.tile
+        last = (work.lanes, work.format, int(work.simd.fma))
+        if work.direction == "wgrad":
+            return weight_gradient(tile.rows, tile.across, *last)
+        if work.vectors and work.direction == "fprop":
+            return forward_batch(tile.rows, tile.across, *last)
+        if work.vectors:
+            return input_gradient_batch(tile.rows, tile.tail, tile.across, *last)
+        # No tile takes more images than the smallest block has.
+        images = min(tile.across, work.problem.n % work.images or work.images)
+        if work.direction == "fprop":
+            return forward(tile.rows, images, *last)
+        return input_gradient(tile.rows, tile.tail, images, *last)
+
+    def _window(self) -> Any:
+        """Return where in the slab of an input's gradient the elements of a window are."""
+        work = self.work
+        c, r, s = np.indices((work.channels, work.rows.kernel, work.cols.kernel)).reshape(3, -1)
+        lines = c * work.heights + r * work.rows.dilation
+        return np.ascontiguousarray(lines * work.line + s * (work.cols.dilation * work.pixel), np.int64)
 
     def _fields(self) -> dict[str, int]:
         work, p = self.work, self.work.problem
@@ -57,6 +72,7 @@ class Runner:
             f |= {f"kernel_{name}": axis.kernel, f"dilation_{name}": axis.dilation, f"step_{name}": axis.stride}
             f[f"size_{name}"] = axis.size
         f |= {"heights": work.heights, "widths": work.widths, "line": work.line, "patch": work.patch}
+        f |= {"pixel": work.pixel, "offsets": address(self._offsets)}
         f |= {"first": start, "stop": stop, "top": work.rows.before, "left": work.cols.before}
         f |= {"table_h": address(self._tables[0]), "table_w": address(self._tables[1])}
         f["wrow"] = work.inputs * work.taps * p.itemsize

@@ -14,7 +14,8 @@ from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.simd import I64, Emitter
 
 
-def _literals(*values: Any) -> list[int] | None:
+def literals(*values: Any) -> list[int] | None:
+    """Return the values of literal integers; None if one is not."""
     if not all(isinstance(value, types.IntegerLiteral) for value in values):
         return None
     return [value.literal_value for value in values]
@@ -40,7 +41,7 @@ def multiply(typingctx, rows, images, lanes, format, fused, w, row, x, image, ve
     apart), x (address of windows ``image`` bytes apart, zero beyond their end), whole vectors of a row and the
     elements after these, sums (address of rows times images).
     """
-    shape = _literals(rows, images, lanes, format, fused)
+    shape = literals(rows, images, lanes, format, fused)
     if shape is None:
         return None
 
@@ -82,7 +83,7 @@ def multiply_back(typingctx, rows, images, lanes, format, fused, w, row, dy, nex
     of rows side by side, of images ``next_dy`` bytes apart), dx (address of windows ``image`` bytes apart), whole
     vectors of a row and the elements after these, and whether the windows hold anything yet.
     """
-    shape = _literals(rows, images, lanes, format, fused)
+    shape = literals(rows, images, lanes, format, fused)
     if shape is None:
         return None
 
@@ -129,7 +130,7 @@ def outer_product(typingctx, rows, vectors, lanes, format, fused, dy, next_dy, x
     apart), x (address of windows ``image`` bytes apart), how many images, dw (address; rows ``row`` bytes apart), the
     elements to store of a row if these are fewer than a vector.
     """
-    shape = _literals(rows, vectors, lanes, format, fused)
+    shape = literals(rows, vectors, lanes, format, fused)
     if shape is None:
         return None
 
@@ -165,7 +166,7 @@ def outer_product(typingctx, rows, vectors, lanes, format, fused, dy, next_dy, x
 @intrinsic(prefer_literal=True)
 def finish(typingctx, lanes, format, source, count, y, residual, activation):
     """Store ``count`` sums, at most ``lanes``, after a residual (which lies like y) and an activation, 0 for none."""
-    shape = _literals(lanes, format)
+    shape = literals(lanes, format)
     if shape is None:
         return None
 
@@ -189,7 +190,7 @@ def finish(typingctx, lanes, format, source, count, y, residual, activation):
 @intrinsic(prefer_literal=True)
 def copy_piece(typingctx, lanes, format, source, target):
     """Copy a vector."""
-    shape = _literals(lanes, format)
+    shape = literals(lanes, format)
     if shape is None:
         return None
 
@@ -204,7 +205,7 @@ def copy_piece(typingctx, lanes, format, source, target):
 @intrinsic(prefer_literal=True)
 def add_piece(typingctx, lanes, format, source, target, count):
     """Add ``count`` elements, at most ``lanes``; the rest of a vector is read and written as it is."""
-    shape = _literals(lanes, format)
+    shape = literals(lanes, format)
     if shape is None:
         return None
 

@@ -18,15 +18,24 @@ _UNITS = 4  # units of work a thread, so that an uneven end costs little
 _OVERHEAD = 8e-6
 # Rows of the weight that are read side by side, images at once, vectors of a row: more is of no use.
 _MOST_ROWS, _MOST_IMAGES, _MOST_VECTORS = 6, 6, 4
+# The same where images are the lanes: rows, vectors of images, elements of a window.
+_MOST_ROWS_BY_IMAGE, _MOST_LANES, _MOST_TERMS = 8, 2, 16
 # Cycles: a tile's beginning and end, an element that is copied by itself, a piece of a window's line.
 _TILE_CYCLES, _ELEMENT_CYCLES, _PIECE_CYCLES = 20, 2.0, 1.5
+# Cycles of an element that is transposed with others.
+_TURN_CYCLES = 0.5
+# Cycles before a sum can be added to again.
+_LATENCY = 4
 
 # Elements of the vectors that windows are put together of, whose lines are short.
 PIECE = 4
 
 
 class Tile(NamedTuple):
-    """Rows of a position's matrix, rows of its last tile, and images (vectors of a row in ``wgrad``)."""
+    """Rows of a position's matrix, rows of its last tile, and images (vectors of a row in ``wgrad``).
+
+    Where images are the lanes, ``across`` is vectors of them; in ``dgrad``, ``rows`` is elements of a window.
+    """
 
     rows: int
     tail: int
@@ -57,6 +66,9 @@ class Work:
         self.inputs, self.outputs = problem.ic // problem.groups, problem.oc // problem.groups
         self.taps = math.prod(problem.kernel_size)
         self.direction = problem.direction
+        # Images are the lanes, in so many vectors, if they are enough for that; 0 if elements of a row are the lanes.
+        enough = self.direction in ("fprop", "dgrad") and 2 * problem.n >= self.lanes
+        self.vectors = min(_MOST_LANES, -(-problem.n // self.lanes)) if enough else 0
         self.images, self.channels = self._blocks()
         self.terms = self.channels * self.taps
         self.tile = min(self._tiles(), key=self._matrix_cycles)
@@ -68,21 +80,28 @@ class Work:
         all images. The input's gradient takes as few channels as feed all workers, and images only where there are
         too few channels: each block of images reads the weight again.
         """
-        n = self.problem.n
+        n, together = self.problem.n, self.vectors * self.lanes
+        if self.direction == "fprop" and self.vectors:
+            return together, self.inputs
         if self.direction == "fprop":
             return _even(n, max(1, self.cache // 2 // self._line_bytes(1, self.inputs))), self.inputs
         if self.direction == "wgrad":
             return n, _even(self.inputs, max(1, self.cache // 2 // self._line_bytes(n, 1)))
         if self.workers == 1:
-            return n, self.inputs
+            return together or n, self.inputs
         wanted = -(-_UNITS * self.workers // self.problem.groups)
         channels = _even(self.inputs, max(1, self.inputs // wanted))
-        return _even(n, max(1, n * -(-self.inputs // channels) // wanted)), channels
+        return together or _even(n, max(1, n * -(-self.inputs // channels) // wanted)), channels
+
+    @property
+    def pixel(self) -> int:
+        """Bytes from a column of the slab to the next."""
+        return self.vectors * self.lanes * self.size or self.size
 
     @property
     def line(self) -> int:
         """Bytes of a line of the slab."""
-        return self.widths * self.size
+        return self.widths * self.pixel
 
     @property
     def widths(self) -> int:
@@ -103,19 +122,29 @@ class Work:
     # ------------------------------------------------------------------------------------------------- the tile
 
     def _tiles(self) -> Iterator[Tile]:
-        registers = self.simd.registers
-        if self.direction == "wgrad":
-            most = min(_MOST_VECTORS, max(1, self.terms // self.lanes))
+        """Yield every tile that the registers hold, beside the vectors of a step and what is broadcast."""
+        length, most_rows = self.outputs, _MOST_ROWS
+        if self.vectors:
+            counts = [self.vectors]
+            length, most_rows = (
+                (self.terms, _MOST_TERMS) if self.direction == "dgrad" else (length, _MOST_ROWS_BY_IMAGE)
+            )
+        elif self.direction == "wgrad":
+            counts = [*range(1, min(_MOST_VECTORS, max(1, self.terms // self.lanes)) + 1)]
         else:
-            most = min(_MOST_IMAGES, self.images)
-        for rows in {_even(self.outputs, most_rows) for most_rows in range(1, _MOST_ROWS + 1)}:
-            for across in range(1, most + 1):
-                if rows * across + across + 2 <= registers:
-                    yield Tile(rows, self.outputs - (-(-self.outputs // rows) - 1) * rows, across)
+            counts = [*range(1, min(_MOST_IMAGES, self.images) + 1)]
+        for rows in sorted({_even(length, most) for most in range(1, most_rows + 1)}):
+            for across in counts:
+                if rows * across + across + 2 <= self.simd.registers:
+                    yield Tile(rows, length - (-(-length // rows) - 1) * rows, across)
 
     def _matrix_cycles(self, tile: Tile) -> float:
         """Return the cycles of a position's matrix and a block of images."""
         rate, held = self.simd.fma_per_cycle, tile.rows * tile.across
+        if self.vectors:
+            step = max(held / rate, (tile.rows + tile.across) / 2, _LATENCY)
+            length, depth = (self.terms, self.outputs) if self.direction == "dgrad" else (self.outputs, self.terms)
+            return -(-length // tile.rows) * (depth * step + 3 * held + _TILE_CYCLES)
         vectors = -(-self.terms // self.lanes)
         tiles = -(-self.outputs // tile.rows)
         loads = (tile.rows + tile.across) / 2
@@ -161,8 +190,8 @@ class Work:
         """Return where in a worker's scratch everything begins, and how large that is (``scratch_bytes``)."""
         columns = -(-self.cols.out // self.parts)
         sizes = {
-            "slab": self.images * self.channels * self.heights * self.line,
-            "patches": self.images * self.patch,
+            "slab": (1 if self.vectors else self.images) * self.channels * self.heights * self.line,
+            "patches": 0 if self.vectors else self.images * self.patch,
             "matrix": self.images * self.outputs * columns * self.size,
             "sums": _MOST_ROWS * _MOST_IMAGES * self.size,
         }
@@ -192,19 +221,22 @@ class Work:
     def _cycles(self) -> float:
         """Return the cycles of one core."""
         images, channels = self.blocks
-        groups, positions = self.problem.groups, self.rows.out * self.cols.out
-        blocks = groups * channels * images
+        positions = self.rows.out * self.cols.out
         lines = self.images * self.channels * self.rows.kernel
-        pieces = lines * (-(-self.cols.kernel // PIECE) if self.cols.dilation == 1 else self.cols.kernel)
-        cycles = positions * (self._matrix_cycles(self.tile) + pieces * _PIECE_CYCLES)
-        # What is brought into the matrix of outputs and images, or out of it.
-        cycles += positions * self.outputs * self.images * _ELEMENT_CYCLES
+        cycles = positions * self._matrix_cycles(self.tile)
+        if not self.vectors:
+            pieces = -(-self.cols.kernel // PIECE) if self.cols.dilation == 1 else self.cols.kernel
+            cycles += positions * lines * pieces * _PIECE_CYCLES
+        # What is brought into the matrix of outputs and images, or out of it; and into the slab, or out of it.
+        aside = self.problem.layout == "channels_last"
+        quick = _TURN_CYCLES if self.vectors else 2 / self.lanes
+        cycles += positions * self.outputs * self.images * (_ELEMENT_CYCLES if aside or not self.vectors else quick)
         if self.direction == "dgrad":
             filled = self.images * self.channels * self.heights * self.widths
         else:
             filled = self.rows.out * lines * self.widths
-        aside = self.problem.layout == "channels_last"
-        return blocks * (cycles + filled * (_ELEMENT_CYCLES if aside else 2 / self.lanes))
+        cycles += filled * (_ELEMENT_CYCLES if aside else quick)
+        return self.problem.groups * channels * images * cycles
 
 
 def _even(length: int, most: int) -> int:
