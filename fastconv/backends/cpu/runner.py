@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv import epilogue
+from fastconv import arrays, epilogue
 from fastconv.backends.cpu import job, scratch
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.scratch import address
@@ -55,7 +55,7 @@ class Runner(ABC):
             problem.prepacked,
         )
         self._fused = problem.activation is None or problem.activation in FUSED
-        self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.dtype)
+        self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.accumulator)
         #: Address of the activation's constants, 0 if it has none or is not fused.
         self.activation = address(self._constants) if problem.activation in FUSED else 0
 
@@ -119,18 +119,19 @@ class Runner(ABC):
 
     def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
         """Run on copies of what the loops cannot read, and into an array that they can write."""
-        arrays, result = list(inputs), self._laid_out(y.shape)
+        copies, result = list(inputs), self._laid_out(y.shape)
         for index in {0, len(inputs) - 1 if self._has_residual else 0}:
-            arrays[index] = self._laid_out(inputs[index].shape)
-            arrays[index][...] = inputs[index]
-        self.run(tuple(arrays), (result,))
+            copies[index] = self._laid_out(inputs[index].shape)
+            copies[index][...] = inputs[index]
+        self.run(tuple(copies), (result,))
         y[...] = result
 
     def _laid_out(self, shape: Sizes) -> Any:
         """Return a new array of the problem's memory order."""
+        dtype = arrays.dtype_named(self.problem.dtype)
         if self.problem.layout == "channels_first":
-            return np.empty(shape, self.problem.dtype)
-        return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), self.problem.dtype), -1, 1)
+            return np.empty(shape, dtype)
+        return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), dtype), -1, 1)
 
 
 def _alike(residual: Any, y: Any) -> bool:

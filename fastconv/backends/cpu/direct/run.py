@@ -27,14 +27,14 @@ class DirectRunner(Runner):
         problem = work.problem
         super().__init__(problem, work.units, work.workers, work.workers * work.scratch_bytes)
         self.work = work
-        self._pack = pack_kernel(8 * work.size, work.lanes)
+        self._pack = pack_kernel(work.format, work.lanes)
         # The loops look at these by address.
         self._offsets = [self._packed_offsets(vectors) for vectors in (work.tile.vectors, work.tile.tail)]
         self._tables = [source_line(axis) for axis in work.axes]
         self._weight_shape = (problem.oc, work.inputs * work.taps)
         # What no weight goes to must be zero.
         self._new = np.zeros if work.terms > self._weight_shape[1] else np.empty
-        self._packed_size, self._dtype = work.packed_size, np.dtype(problem.dtype)
+        self._packed_size, self._dtype = work.packed_size, np.dtype(problem.accumulator)
         self._pack_arguments = (problem.groups, work.outputs, self._weight_shape[1], work.block, work.terms)
         self._offset_addresses = tuple(map(address, self._offsets))
 
@@ -48,7 +48,7 @@ class DirectRunner(Runner):
     def pack(self, w: Any) -> Packed:
         """Return the weight as the micro-kernel reads it."""
         rows = w.reshape(self._weight_shape)
-        if rows.strides[1] != self.work.size or not rows.flags.aligned:
+        if rows.strides[1] != rows.itemsize or not rows.flags.aligned:
             rows = rows.copy(order="C")
         packed = self._new(self._packed_size, self._dtype)
         where = address(packed)
@@ -58,9 +58,10 @@ class DirectRunner(Runner):
     def _order(self, y: Sizes) -> str | None:
         """Return in which order the micro-kernel can store: along pixels, along channels, or neither."""
         work = self.work
-        if not work.across and (work.axes[2].out == 1 or y[-1] == work.size):
+        size = work.problem.itemsize
+        if not work.across and (work.axes[2].out == 1 or y[-1] == size):
             return "first"
-        return "last" if y[1] == work.size or work.problem.oc == 1 else None
+        return "last" if y[1] == size or work.problem.oc == 1 else None
 
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
         """See `Runner`."""
@@ -87,7 +88,7 @@ class DirectRunner(Runner):
             ld = lh * rows.extent(work.band)
             lc = ld * depth.extent(1)
             start, stop = inside(cols)
-            f |= {"fill": fill_kernel(work.lanes, 8 * size).address, "chunks": work.chunks, "item": item}
+            f |= {"fill": fill_kernel(work.lanes, work.format).address, "chunks": work.chunks, "item": item}
             f |= {"lc": lc, "ld": ld, "lh": lh, "kernel_h": rows.extent(1)}
             f |= {"depths": depth.extent(1), "widths": cols.extent(cols.out), "first": start, "last": stop}
             f |= dict(zip(("table_d", "table_h", "table_w"), map(address, self._tables), strict=True))
@@ -103,7 +104,7 @@ class DirectRunner(Runner):
         f |= {"slab_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.band)}
         t = work.tile
         compiled = loops(
-            t.rows, t.cols, t.vectors, t.tail, work.lanes, 8 * size, int(work.simd.fma), int(order == "last")
+            t.rows, t.cols, t.vectors, t.tail, work.lanes, work.format, int(work.simd.fma), int(order == "last")
         )
         return f | {"activation": self.activation}, compiled.address, runs
 

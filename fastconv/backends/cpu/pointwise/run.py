@@ -25,7 +25,7 @@ class PointwiseRunner(Runner):
         super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
         self.work = work
         self._rows = work.tile.form == ROWS_ARE_CHANNELS
-        self._pack = pack_kernel(8 * work.size, work.width if self._rows else work.lanes)
+        self._pack = pack_kernel(work.format, work.width if self._rows else work.lanes)
         # A last block of fewer rows has the room of a whole one.
         widths = (work.width, work.width if self._rows else work.tile.tail * work.lanes)
         self._offsets = [np.arange(work.inputs) * (width * work.size) for width in widths]
@@ -51,7 +51,7 @@ class PointwiseRunner(Runner):
     def _tile(self, pixels: int, channels: int, kept: int) -> int:
         work = self.work
         rows, vectors = (channels, pixels) if self._rows else (pixels, channels)
-        compiled = tile(rows, vectors, work.lanes, 8 * work.size, int(work.simd.fma), work.tile.form, kept)
+        compiled = tile(rows, vectors, work.lanes, work.format, int(work.simd.fma), work.tile.form, kept)
         address: int = compiled.address
         return address
 
@@ -63,7 +63,7 @@ class PointwiseRunner(Runner):
         start += -start % 64
         if has_adjacent_outputs(w, work.problem.groups):
             lanes = work.width if self._rows else work.lanes
-            pack_columns(w, lanes, work.width, start, [*map(address, self._offsets)], work.workers)
+            pack_columns(w, work.format, lanes, work.width, start, [*map(address, self._offsets)], work.workers)
             return Packed(packed, start)
         rows = np.require(w, requirements=("C", "A")).reshape(work.problem.oc, work.inputs)
         self._pack(
@@ -83,7 +83,7 @@ class PointwiseRunner(Runner):
         if yp is None or (work.merged and xp is None):
             return None
         channels_last = t.form == LANES_ARE_CHANNELS
-        if (yk if channels_last else yp) != size and (p.oc if channels_last else work.pixels) > 1:
+        if (yk if channels_last else yp) != p.itemsize and (p.oc if channels_last else work.pixels) > 1:
             return None
         if xp is not None:
             x_axes, output = [0, 0, xp], [1, 1, work.pixels]
@@ -95,27 +95,28 @@ class PointwiseRunner(Runner):
         f |= {"oh": output[1], "ow": output[2], "pixels": work.pixels}
         f |= {"tiles": t.cut.pieces, "total": work.images * t.cut.pieces, "full": t.cut.full, "cut": t.cut.size}
         f |= {"unit": t.unit, "bands": work.bands, "band": work.band, "parts": work.parts}
-        f |= {"slab_bytes": work.slab_bytes, "panel": work.panel_bytes, "item": size, "rows": int(self._rows)}
+        f |= {"slab_bytes": work.slab_bytes, "panel": work.panel_bytes, "rows": int(self._rows)}
+        f |= {"item": size, "stored": p.itemsize}
         f["streams"] = int(not work.is_small)
         f["activation"] = self.activation
         return f | self._tiles | self._copying(xc, x_axes[2], xp), self._loops, None
 
     def _copying(self, channel: int, column: int, pixel: int | None) -> dict[str, int]:
         """Return how panels are made of an input of such strides, of which all pixels may be ``pixel`` apart."""
-        work, size = self.work, self.work.size
-        bits, lanes = 8 * size, work.lanes
+        work, size, stored = self.work, self.work.size, self.work.problem.itemsize
+        bits, lanes = work.format, work.lanes
         steps = [work.stride, work.stride - lanes if self._rows else work.stride]
         f = {"step0": steps[0] * size, "step1": steps[1] * size}
-        if pixel == size or work.pixels == 1:
+        if pixel == stored or work.pixels == 1:
             vectors = [max(1, -(-step // lanes)) for step in steps]
             copies = [copy_lines(count, lanes, bits).address for count in vectors]
             return f | {"layout": FLAT, "copy0": copies[0], "copy1": copies[1]}
-        if channel == size and not self._rows:
+        if channel == stored and not self._rows:
             last = -(-work.tile.cut.size // lanes) * lanes - 1
             copy = turn_lines(lanes, bits).address
             return f | {"layout": TABLE, "last": last, "copy0": copy, "copy1": copy}
-        if column in (size, 2 * size):
-            copy = copy_every(column // size, lanes, bits).address
+        if column in (stored, 2 * stored):
+            copy = copy_every(column // stored, lanes, bits).address
             return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": work.pixels}
         copy = copy_one(bits).address
         return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": 1}
