@@ -82,4 +82,4 @@ class WinogradWgrad4(WinogradWgrad):
 
     name = "winograd_wgrad4"
     m, taps = 4, 3
-    constant = 32.0
+    constant = 8.0
