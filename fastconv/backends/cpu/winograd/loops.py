@@ -54,14 +54,17 @@ JOB = np.dtype([(name, np.int64) for line in _FIELDS.strip().splitlines() for na
 
 
 @njit
-def _fill(m, lanes, bits, job, slab, x, ahead, channels, row, col):
-    """Copy what a row of tiles reads of some channels into the slab: padded, lanes together."""
+def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
+    """Copy what a row of tiles reads of some channels into the slab: padded, lanes together.
+
+    Tiles are ``m`` apart and read ``extent`` rows and columns.
+    """
     size = bits // 8
     width = lanes * size
-    columns = job.cols * m + TAPS - 1
+    columns = job.cols * m + extent - m
     low = max(job.first - col, 0)
     high = max(low, min(job.last - col, columns))
-    for i in range(m + TAPS - 1):
+    for i in range(extent):
         source_h = integer(job.table_h + 8 * (row + i))
         target = slab + i * job.slab_row
         if source_h < 0:
@@ -91,7 +94,7 @@ def _fill(m, lanes, bits, job, slab, x, ahead, channels, row, col):
 
 
 @njit
-def _enter(m, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
+def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
     """Transform the input of a block of tiles: a range of its pieces, each a row of tiles of a chunk."""
     width = lanes * (bits // 8)
     slab, tiles = scratch + job.slab, job.rows * job.cols
@@ -103,10 +106,11 @@ def _enter(m, lanes, bits, fused, job, v, scratch, group, row, col, start, stop)
         # Meanwhile the next chunk is fetched, after the last one the next row of tiles.
         ahead = (job.chunk if c < job.chunks - 1 else -c * job.chunk) * job.xc
         ahead += 0 if c < job.chunks - 1 else m * job.xh
-        _fill(m, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * m, col * m)
+        fill(m, extent, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * m, col * m)
         target = v + (c * tiles + r * job.cols) * width
         for t in range(job.cols):
-            transform_input(m, lanes, bits, fused, slab + t * m * width, job.slab_row, target + t * width, job.v_plane)
+            source = slab + t * m * width
+            transform_input(extent, lanes, bits, fused, source, job.slab_row, target + t * width, job.v_plane)
 
 
 @njit
@@ -170,6 +174,7 @@ def _finish(m, lanes, bits, fused, job, v, scratch, group, row, col, start, stop
 @cache
 def loops(m: int, lanes: int, bits: int, fused: int) -> Any:
     """Return the compiled loops for F(m, 3): ``run(job, start, stop, worker)`` does a range of units."""
+    extent = m + TAPS - 1
     # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
     sources = fingerprint()
 
@@ -187,7 +192,7 @@ def loops(m: int, lanes: int, bits: int, fused: int) -> Any:
             col = min(unit % job.col_bands * job.cols, job.across - job.cols)
             if job.stage != 2:
                 first, end = (0, job.rows * job.chunks) if whole else (start, stop)
-                _enter(m, lanes, bits, fused, job, v, scratch, group, row, col, first, end)
+                enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, first, end)
             if job.stage != 1:
                 first, end = (0, job.blocks) if whole else (start, stop)
                 if _finish(m, lanes, bits, fused, job, v, scratch, group, row, col, first, end):

@@ -97,30 +97,31 @@ def transform_filter(typingctx, m, lanes, bits, fused, source, target, plane):
         m, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         width = lanes * e.bytes
-        result = _both_axes(e, matrices(m).filter, lambda i, j: e.load(e.at(source, (i * TAPS + j) * width)))
-        _store_planes(e, result, target, plane)
+        result = both_axes(e, matrices(m).filter, lambda i, j: e.load(e.at(source, (i * TAPS + j) * width)))
+        store_planes(e, result, target, plane)
         return context.get_dummy_value()
 
     return types.void(m, lanes, bits, fused, *(types.int64,) * 3), codegen
 
 
 @intrinsic(prefer_literal=True)
-def transform_input(typingctx, m, lanes, bits, fused, source, row, target, plane):
-    """Transform a square of (m+2)^2 vectors, its rows ``row`` bytes apart, into as many, ``plane`` bytes apart."""
-    if not _literal(m, lanes, bits, fused):
+def transform_input(typingctx, extent, lanes, bits, fused, source, row, target, plane):
+    """Transform a square of extent^2 vectors, its rows ``row`` bytes apart, into as many, ``plane`` bytes apart."""
+    if not _literal(extent, lanes, bits, fused):
         return None
-    shape = [a.literal_value for a in (m, lanes, bits, fused)]
+    shape = [a.literal_value for a in (extent, lanes, bits, fused)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, row, target, plane = args[4:]
-        m, lanes, bits, fused = shape
+        extent, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
-        rows = [e.at(source, e.times(row, i)) for i in range(m + TAPS - 1)]
-        result = _both_axes(e, matrices(m).data, lambda i, j: e.load(e.at(rows[i], j * lanes * e.bytes)))
-        _store_planes(e, result, target, plane)
+        rows = [e.at(source, e.times(row, i)) for i in range(extent)]
+        # It depends on the points alone, not on how many of them are taps.
+        matrix = matrices(extent - TAPS + 1).data
+        store_planes(e, both_axes(e, matrix, lambda i, j: e.load(e.at(rows[i], j * lanes * e.bytes))), target, plane)
         return context.get_dummy_value()
 
-    return types.void(m, lanes, bits, fused, *(types.int64,) * 4), codegen
+    return types.void(extent, lanes, bits, fused, *(types.int64,) * 4), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -144,7 +145,7 @@ def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, ro
         for _ in range((m + TAPS - 1) ** 2):
             square.append(e.load(address))
             address = builder.add(address, plane)
-        rows = _both_axes(e, matrices(m).output, lambda i, j: square[i * (m + TAPS - 1) + j])
+        rows = both_axes(e, matrices(m).output, lambda i, j: square[i * (m + TAPS - 1) + j])
         result = [[builder.fadd(v, start) for v in line] for line in rows]
         # Zero times anything finite is zero; before activation, which could hide it.
         doubt = e.zero
@@ -161,14 +162,14 @@ def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, ro
     return types.int64(m, lanes, bits, fused, *(types.int64,) * 7), codegen
 
 
-def _store_planes(e: Emitter, square: Iterable[list[Any]], target: Any, plane: Any) -> None:
+def store_planes(e: Emitter, square: Iterable[list[Any]], target: Any, plane: Any) -> None:
     for line in square:
         for vector in line:
             e.store(vector, target)
             target = e.builder.add(target, plane)
 
 
-def _both_axes(e: Emitter, matrix: Matrix, load: Callable[[int, int], Any]) -> Iterator[list[Any]]:
+def both_axes(e: Emitter, matrix: Matrix, load: Callable[[int, int], Any]) -> Iterator[list[Any]]:
     """Yield the rows of ``matrix @ square @ matrix.T``.
 
     A square does not fit into registers: each column is loaded when its turn comes, and each row of the result is
