@@ -30,12 +30,14 @@ _BUILT_IN = (
     "fastconv.backends.cpu.pool.algorithm:PoolGradient",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
+    "fastconv.backends.cpu.winograd.algorithm:Winograd2x5",
     "fastconv.backends.cpu.turned.algorithm:TurnedDirect",
     "fastconv.backends.cpu.turned.algorithm:TurnedPointwise",
     "fastconv.backends.cpu.turned.algorithm:TurnedDepthwise",
     "fastconv.backends.cpu.turned.algorithm:TurnedGrouped",
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd2",
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd4",
+    "fastconv.backends.cpu.turned.algorithm:TurnedWinograd2x5",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
 )
 

@@ -12,7 +12,7 @@ from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.turned.work import Work
-from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd4
+from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -151,3 +151,11 @@ class TurnedWinograd4(Turned):
     name = "turned_winograd4"
     strict = False
     forward = Winograd4()
+
+
+class TurnedWinograd2x5(Turned):
+    """By F(2x2, 5x5)."""
+
+    name = "turned_winograd2_5x5"
+    strict = False
+    forward = Winograd2x5()

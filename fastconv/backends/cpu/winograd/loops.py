@@ -16,7 +16,6 @@ from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import clear, integer, move
-from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.backends.cpu.winograd.product import call_products
 from fastconv.backends.cpu.winograd.transforms import (
     copy_lanes,
@@ -114,7 +113,7 @@ def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start
 
 
 @njit
-def _leave(m, lanes, bits, fused, job, scratch, block, vectors, channel, row, col):
+def _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, channel, row, col):
     """Transform the products of a block of tiles and output channels, and store."""
     size = bits // 8
     width = lanes * size
@@ -136,7 +135,7 @@ def _leave(m, lanes, bits, fused, job, scratch, block, vectors, channel, row, co
                         will_write(y + j)
             for t in range(job.cols):
                 special |= transform_output(
-                    m, lanes, bits, fused, source + t * vectors * width, job.m_plane,
+                    m, extent, lanes, bits, fused, source + t * vectors * width, job.m_plane,
                     strip + t * m * width, strip_row, bias, channels, job.activation,
                 )  # fmt: skip
             for i in range(min(m, job.oh - tile_row * m)):
@@ -155,9 +154,9 @@ def _leave(m, lanes, bits, fused, job, scratch, block, vectors, channel, row, co
 
 
 @njit
-def _finish(m, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
+def _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
     """Multiply a block of tiles by a range of blocks of output channels, transform and store."""
-    points = (m + TAPS - 1) ** 2
+    points = extent**2
     tiles, special = job.rows * job.cols, 0
     for block in range(start, stop):
         last = block == job.blocks - 1
@@ -167,14 +166,16 @@ def _finish(m, lanes, bits, fused, job, v, scratch, group, row, col, start, stop
             v, job.v_plane, w, job.wlast if last else job.wpoint, scratch, job.m_plane,
         )  # fmt: skip
         vectors = job.tail if last else job.vectors
-        special |= _leave(m, lanes, bits, fused, job, scratch, block, vectors, group * job.oc, row, col)
+        special |= _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, group * job.oc, row, col)
     return special
 
 
 @cache
-def loops(m: int, lanes: int, bits: int, fused: int) -> Any:
-    """Return the compiled loops for F(m, 3): ``run(job, start, stop, worker)`` does a range of units."""
-    extent = m + TAPS - 1
+def loops(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return the compiled loops for tiles of m outputs that read ``extent`` inputs along each axis.
+
+    ``run(job, start, stop, worker)`` does a range of units.
+    """
     # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
     sources = fingerprint()
 
@@ -195,7 +196,7 @@ def loops(m: int, lanes: int, bits: int, fused: int) -> Any:
                 enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, first, end)
             if job.stage != 1:
                 first, end = (0, job.blocks) if whole else (start, stop)
-                if _finish(m, lanes, bits, fused, job, v, scratch, group, row, col, first, end):
+                if _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, first, end):
                     job.special = 1
 
     return run

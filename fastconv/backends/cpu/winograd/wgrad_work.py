@@ -188,7 +188,7 @@ class Work:
         return before, before + self.problem.iw + min(after, 0)
 
     def tables(self) -> list[np.ndarray]:
-        """Return the indices of x at every padded position that tiles read, of rows and of columns; then those of dy."""
+        """Return the indices of x at every padded position that tiles read, by rows and columns; then of dy."""
         found = []
         for size, (before, after), tiles in zip(
             self.problem.input_size, self.problem.padding, (self.down, self.across), strict=True
@@ -223,7 +223,7 @@ class Work:
         total = self.problem.groups * (enter + self.points * products + leave)
         units = self.kblocks * (self.parts if self.alone else self.points)
         uneven = -(-units // self.workers) / units
-        return total / self.simd.fma_per_cycle * max(uneven, 1 / self.workers)
+        return float(total / self.simd.fma_per_cycle * max(uneven, 1 / self.workers))
 
     @property
     def launches(self) -> int:
