@@ -120,6 +120,39 @@ def test_chain_becomes_these_steps_and_means_the_same(name):
             assert result.dtype == reference.dtype and np.array_equal(result, reference)
 
 
+@pytest.mark.parametrize("c", [None, (), (1,), (5,), (1, 5), (2, 5), (2, 1)])
+@pytest.mark.parametrize("transposed", [{}, {"transB": 1}, {"transA": 1, "alpha": 2.0, "beta": 0.5}])
+def test_gemm(c, transposed):
+    a = integers((3, 2) if "transA" in transposed else (2, 3))
+    b = integers((5, 3) if "transB" in transposed else (3, 5), seed=1)
+    constants = {"b": b} if c is None else {"b": b, "c": 2 * integers(c, seed=2)}
+    proto = model([node("Gemm", "x b" if c is None else "x b c", "g", **transposed), relu("g")], constants)
+    expected = (a.T if "transA" in transposed else a) @ (b.T if "transB" in transposed else b)
+    expected = transposed.get("alpha", 1) * expected + transposed.get("beta", 1) * constants.get("c", 0)
+    session = fastconv.onnx.Evaluator(proto)
+    assert (session.steps == ["Gemm+Relu"]) == (c is None or c == (5,) or np.prod(c) in (1, 5))
+    assert np.array_equal(session.run(None, {"x": a})[0], np.maximum(expected, 0))
+
+
+def test_a_normalisation_alone_takes_any_dimensions():
+    nodes = [norm("x", "n"), node("Mul", "n m", "s"), relu("s")]
+    session = fastconv.onnx.Evaluator(used(nodes))
+    assert session.steps == ["BatchNormalization+Mul+Relu"]
+    plain = fastconv.onnx.Evaluator(used(nodes), fuse=False)
+    # The constant's shape (C, 1, 1) means channels in four dimensions alone.
+    for shape in ((2, C, 3, 5), (C, C, 4), (2, C)):
+        x = integers(shape)
+        assert np.array_equal(session.run(None, {"x": x})[0], plain.run(None, {"x": x})[0])
+
+
+def test_sums_of_any_number():
+    for names in (["x"], ["x", "b"], ["x", "b", "a"]):
+        proto = used([node("Sum", " ".join(names), "s"), node("Neg", "s", "y")])
+        x = integers((2, C, 3, C))
+        expected = -sum([CONSTANTS[name] for name in names[1:]], x)
+        assert np.array_equal(fastconv.onnx.Evaluator(proto).run(None, {"x": x})[0], expected)
+
+
 def test_what_somebody_sees_is_not_fused():
     nodes = [CONV, norm("c", "n"), relu("n")]
     session = fastconv.onnx.Evaluator(used(nodes, outputs=("y", "n")))
