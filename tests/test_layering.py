@@ -31,6 +31,7 @@ FLOORS = (
     ("ops", "columns", "pooling"),
     ("grad",),
     ("choice",),
+    ("onnx",),
     ("info",),
     ("cli",),
     ("__main__",),
@@ -115,6 +116,7 @@ HEAVY = {
     "ml_dtypes",
     "rich",
     "threadpoolctl",
+    "onnx",
     "onnxruntime",
     "jax",
     "dask",
@@ -132,4 +134,4 @@ def test_a_call_without_numba_loads_no_framework():
 import numpy, fastconv
 fastconv.conv2d(numpy.ones((1, 1, 4, 4)), numpy.ones((1, 1, 3, 3)), backend="reference")
 """
-    assert not loaded_after(code) & {"numba", "cupy", "torch", "scipy", "onnxruntime", "jax", "dask"}
+    assert not loaded_after(code) & {"numba", "cupy", "torch", "scipy", "onnx", "onnxruntime", "jax", "dask"}
