@@ -29,11 +29,15 @@ def test_every_width_of_vectors_is_right(vectors):
     """In a fresh process, since compiled kernels and plans know the width."""
     code = """
 from fastconv import registry, testing
+every = {every}
 for algorithm in registry.algorithms():
     if algorithm.backend == "numba":
-        print(algorithm.key, testing.check_algorithm(algorithm, testing.problems("float32")))
+        problems = [p for p in testing.problems("float32") if algorithm.refuses(p) is None]
+        print(algorithm.key, testing.check_algorithm(algorithm, problems[::every]))
 """
-    lines = python(code, FASTCONV_SIMD=vectors).stdout.splitlines()
+    # NEON's registers on another processor compile slowly, and are what FASTCONV_SIMD=none is but for their number.
+    every = 4 if vectors == "neon" else 1
+    lines = python(code.format(every=every), FASTCONV_SIMD=vectors).stdout.splitlines()
     counts = dict(line.rsplit(" ", 1) for line in lines)
     assert set(counts) == set(ENGINE)
     assert all(int(count) > 0 for count in counts.values())
