@@ -31,6 +31,7 @@ FLOORS = (
     ("ops", "columns", "pooling"),
     ("grad",),
     ("choice",),
+    ("torch",),
     ("info",),
     ("cli",),
     ("__main__",),
