@@ -14,18 +14,10 @@ import torch
 from fastconv.torch.tensors import DTYPES, Tensor
 
 
-def remembered(read: Callable[..., Any]) -> Callable[..., Any]:
-    """Remember what a reader made of arguments, lists among them."""
+def remembered(read: Callable[..., Any]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return a reader that remembers what it made of arguments, and the same for those with lists among them."""
     cached = lru_cache(maxsize=4096, typed=True)(read)
-
-    def reader(*args: Any) -> Any:
-        try:
-            return cached(*args)
-        except TypeError:  # a list cannot be looked up
-            return cached(*(tuple(a) if isinstance(a, list | tuple) else a for a in args))
-
-    reader.__wrapped__ = read  # type: ignore[attr-defined]
-    return reader
+    return cached, lambda *args: cached(*(tuple(a) if isinstance(a, list | tuple) else a for a in args))
 
 
 def sizes(name: str, value: Any, ndim: int, least: int = 1) -> tuple[int, ...]:
@@ -56,12 +48,17 @@ def conv_window(ndim: int, stride: Any, padding: Any, dilation: Any, groups: Any
     return strides, sizes("padding", padding, ndim, 0), dilations, _groups(groups)
 
 
-def flat_padding(padding: Any, kernel: Any, dilation: Any) -> list[Any]:
+@lru_cache(maxsize=1024)
+def _twice(padding: Any) -> Any:
+    return tuple(p for p in padding for _ in range(2))
+
+
+def flat_padding(padding: Any, kernel: Any, dilation: Any) -> Any:
     """Return padding before and after, axis by axis."""
     if padding != "same":
-        return [p for p in padding for _ in range(2)]
+        return _twice(padding)
     totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    return [p for total in totals for p in (total // 2, total - total // 2)]
+    return tuple(p for total in totals for p in (total // 2, total - total // 2))
 
 
 def transposed_window(
@@ -197,7 +194,7 @@ def refusal(*tensors: Tensor | None) -> str | None:
 
 def watcher() -> str | None:
     """Return what looks on that only PyTorch's own operators can serve, if anything does."""
-    if torch.jit.is_tracing():
+    if torch._C._get_tracing_state() is not None:
         return "torch.jit.trace"
     if torch.autograd.forward_ad._current_level >= 0:
         return "forward-mode differentiation"

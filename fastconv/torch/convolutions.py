@@ -6,6 +6,7 @@ The sum of ``input * weight * grad_output`` over all windows is linear in each; 
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -17,9 +18,10 @@ from fastconv.torch.tensors import Tensor, array, empty_map, optional_array, run
 _WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
 
 
+@lru_cache(maxsize=4096)
 def paired(padding: Any) -> Any:
     """Return flat padding as fastconv takes it: numbers if it is the same on both sides."""
-    before, after = tuple(padding[::2]), tuple(padding[1::2])
+    before, after = padding[::2], padding[1::2]
     return before if before == after else tuple(zip(before, after, strict=True))
 
 
@@ -71,7 +73,7 @@ class _Conv(_Product):
     ) -> Tensor:
         function = _CONV[len(stride)]
         arrays = array(x), array(w), optional_array(b)
-        return tensor(run(function, *arrays, tuple(stride), paired(padding), tuple(dilation), groups))
+        return tensor(run(function, *arrays, tuple(stride), paired(tuple(padding)), tuple(dilation), groups))
 
     def fake(
         self, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
@@ -86,14 +88,14 @@ class _Conv(_Product):
 
     def keep(self, ctx: Any, inputs: Any, output: Any) -> None:
         x, w, _, *ctx.window = inputs
-        ctx.sizes = x.shape[2:], w.shape[2:]
+        ctx.shapes = x.shape, w.shape
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, w if ctx.needs_input_grad[0] else None)
 
     def backward(self, ctx: Any, g: Tensor) -> Any:
         x, w = ctx.saved_tensors
-        (size, kernel), needs = ctx.sizes, ctx.needs_input_grad
-        dx = conv_input(g, w, None, size, *ctx.window) if needs[0] else None
-        dw = conv_weight(x, g, kernel, *ctx.window) if needs[1] else None
+        (x_shape, w_shape), needs = ctx.shapes, ctx.needs_input_grad
+        dx = conv_input(g, w, None, x_shape[2:], *ctx.window) if needs[0] else None
+        dw = conv_weight(x, g, w_shape[2:], *ctx.window) if needs[1] else None
         return dx, dw, _sum_to_channels(g) if needs[2] else None, None, None, None, None
 
 
@@ -111,7 +113,7 @@ class _ConvInput(_Product):
         )
         function = _CONV_TRANSPOSE[len(stride)]
         arrays = array(dy), array(w), optional_array(b)
-        return tensor(run(function, *arrays, tuple(stride), paired(padding), extra, groups, tuple(dilation)))
+        return tensor(run(function, *arrays, tuple(stride), paired(tuple(padding)), extra, groups, tuple(dilation)))
 
     def fake(self, dy: Tensor, w: Tensor, b: Tensor | None, size: Any, *args: Any) -> Tensor:
         groups = args[-1]
@@ -139,7 +141,7 @@ class _ConvWeight(Core):
         self, x: Tensor, dy: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
         shape = (dy.shape[1], x.shape[1] // groups, *kernel)
-        window = tuple(stride), paired(padding), tuple(dilation), groups
+        window = tuple(stride), paired(tuple(padding)), tuple(dilation), groups
         return tensor(run(_CONV_WEIGHT[len(stride)], array(x), shape, array(dy), *window))
 
     def fake(self, x: Tensor, dy: Tensor, kernel: Any, *args: Any) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 
 from fastconv import columns, ops, pooling
 from fastconv.torch import arguments, convolutions, windows
+from fastconv.torch.core import Core
 from fastconv.torch.offer import Offer
 from fastconv.torch.tensors import Tensor, array, optional_array, run, tensor
 
@@ -37,6 +38,10 @@ def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
     return function
 
 
+def _through(core: Core) -> Callable[..., Any]:
+    return lambda call, *args: call(core)(*args)
+
+
 def _make_conv(ndim: int) -> Callable[..., Tensor]:
     ours = getattr(ops, f"conv{ndim}d")
 
@@ -44,10 +49,10 @@ def _make_conv(ndim: int) -> Callable[..., Tensor]:
         return tensor(run(ours, array(x), array(w), optional_array(b), stride, padding, dilation, groups))
 
     def through(
-        x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+        call: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
         flat = arguments.flat_padding(padding, w.shape[2:], dilation)
-        return convolutions.conv(x, w, b, stride, flat, dilation, groups)
+        return call(convolutions.conv)(x, w, b, stride, flat, dilation, groups)
 
     offer = Offer(f"conv{ndim}d", ndim, partial(arguments.conv_window, ndim), direct, through)
 
@@ -72,13 +77,21 @@ def _make_conv_transpose(ndim: int) -> Callable[..., Tensor]:
         return tensor(run(ours, array(x), array(w), optional_array(b), *window))
 
     def through(
-        x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, extra: Any, groups: int, dilation: Any
+        call: Any,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        stride: Any,
+        padding: Any,
+        extra: Any,
+        groups: int,
+        dilation: Any,
     ) -> Tensor:
         spans = convolutions.spans(w.shape[2:], dilation)
         each = zip(x.shape[2:], stride, padding, spans, extra, strict=True)
         size = [(i - 1) * s - 2 * p + span + e for i, s, p, span, e in each]
         flat = arguments.flat_padding(padding, w.shape[2:], dilation)
-        return convolutions.conv_input(x, w, b, size, stride, flat, dilation, groups)
+        return call(convolutions.conv_input)(x, w, b, size, stride, flat, dilation, groups)
 
     offer = Offer(f"conv_transpose{ndim}d", ndim, partial(arguments.transposed_window, ndim), direct, through)
 
@@ -108,8 +121,8 @@ def _make_max_pool(ndim: int) -> Callable[..., Any]:
         result = run(ours, array(x), *window)
         return _pair(result) if window[-1] else tensor(result)
 
-    def through(x: Tensor, *window: Any) -> Any:
-        pair = windows.max_pool(x, *window[:-1])
+    def through(call: Any, x: Tensor, *window: Any) -> Any:
+        pair = call(windows.max_pool)(x, *window[:-1])
         return pair if window[-1] else pair[0]
 
     offer = Offer(f"max_pool{ndim}d", ndim, partial(arguments.max_window, ndim), direct, through)
@@ -134,7 +147,7 @@ def _make_avg_pool(ndim: int) -> Callable[..., Tensor]:
     def direct(x: Tensor, *window: Any) -> Tensor:
         return tensor(run(ours, array(x), *window))
 
-    offer = Offer(f"avg_pool{ndim}d", ndim, partial(arguments.avg_window, ndim), direct, windows.avg_pool)
+    offer = Offer(f"avg_pool{ndim}d", ndim, partial(arguments.avg_window, ndim), direct, _through(windows.avg_pool))
 
     if ndim == 1:
 
@@ -172,9 +185,9 @@ _FUSED_NORMS = (1.0, 2.0)
 def _make_lp_pool(ndim: int) -> Callable[..., Tensor]:
     ours = getattr(pooling, f"lp_pool{ndim}d")
 
-    def through(x: Tensor, norm: float, kernel: Any, stride: Any, ceil_mode: bool) -> Tensor:
+    def through(call: Any, x: Tensor, norm: float, kernel: Any, stride: Any, ceil_mode: bool) -> Tensor:
         """As PyTorch composes it, so that where the root has no derivative, it is PyTorch's that comes out."""
-        mean = windows.avg_pool(x.pow(norm), kernel, stride, (0,) * ndim, ceil_mode, True, None)
+        mean = call(windows.avg_pool)(x.pow(norm), kernel, stride, (0,) * ndim, ceil_mode, True, None)
         return (torch.sign(mean) * torch.relu(torch.abs(mean))).mul(math.prod(kernel)).pow(1.0 / norm)
 
     def direct(x: Tensor, norm: float, *window: Any) -> Tensor:
@@ -205,8 +218,8 @@ def _make_adaptive_avg(ndim: int) -> Callable[..., Tensor]:
     def direct(x: Tensor, output_size: Any, _: bool) -> Tensor:
         return tensor(run(ours, array(x), _whole(x, output_size)))
 
-    def through(x: Tensor, output_size: Any, _: bool) -> Tensor:
-        return windows.adaptive_avg_pool(x, _whole(x, output_size))
+    def through(call: Any, x: Tensor, output_size: Any, _: bool) -> Tensor:
+        return call(windows.adaptive_avg_pool)(x, _whole(x, output_size))
 
     offer = Offer(f"adaptive_avg_pool{ndim}d", ndim, partial(arguments.output_sizes, ndim), direct, through)
 
@@ -223,8 +236,8 @@ def _make_adaptive_max(ndim: int) -> Callable[..., Any]:
         result = run(ours, array(x), _whole(x, output_size), return_indices)
         return _pair(result) if return_indices else tensor(result)
 
-    def through(x: Tensor, output_size: Any, return_indices: bool) -> Any:
-        pair = windows.adaptive_max_pool(x, _whole(x, output_size))
+    def through(call: Any, x: Tensor, output_size: Any, return_indices: bool) -> Any:
+        pair = call(windows.adaptive_max_pool)(x, _whole(x, output_size))
         return pair if return_indices else pair[0]
 
     offer = Offer(f"adaptive_max_pool{ndim}d", ndim, partial(arguments.output_sizes, ndim), direct, through)
@@ -236,8 +249,8 @@ def _make_adaptive_max(ndim: int) -> Callable[..., Any]:
 
 
 def _make_max_unpool(ndim: int) -> Callable[..., Tensor]:
-    def through(x: Tensor, indices: Tensor, *window: Any) -> Tensor:
-        return windows.max_unpool(x, indices, arguments.unpooled(x.shape[2:], *window))
+    def through(call: Any, x: Tensor, indices: Tensor, *window: Any) -> Tensor:
+        return call(windows.max_unpool)(x, indices, arguments.unpooled(x.shape[2:], *window))
 
     def direct(*args: Any) -> Tensor:
         return offer.operators(args[:2], args[2:])
@@ -264,8 +277,8 @@ def _make_columns() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
     def direct_fold(x: Tensor, *window: Any) -> Tensor:
         return tensor(run(columns.fold, array(x), *window))
 
-    to_columns = Offer("unfold", 2, arguments.column_window, direct_unfold, windows.unfold)
-    to_map = Offer("fold", 1, arguments.fold_window, direct_fold, windows.fold)
+    to_columns = Offer("unfold", 2, arguments.column_window, direct_unfold, _through(windows.unfold))
+    to_map = Offer("fold", 1, arguments.fold_window, direct_fold, _through(windows.fold))
 
     def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
         return to_columns((input,), (kernel_size, dilation, padding, stride))

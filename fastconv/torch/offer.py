@@ -10,11 +10,20 @@ from torch.nn import functional
 from torch.overrides import has_torch_function
 
 from fastconv.torch import arguments
+from fastconv.torch.core import Core
 from fastconv.torch.counting import computed, leave
 from fastconv.torch.tensors import PLAIN, Tensor, eager
 
 _is_compiling = torch.compiler.is_compiling
 _is_grad_enabled = torch.is_grad_enabled
+
+
+def _any_way(core: Core) -> Any:
+    return core
+
+
+def _recorded(core: Core) -> Any:
+    return core.direct
 
 
 class Offer:
@@ -31,7 +40,8 @@ class Offer:
     direct : callable
         Computes without a gradient: tensors to tensors, by way of arrays.
     through : callable
-        Computes by operators that have gradients and transforms; the map has a batch axis.
+        Computes by operators that have gradients and transforms; the map has a batch axis. Its first argument is a
+        function from an operator to what calls it.
     """
 
     def __init__(
@@ -44,14 +54,18 @@ class Offer:
     ) -> None:
         self.name, self.ndim, self.direct, self.through = name, ndim, direct, through
         self.theirs: Callable[..., Any] = getattr(functional, name)
-        self.read, self.remembered = read, arguments.remembered(read)
+        self.read = read
+        self.remembered, self.remembered_lists = arguments.remembered(read)
 
     def __call__(self, tensors: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
         """Compute by fastconv if it can, by PyTorch if it cannot, and count which."""
         if _is_compiling():
             return self.traced(tensors, args)
         try:
-            window = self.remembered(*args)
+            try:
+                window = self.remembered(*args)
+            except TypeError:  # a list cannot be looked up
+                window = self.remembered_lists(*args)
             for t in tensors:
                 if type(t) not in PLAIN and t is not None:
                     result = self.elsewhere(tensors, window)
@@ -60,7 +74,7 @@ class Offer:
                 if not eager():
                     result = self.elsewhere(tensors, window)
                 elif _is_grad_enabled() and _any_requires_grad(tensors):
-                    result = self.operators(tensors, window)
+                    result = self.operators(tensors, window, _recorded)
                 else:
                     result = self.direct(*tensors, *window)
         except (TypeError, ValueError) as error:
@@ -88,16 +102,18 @@ class Offer:
             raise ValueError(reason)
         return self.operators(tensors, window)
 
-    def operators(self, tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Any:
+    def operators(
+        self, tensors: tuple[Any, ...], window: tuple[Any, ...], call: Callable[[Core], Any] = _any_way
+    ) -> Any:
         """Return the operators' result, for a map without a batch axis as well."""
+        if tensors[0].dim() == self.ndim + 2:
+            return self.through(call, *tensors, *window)
         x, *others = tensors
-        if x.dim() == self.ndim + 2:
-            return self.through(x, *others, *window)
         if x.dim() != self.ndim + 1:
             raise ValueError(f"input: expected {self.ndim + 1} or {self.ndim + 2} dimensions")
         if others and others[0].dim() == x.dim():  # indices lie as the map does; a weight has one axis more
             others = [t.unsqueeze(0) for t in others]
-        result = self.through(x.unsqueeze(0), *others, *window)
+        result = self.through(call, x.unsqueeze(0), *others, *window)
         return tuple(r.squeeze(0) for r in result) if isinstance(result, tuple) else result.squeeze(0)
 
 

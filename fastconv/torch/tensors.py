@@ -33,19 +33,19 @@ def _key_set(*names: str) -> int:
     return int(keys.raw_repr())
 
 
-# What every call's dispatch includes, outside and inside of inference mode. Transforms (vmap, grad), tracing and
-# dispatch modes all add keys of their own.
+# What every call's dispatch includes, outside and inside of inference mode. Whatever looks on (tracing, vmap of
+# either kind, functional transforms, dispatch modes) adds a key of its own, so that nothing can be forgotten here.
 _ALWAYS = frozenset({_key_set("BackendSelect", "ADInplaceOrView"), _key_set("BackendSelect")})
 
 
 def eager() -> bool:
     """Whether nothing but autograd looks at a call: no tracer, transform, mode or autocast is at work."""
-    return (
-        not _is_compiling()
-        and _include_set().raw_repr() in _ALWAYS
-        and not _autocast()
-        and not _function_mode()
-        and forward_ad._current_level < 0
+    return not (
+        _is_compiling()
+        or _include_set().raw_repr() not in _ALWAYS
+        or _autocast()
+        or _function_mode()
+        or forward_ad._current_level >= 0
     )
 
 
@@ -57,10 +57,9 @@ def array(tensor: Tensor) -> Any:
     TypeError
         If it is not in plain memory of the CPU, or of a dtype that NumPy does not have.
     """
-    if tensor.requires_grad:
-        tensor = tensor.detach()
     try:
-        return tensor.numpy()
+        # To force it detaches, faster than `detach` does; and it would copy from other devices.
+        return tensor.numpy(force=True) if tensor.requires_grad and tensor.is_cpu else tensor.numpy()
     except (TypeError, RuntimeError) as error:
         return _other_array(tensor, error)
 
