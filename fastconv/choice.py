@@ -78,10 +78,12 @@ class BoundPlan:
         TypeError, ValueError
             If an array is not like the one that the plan was made with.
         """
-        if type(input) is np.ndarray and residual is None and out is None and self._is_plain(input):
-            outputs = self._outputs()
-            cast(Plan, self._plan).run((input, *self._rest), outputs)
-            return outputs[0] if len(outputs) == 1 else outputs
+        if type(input) is np.ndarray and out is None and self._is_plain(input):
+            rest = self._rest if residual is None else self._rest_with(residual)
+            if rest is not None:
+                outputs = self._outputs()
+                cast(Plan, self._plan).run((input, *rest), outputs)
+                return outputs[0] if len(outputs) == 1 else outputs
         given = {self._first: input}
         if residual is not None:
             if "residual" not in self._inputs:
@@ -96,6 +98,14 @@ class BoundPlan:
     def _is_plain(self, input: Any) -> bool:
         """Whether an array is just what the algorithm takes, and what it makes just what the caller gets."""
         return bool(input.shape == self._plain_shape and input.dtype == self._dtype)
+
+    def _rest_with(self, residual: Any) -> tuple[Any, ...] | None:
+        """Return the inputs after the first with another residual, if that is an array such as the algorithm takes."""
+        like = self._inputs.get("residual")
+        if like is None or type(residual) is not np.ndarray:
+            return None
+        same = residual.shape == like.shape and residual.dtype == self._dtype
+        return (*self._rest[:-1], residual) if same else None
 
     def _read(self, name: str, value: Any) -> Any:
         array = arrays.read_as(name, value, self._call.kind, "the plan's")

@@ -9,6 +9,7 @@ try:
 except ImportError as error:
     raise ImportError("fastconv.torch needs PyTorch: pip install 'fastconv[torch]'") from error
 
+from fastconv.torch.compiled import compile_model
 from fastconv.torch.counting import Stats, stats
 from fastconv.torch.functional import (
     adaptive_avg_pool1d,
@@ -51,6 +52,7 @@ __all__ = [
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
+    "compile_model",
     "conv1d",
     "conv2d",
     "conv3d",
