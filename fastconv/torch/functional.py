@@ -12,6 +12,7 @@ import torch
 from fastconv import columns, ops, pooling
 from fastconv.torch import arguments, convolutions, windows
 from fastconv.torch.core import Core
+from fastconv.torch.kept import packed
 from fastconv.torch.offer import Offer
 from fastconv.torch.tensors import Tensor, array, optional_array, run, tensor
 
@@ -42,11 +43,23 @@ def _through(core: Core) -> Callable[..., Any]:
     return lambda call, *args: call(core)(*args)
 
 
+def _product(ours: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Return what computes a convolution without a gradient. A parameter's packed form is kept from call to call."""
+
+    def direct(x: Tensor, w: Tensor, b: Tensor | None, *window: Any) -> Tensor:
+        if type(w) is torch.nn.Parameter:
+            plan = packed(ours, x, w, b, window)
+            if plan is not None:
+                return tensor(plan(array(x)))
+        return tensor(run(ours, array(x), array(w), optional_array(b), *window))
+
+    return direct
+
+
 def _make_conv(ndim: int) -> Callable[..., Tensor]:
     ours = getattr(ops, f"conv{ndim}d")
 
-    def direct(x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int) -> Tensor:
-        return tensor(run(ours, array(x), array(w), optional_array(b), stride, padding, dilation, groups))
+    direct = _product(ours)
 
     def through(
         call: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
@@ -73,8 +86,7 @@ def _make_conv(ndim: int) -> Callable[..., Tensor]:
 def _make_conv_transpose(ndim: int) -> Callable[..., Tensor]:
     ours = getattr(ops, f"conv_transpose{ndim}d")
 
-    def direct(x: Tensor, w: Tensor, b: Tensor | None, *window: Any) -> Tensor:
-        return tensor(run(ours, array(x), array(w), optional_array(b), *window))
+    direct = _product(ours)
 
     def through(
         call: Any,
