@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 import fastconv as fc
 import fastconv.torch as ft
+from fastconv.options import current
 from fastconv.torch import convolutions, windows
 
 W64 = {"dtype": torch.float64}
@@ -175,9 +176,9 @@ def test_threads_are_no_more_than_pytorchs(monkeypatch):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(3)
-        ft.tensors.run(lambda: seen.append(fc.options.__globals__["current"]().threads))
+        ft.tensors.run(lambda: seen.append(current().threads))
         with fc.options(threads=2):
-            ft.tensors.run(lambda: seen.append(fc.options.__globals__["current"]().threads))
+            ft.tensors.run(lambda: seen.append(current().threads))
     finally:
         torch.set_num_threads(before)
     assert seen == [3, 2]

@@ -39,6 +39,7 @@ from fastconv.torch.functional import (
     max_unpool3d,
     unfold,
 )
+from fastconv.torch.kept import forget
 from fastconv.torch.routing import use
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "conv_transpose2d",
     "conv_transpose3d",
     "fold",
+    "forget",
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",

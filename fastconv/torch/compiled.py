@@ -182,6 +182,7 @@ class _Fusion:
         if module.weight.device.type != "cpu" or module.weight.dtype not in (torch.float32, torch.float64):
             return None
         m: Any = module
+        arguments: tuple[Any, ...]
         if name.startswith("conv_transpose"):
             arguments = m.stride, m.padding, m.output_padding, m.groups, m.dilation
         else:

@@ -95,5 +95,10 @@ def packed(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window
 
 
 def forget() -> None:
-    """Give the memory of all packed weights back."""
+    """Give the memory of all packed parameters back; each is packed anew when it is next met.
+
+    A convolution that records no gradient keeps its parameter's packed form, and makes it again when PyTorch's version
+    counter says that the parameter has changed. What is written behind PyTorch's back, by ``.data`` or a NumPy view, is
+    noticed by a sample of the elements only: call this after such a change to a few of them.
+    """
     _records.clear()

@@ -89,7 +89,11 @@ class Offer:
         x = tensors[0]
         if x.dim() not in (self.ndim + 1, self.ndim + 2) or arguments.refusal(*tensors) is not None:
             return self.theirs(*tensors, *args)
-        return self.operators(tensors, self.read(*args))
+        try:
+            window = self.read(*args)
+        except ValueError:
+            return self.theirs(*tensors, *args)
+        return self.operators(tensors, window)
 
     def elsewhere(self, tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Any:
         """Compute by operators while something looks on, if they can serve it."""

@@ -47,6 +47,9 @@ class PackedConv(torch.nn.Module):
         One of `ACTIVATIONS`.
     """
 
+    weight: Tensor
+    bias: Tensor | None
+
     def __init__(self, geometry: Geometry, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
         super().__init__()
         self.geometry, self.activation = geometry, activation
