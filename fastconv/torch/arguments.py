@@ -56,7 +56,7 @@ def _twice(padding: Any) -> Any:
 def flat_padding(padding: Any, kernel: Any, dilation: Any) -> Any:
     """Return padding before and after, axis by axis."""
     if padding != "same":
-        return _twice(padding)
+        return (_twice.__wrapped__ if torch.compiler.is_compiling() else _twice)(padding)
     totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     return tuple(p for total in totals for p in (total // 2, total - total // 2))
 

@@ -147,7 +147,7 @@ class _Fusion:
         self.modules = dict(traced.named_modules())
 
     def apply(self) -> None:
-        """Fuse, put fastconv's functions in the place of PyTorch's, and take out what is not needed any more."""
+        """Fuse, and put fastconv's functions in the place of PyTorch's."""
         for node in list(self.graph.nodes):
             if node.op == "call_module" and type(self.modules[node.target]) in _NOTHING and self._bare(node):
                 node.replace_all_uses_with(node.args[0])
@@ -159,7 +159,7 @@ class _Fusion:
                 self._fuse(node, *found)
         for node in list(self.graph.nodes):
             self._offer(node)
-        self.graph.eliminate_dead_code()
+        # No dead code is sought: what changes a tensor in place, or checks an argument, has no user either.
         self.graph.lint()
         self.traced.delete_all_unused_submodules()
         self.traced.recompile()

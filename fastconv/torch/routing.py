@@ -70,8 +70,8 @@ class use(ContextDecorator):  # noqa: N801 - a verb, as torch.no_grad is
     modules of `torch.nn` that call them, are computed by fastconv, with their gradients. What it cannot do stays with
     PyTorch; `stats` tells what, and why. The block holds for the whole process, all its threads; blocks may be nested.
 
-    A parameter's packed form is kept while nothing is learnt (see `forget`). `torch.jit.trace` sees PyTorch's operators;
-    `torch.jit.script` reads functions' sources, so call it outside of the block.
+    A parameter's packed form is kept while nothing is learnt (see `forget`). `torch.jit.trace` sees PyTorch's
+    operators; `torch.jit.script` reads functions' sources, so call it outside of the block.
 
     Parameters
     ----------
