@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastconv.torch as ft
+from benchmarks import torch_models
 from fastconv.torch.packed import PackedConv
 
 X = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0))
@@ -159,6 +160,17 @@ def test_residuals_that_are_broadcast():
 
     check(settled(Broadcast()))
     assert "residual" in str(ft.stats(reset=True))  # PyTorch adds it, and that is counted
+
+
+@pytest.mark.parametrize(("make", "convolutions", "sums"), [("resnet50", 53, 16), ("mobilenet_v2", 52, 10)])
+def test_whole_networks_are_fused(make, convolutions, sums):
+    """Every batch norm, activation and sum of the networks that benchmarks measure goes into a convolution."""
+    compiled = ft.compile_model(getattr(torch_models, make)())
+    convs = packed(compiled)
+    assert len(convs) == convolutions and not any(isinstance(m, nn.BatchNorm2d | nn.ReLU) for m in compiled.modules())
+    calls = [node for node in compiled.graph.nodes if node.op == "call_module"]
+    assert sum(len(node.args) == 2 for node in calls) == sums
+    assert compiled(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
 
 
 def test_gradients_of_inputs():
