@@ -11,12 +11,12 @@ from fresh import python
 import fastconv as fc
 from fastconv import testing
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd4, Winograd6
-from fastconv.backends.cpu.winograd.points import TAPS, matrices
+from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4, Winograd6
+from fastconv.backends.cpu.winograd.points import matrices
 from fastconv.backends.cpu.winograd.work import Work
 from fastconv.notation import parse_problem
 
-ALGORITHMS = [Winograd2(), Winograd4(), Winograd6()]
+ALGORITHMS = [Winograd2(), Winograd4(), Winograd6(), Winograd2x5()]
 
 # Several chunks of channels with and without a smaller last one; maps that tiles fit and do not fit; several images.
 SHAPES = """
@@ -30,6 +30,15 @@ SHAPES = """
     conv2d n1 ic18 ih9 iw9 oc18 k3 p2:0 sigmoid bias
 """.strip().splitlines()
 
+
+def fitted(text, algorithm):
+    """Return the problem of a text with the algorithm's kernel, and with padding that leaves as much of the map."""
+    larger = algorithm.taps - 3
+    problem = parse_problem(text.replace("k3", f"k{algorithm.taps}"))
+    padded = tuple((before + larger // 2, after + larger // 2) for before, after in problem.padding)
+    return problem.replace(padding=padded)
+
+
 three = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
 
 
@@ -38,7 +47,7 @@ three = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
 def test_shapes(algorithm, threads):
     with fc.options(threads=threads):
         for text, dtype in itertools.product(SHAPES, ("float32", "float64")):
-            testing.check_problem(algorithm, parse_problem(text).replace(dtype=dtype))
+            testing.check_problem(algorithm, fitted(text, algorithm).replace(dtype=dtype))
 
 
 @pytest.mark.slow
@@ -55,7 +64,7 @@ for algorithm in here.ALGORITHMS:
 @three
 def test_error_is_within_half_of_the_bound(algorithm):
     """On data of one sign nothing cancels in the output, and all does in the transforms."""
-    problem = parse_problem("conv2d n1 ic3 ih48 iw48 oc32 k3 p1")
+    problem = fitted("conv2d n1 ic3 ih48 iw48 oc32 k3 p1", algorithm)
     for seed in range(4):
         inputs = testing.random_inputs(problem, seed)
         if seed % 2:
@@ -70,17 +79,17 @@ def test_error_is_within_half_of_the_bound(algorithm):
 @three
 def test_matrices_filter_exactly(algorithm):
     """``A^T [(G g) * (B^T d)]`` is the sliding product, in double precision to the last bits."""
-    data, filters, output = (np.array(matrix) for matrix in matrices(algorithm.m))
+    data, filters, output = (np.array(matrix) for matrix in matrices(algorithm.m, algorithm.taps))
     rng = np.random.default_rng(0)
-    d, g = rng.integers(-8, 8, algorithm.m + TAPS - 1), rng.integers(-8, 8, TAPS)
+    d, g = rng.integers(-8, 8, algorithm.m + algorithm.taps - 1), rng.integers(-8, 8, algorithm.taps)
     assert np.array_equal(np.rint(output @ ((filters @ g) * (data @ d))), np.correlate(d, g))
 
 
 @three
 def test_two_workers_share_a_block_of_tiles(algorithm):
     """One image of few tiles is no work for two, unless they share it; no bit of the result depends on it."""
-    problem = parse_problem("conv2d n1 ic256 ih14 iw14 oc256 k3 p1 bias")
-    assert Work(algorithm.m, problem, simd(), 2, 1 << 20).block.shared
+    problem = fitted("conv2d n1 ic256 ih14 iw14 oc256 k3 p1 bias", algorithm)
+    assert Work(algorithm.m, algorithm.taps, problem, simd(), 2, 1 << 20).block.shared
     inputs, results = testing.random_inputs(problem), []
     for threads in (1, 2):
         with fc.options(threads=threads):
@@ -90,8 +99,8 @@ def test_two_workers_share_a_block_of_tiles(algorithm):
 
 @three
 def test_prediction_falls_with_workers(algorithm):
-    problem = parse_problem("conv2d n4 ic128 ih28 iw28 oc128 k3 p1")
-    one, two = (Work(algorithm.m, problem, simd(), workers, 1 << 20).block.cycles for workers in (1, 2))
+    problem = fitted("conv2d n4 ic128 ih28 iw28 oc128 k3 p1", algorithm)
+    one, two = (Work(algorithm.m, algorithm.taps, problem, simd(), workers, 1 << 20).block.cycles for workers in (1, 2))
     assert one / 2 <= two < one
 
 
@@ -99,7 +108,7 @@ def test_prediction_falls_with_workers(algorithm):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("special", [np.nan, np.inf])
 def test_nan_and_infinity_stay_where_they_belong(algorithm, threads, special):
-    problem = parse_problem("conv2d n1 ic32 ih14 iw14 oc32 k3 p1 bias residual relu")
+    problem = fitted("conv2d n1 ic32 ih14 iw14 oc32 k3 p1 bias residual relu", algorithm)
     x, w, *rest = testing.random_inputs(problem)
     x[0, 5, 3, 4] = special
     with fc.options(threads=threads):

@@ -13,6 +13,7 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint, function
+from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.memory import integer
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter
@@ -22,7 +23,7 @@ from fastconv.backends.cpu.simd import I64, Emitter
 def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
     """Transpose a square: ``count`` elements of ``rows`` rows, ``stride`` bytes apart, both at most ``lanes``.
 
-    Element ``e`` of all rows becomes a vector, zero beyond ``rows``, at ``target + offsets[e]``.
+    Element ``e`` of all rows becomes a vector, widened and zero beyond ``rows``, at ``target + offsets[e]``.
     """
     if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
         return None
@@ -41,7 +42,7 @@ def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
         loaded = [load(row) for row in range(width)]
         for i, vector in enumerate(e.transpose(loaded)):
             with builder.if_then(builder.icmp_signed("<", I64(i), count)):
-                e.store(vector, e.at(target, e.load_integer(e.at(offsets, 8 * i))))
+                e.wide.store(vector, e.at(target, e.load_integer(e.at(offsets, 8 * i))))
         return context.get_dummy_value()
 
     return types.void(lanes, bits, *(types.int64,) * 6), codegen
@@ -49,7 +50,7 @@ def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
 
 @cache
 def pack_kernel(bits: int, lanes: int) -> Any:
-    """Return the compiled packing for an element's bits and a vector's lanes.
+    """Return the compiled packing for a weight's format and a vector's lanes; what is packed is widened.
 
     ``pack(w, stride, groups, outputs, terms, block, places, packed, offsets, tail_offsets)``: the weight at
     address ``w`` has a row of ``terms`` adjacent elements for each output channel, rows ``stride`` bytes apart. The
@@ -57,8 +58,8 @@ def pack_kernel(bits: int, lanes: int) -> Any:
     where in a block the first vector of element ``e`` goes; ``tail_offsets`` says so for the last. A block has room
     for ``places`` of them, at least ``terms``.
     """
-    size = bits // 8
-    vector = lanes * size
+    size = size_of(bits)
+    vector = lanes * size_of(computed(bits))
 
     sources = fingerprint()
 
@@ -100,7 +101,7 @@ _ROWS = 16
 
 @intrinsic(prefer_literal=True)
 def _copy_vector(typingctx, lanes, bits, source, count, target):
-    """Copy ``count`` elements and fill the vector with zeros."""
+    """Copy ``count`` elements, widened, and fill the vector with zeros."""
     if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
         return None
     width, element = lanes.literal_value, bits.literal_value
@@ -110,9 +111,9 @@ def _copy_vector(typingctx, lanes, bits, source, count, target):
         e = Emitter(builder, element, width)
         with builder.if_else(builder.icmp_signed(">=", count, I64(width)), likely=True) as (whole, part):
             with whole:
-                e.store(e.load(source), target)
+                e.wide.store(e.load(source), target)
             with part:
-                e.store(e.load_masked(source, e.first(count)), target)
+                e.wide.store(e.load_masked(source, e.first(count)), target)
         return context.get_dummy_value()
 
     return types.void(lanes, bits, *(types.int64,) * 3), codegen
@@ -120,8 +121,8 @@ def _copy_vector(typingctx, lanes, bits, source, count, target):
 
 @cache
 def _columns_kernel(bits: int, lanes: int) -> Any:
-    size = bits // 8
-    vector = lanes * size
+    size = size_of(bits)
+    vector = lanes * size_of(computed(bits))
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(_COLUMNS_JOB)), types.int64, types.int64, types.int64))
@@ -139,7 +140,7 @@ def _columns_kernel(bits: int, lanes: int) -> Any:
                     source = job.w + k * job.stride + first * size
                     at = target + integer(table + 8 * k)
                     for v in range(vectors):
-                        _copy_vector(lanes, bits, source + v * vector, there - v * lanes, at + v * vector)
+                        _copy_vector(lanes, bits, source + v * lanes * size, there - v * lanes, at + v * vector)
                 target += job.inputs * vectors * vector
 
     return pack
@@ -151,14 +152,16 @@ def has_adjacent_outputs(w: Any, groups: int) -> bool:
     return bool(groups == 1 and one_tap and w.strides[0] == w.itemsize < w.strides[1] and w.flags.aligned)
 
 
-def pack_columns(w: Any, lanes: int, block: int, packed: int, offsets: Sequence[int], workers: int) -> None:
+def pack_columns(
+    w: Any, format: int, lanes: int, block: int, packed: int, offsets: Sequence[int], workers: int
+) -> None:
     """Pack a weight that `has_adjacent_outputs` as the kernel of `pack_kernel` does, by copying vectors.
 
     Parameters
     ----------
     w : array
         (output channels, input channels, one tap).
-    lanes, block, packed : int
+    format, lanes, block, packed : int
         As `pack_kernel` takes them.
     offsets : sequence of int
         Its two addresses of offsets, those of whole blocks and of the last.
@@ -167,5 +170,5 @@ def pack_columns(w: Any, lanes: int, block: int, packed: int, offsets: Sequence[
     """
     outputs, inputs = w.shape[:2]
     job = np.array([address(w), w.strides[1], inputs, outputs, block, packed, *offsets], np.int64)
-    kernel = _columns_kernel(8 * w.itemsize, lanes).address
+    kernel = _columns_kernel(format, lanes).address
     threads.run(kernel, address(job), -(-inputs // _ROWS), workers)

@@ -52,9 +52,9 @@ class Depthwise(Algorithm):
         return _OVERHEAD + seconds / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.depthwise.run import Runner
+        from fastconv.backends.cpu.depthwise.run import DepthwiseRunner
 
-        runner = Runner(_work(problem))
+        runner = DepthwiseRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 

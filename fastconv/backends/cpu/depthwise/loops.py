@@ -9,12 +9,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.depthwise.slab import fill
 from fastconv.backends.cpu.depthwise.tile import depthwise_tile
+from fastconv.backends.cpu.job import fields_of, job_type
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -36,8 +36,8 @@ _FIELDS = """
     first last together         | items that lie inside the input; whether they are neighbours in the slab
     table_h table_w place_w     | input index of each padded position, -1 for zero; where it goes in a row
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 
 @njit

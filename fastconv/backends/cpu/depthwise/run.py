@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fastconv import epilogue
-from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.depthwise.loops import FIELDS, channels, columns
 from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.packing import pack_kernel
+from fastconv.backends.cpu.runner import Packed, Runner
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import AXES, Sizes
 
-# Of arrays of how many different strides a plan remembers what it worked out.
-_MOST_RECORDS = 64
 
-# Where the addresses stand that every run fills in.
-_X, _W, _Y, _BIAS, _RESIDUAL, _SLAB = (FIELDS.index(name) for name in ("x", "w", "y", "bias", "residual", "slab"))
-
-
-class Packed(NamedTuple):
-    """A weight as the micro-kernel reads it."""
-
-    array: Any
-    address: int
-
-
-class Record(NamedTuple):
-    """What is known of a problem on arrays of certain strides."""
-
-    job: Any  # a `JOB` as plain integers, addresses left open
-    steps: Any  # offsets that the job points to
-
-
-class Runner:
+class DepthwiseRunner(Runner):
     """Runs one problem on arrays of any strides."""
 
+    fields = FIELDS
+
     def __init__(self, work: Work) -> None:
-        self.work, self.problem = work, work.problem
-        self._records: dict[tuple[Any, ...], Record] = {}
-        self._constants = np.array(FUSED.get(self.problem.activation or "", (0, 0, 0)), self.problem.dtype)
-        self._fused = self.problem.activation is None or self.problem.activation in FUSED
-        self._slabs = work.workers * work.slab_bytes
-        self._has_bias, self._has_residual = self.problem.bias != "none", self.problem.residual
+        super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
+        self.work = work
         tile = work.tile
         form = (tile.rows, tile.vectors, tile.lanes, 8 * work.size, int(work.simd.fma))
         # The stride of rows is a literal only where rows are shared.
@@ -56,7 +32,6 @@ class Runner:
             self._loops = channels(*form, *shared, int(work.slab)).address
         else:
             self._loops = columns(*form, *shared, work.phases, int(work.slab)).address
-        self._units, self._workers = work.units, work.workers
         self._make_tables()
         self._fields = self._known()
         if work.last:
@@ -93,8 +68,7 @@ class Runner:
         step = (work.tile.lanes if work.last else 1) * work.size
         f |= {"wstep": step, "wrow": width.kernel * step, "wgroup": work.kernel_rows * width.kernel * step}
         f["wblock"] = work.taps * step
-        if p.activation in FUSED:
-            f["activation"] = address(self._constants)
+        f["activation"] = self.activation
         if work.slab:
             f |= self._known_of_slab()
         return f
@@ -112,11 +86,12 @@ class Runner:
     def pack(self, w: Any) -> Packed:
         """Return the weight as the micro-kernel reads it."""
         work = self.work
-        rows = w.reshape(self.problem.oc, work.taps)
-        if rows.strides[1] != work.size or not rows.flags.aligned or not (work.last or rows.flags.c_contiguous):
-            rows = rows.copy(order="C")
         if not work.last:
+            rows = w if w.flags.c_contiguous and w.flags.aligned else w.copy(order="C")
             return Packed(rows, address(rows))
+        rows = w.reshape(self.problem.oc, work.taps)
+        if rows.strides[1] != work.size or not rows.flags.aligned:
+            rows = rows.copy(order="C")
         packed = np.empty(work.packed_size, w.dtype)
         offsets, lanes = address(self._offsets), work.tile.lanes
         where = address(packed)
@@ -125,65 +100,20 @@ class Runner:
         )
         return Packed(packed, where)
 
-    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        x, w, (y,) = inputs[0], inputs[1], outputs
-        residual = inputs[-1] if self._has_residual else None
-        apart = residual is not None and not (residual.strides == y.strides and residual.flags.aligned)
-        if apart or not (self._takes(x) and self._takes(y)):
-            self._run_apart(inputs, y)
-            return
-        packed = w if self.problem.prepacked else self.pack(w)
-        bias = np.ascontiguousarray(inputs[2]) if self._has_bias else None
-        job = self._record(x.strides, y.strides).job.copy()
-        job[_X], job[_W], job[_Y] = address(x), packed.address, address(y)
-        if bias is not None:
-            job[_BIAS] = address(bias)
-        if residual is not None:
-            job[_RESIDUAL] = address(residual)
-        if self._slabs:
-            job[_SLAB] = scratch.take(self._slabs)
-        threads.run(self._loops, address(job), self._units, self._workers)
-        if not self._fused:
-            epilogue.apply(self.problem.activation, y)
-
-    def _takes(self, array: Any) -> bool:
-        """Whether the loops read or write an array as it is: lanes are neighbours."""
-        return bool(array.flags.aligned) and array.strides[1 if self.work.last else -1] == self.work.size
-
-    def _like(self, shape: Sizes) -> Any:
-        """Return an array in the order that the loops take."""
+    def _laid_out(self, shape: Sizes) -> Any:
         if self.work.last:
             return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), self.problem.dtype), -1, 1)
         return np.empty(shape, self.problem.dtype)
 
-    def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
-        """Run on copies of what the loops cannot read, and into an array that they can write."""
-        x, *others = inputs
-        if not self._takes(x):
-            x = self._like(x.shape)
-            x[...] = inputs[0]
-        if self._has_residual:
-            others[-1] = self._like(y.shape)
-            others[-1][...] = inputs[-1]
-        result = self._like(y.shape)
-        self.run((x, *others), (result,))
-        y[...] = result
-
-    def _record(self, x: Sizes, y: Sizes) -> Record:
-        """Return what is known of arrays of these strides; addresses are left open."""
-        try:
-            return self._records[x, y]
-        except KeyError:
-            pass
-        if len(self._records) >= _MOST_RECORDS:
-            self._records.clear()
-        work, missing = self.work, (0,) * (len(AXES) - self.problem.ndim)
-        f = self._fields | dict(zip(("xn", "xc", "xd", "xh", "xw"), (*x[:2], *missing, *x[2:]), strict=True))
-        f |= dict(zip(("yn", "yk", "yd", "yh", "yw"), (*y[:2], *missing, *y[2:]), strict=True))
+    def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
+        """See `Runner`."""
+        work = self.work
+        # Lanes are neighbours, be they channels or columns.
+        if any(strides[1 if work.last else -1] != work.size for strides in (x, y)):
+            return None
+        f = self._fields | dict(zip(("xn", "xc", "xd", "xh", "xw"), x, strict=True))
+        f |= dict(zip(("yn", "yk", "yd", "yh", "yw"), y, strict=True))
         cols = [s * work.width.dilation for s in range(work.width.kernel)]
         steps = np.array([work.slab_offset(col) if work.slab else col * x[-1] for col in cols], np.int64)
         f["steps"] = address(steps)
-        job = np.array([f.get(name, 0) for name in FIELDS], np.int64)
-        record = self._records[x, y] = Record(job, steps)
-        return record
+        return f, self._loops, steps

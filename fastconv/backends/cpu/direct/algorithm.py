@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
@@ -26,9 +27,7 @@ class Direct(Algorithm):
             return "computes forward only"
         if problem.is_local:
             return "shares weights between positions, which a locally connected layer does not"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
-        return None
+        return unfused_half(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
@@ -43,9 +42,9 @@ class Direct(Algorithm):
         return _OVERHEAD + packing + max(computing, moving) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.direct.run import Runner
+        from fastconv.backends.cpu.direct.run import DirectRunner
 
-        runner = Runner(_work(problem))
+        runner = DirectRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 

@@ -2,6 +2,7 @@
 
 A slab has the order (chunk of channels, depth, row, column, channel of the chunk). So what a tile reads lies
 together whatever the input's order is, one cache line a pixel, and the columns of a kernel's row are one run.
+Half formats are widened on the way.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.direct.job import JOB
-from fastconv.backends.cpu.memory import clear, copy, integer, move
+from fastconv.backends.cpu.elements import widen_one, widen_some
+from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.memory import clear, copy, integer
 from fastconv.backends.cpu.simd import I64, Emitter
 
 
 @intrinsic(prefer_literal=True)
-def _turn(typingctx, lanes, bits, source, stride, channels, pixels, target, item, width):
+def turn(typingctx, lanes, bits, source, stride, channels, pixels, target, item, width):
     """Transpose ``pixels`` adjacent elements of ``channels`` lines, ``stride`` bytes apart; both at most ``lanes``.
 
     A pixel's channels go to ``target`` plus a multiple of ``item`` bytes, and zeros behind them up to ``width``.
@@ -42,13 +45,13 @@ def _turn(typingctx, lanes, bits, source, stride, channels, pixels, target, item
             with whole:
                 loaded = [e.load(e.at(source, e.times(stride, c))) for c in range(count)]
                 for p, vector in enumerate(e.transpose(loaded)):
-                    e.store(vector, e.at(target, e.times(item, p)))
+                    e.wide.store(vector, e.at(target, e.times(item, p)))
             with part:
                 among, mask = e.first(pixels), e.first(width)
                 loaded = [load_some(c, among) for c in range(count)]
                 for p, vector in enumerate(e.transpose(loaded)):
                     with builder.if_then(builder.icmp_signed("<", I64(p), pixels)):
-                        e.store_masked(vector, e.at(target, e.times(item, p)), mask)
+                        e.wide.store_masked(vector, e.at(target, e.times(item, p)), mask)
         return context.get_dummy_value()
 
     return types.void(lanes, bits, *(types.int64,) * 7), codegen
@@ -74,66 +77,49 @@ def _interleave(typingctx, channels, lanes, bits, source, stride, pixels, target
                 lanes_of = [count + pixel if channel == c else i for i, (pixel, channel) in enumerate(where)]
                 vector = e.shuffle(vector, lines[c], lanes_of)
             mask = e.first(builder.sub(builder.mul(pixels, I64(few)), I64(j * count)))
-            e.store_masked(vector, e.at(target, j * count * e.bytes), mask)
+            e.wide.store_masked(vector, e.at(target, j * count * e.wide.bytes), mask)
         return context.get_dummy_value()
 
     return types.void(channels, lanes, bits, *(types.int64,) * 4), codegen
 
 
-@intrinsic(prefer_literal=True)
-def _move_some(typingctx, lanes, bits, source, target, count):
-    """Copy ``count`` adjacent elements, at most ``lanes``."""
-    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder, bits.literal_value, lanes.literal_value)
-        mask = e.first(args[4])
-        e.store_masked(e.load_masked(args[2], mask), args[3], mask)
-        return context.get_dummy_value()
-
-    return types.void(lanes, bits, *(types.int64,) * 3), codegen
-
-
 @njit
-def _pixel(job, size, target, source, channels):
+def _pixel(job, bits, wide, target, source, channels):
     """Copy a pixel's chunk, element by element."""
     for c in range(channels):
-        move(target + c * size, source + c * job.xc, size)
-    clear(target + channels * size, job.item - channels * size)
+        widen_one(bits, source + c * job.xc, target + c * wide)
+    clear(target + channels * wide, job.item - channels * wide)
 
 
 @njit
-def _border(job, size, start, stop, target, source, channels):
+def _border(job, bits, wide, start, stop, target, source, channels):
     """Fill columns of a line by the table: padding, and what padding repeats."""
     for w in range(start, stop):
         index = integer(job.table_w + 8 * w)
         if index < 0:
             clear(target + w * job.item, job.item)
         else:
-            _pixel(job, size, target + w * job.item, source + index * job.xw, channels)
+            _pixel(job, bits, wide, target + w * job.item, source + index * job.xw, channels)
 
 
 @njit
-def _together(lanes, bits, job, target, source, channels):
+def _together(lanes, bits, size, wide, job, target, source, channels):
     """Copy the inner part of a line whose channels lie together."""
-    size = bits // 8
     count = job.last - job.first
-    if channels * size == job.item and job.xw == job.item:
+    if size == wide and channels * size == job.item and job.xw == job.item:
         copy(target, source, count * job.item)
         return
     for w in range(count):
         for c in range(0, channels, lanes):
-            at, from_ = target + w * job.item + c * size, source + w * job.xw + c * size
-            _move_some(lanes, bits, from_, at, min(lanes, channels - c))
-        clear(target + w * job.item + channels * size, job.item - channels * size)
+            at, from_ = target + w * job.item + c * wide, source + w * job.xw + c * size
+            widen_some(lanes, bits, from_, at, min(lanes, channels - c))
+        clear(target + w * job.item + channels * wide, job.item - channels * wide)
 
 
 @njit
-def _turned(lanes, bits, job, target, source, channels):
+def _turned(lanes, bits, size, wide, job, target, source, channels):
     """Copy the inner part of a line whose columns lie together."""
-    size = bits // 8
-    count, items = job.last - job.first, job.item // size
+    count, items = job.last - job.first, job.item // wide
     for p in range(0, count, lanes):
         # The last block overlaps the one before: a whole block is several times as fast as a part.
         pixel = max(0, min(p, count - lanes))
@@ -149,16 +135,16 @@ def _turned(lanes, bits, job, target, source, channels):
             _interleave(4, lanes, bits, from_, job.xc, pixels, at)
         else:
             for c in range(0, items, lanes):
-                _turn(
+                turn(
                     lanes, bits, from_ + c * job.xc, job.xc, min(lanes, channels - c), pixels,
-                    at + c * size, job.item, min(lanes, items - c),
+                    at + c * wide, job.item, min(lanes, items - c),
                 )  # fmt: skip
 
 
 @cache
 def fill_kernel(lanes: int, bits: int) -> Any:
     """Return the compiled ``fill(job, unit, -, worker)``: ``unit`` is a unit of work without its part."""
-    size = bits // 8
+    size, wide = size_of(bits), size_of(computed(bits))
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
@@ -173,7 +159,7 @@ def fill_kernel(lanes: int, bits: int) -> Any:
         x = job.x + image * job.xn + group * job.xg
         slab = job.slab + worker * job.slab_bytes
         heights = (min(job.band, job.oh - row) - 1) * job.step_h + job.kernel_h
-        items = job.item // size
+        items = job.item // wide
         for chunk in range(job.chunks):
             channels = min(items, job.nc - chunk * items)
             for d in range(job.depths):
@@ -185,17 +171,17 @@ def fill_kernel(lanes: int, bits: int) -> Any:
                         clear(target, job.lh)
                         continue
                     source = x + chunk * items * job.xc + source_d * job.xd + source_h * job.xh
-                    _border(job, size, 0, job.first, target, source, channels)
-                    _border(job, size, job.last, job.widths, target, source, channels)
+                    _border(job, bits, wide, 0, job.first, target, source, channels)
+                    _border(job, bits, wide, job.last, job.widths, target, source, channels)
                     if job.first == job.last:
                         continue
                     inner = target + job.first * job.item
                     from_ = source + integer(job.table_w + 8 * job.first) * job.xw
                     if job.xc == size and job.nc > 1:
-                        _together(lanes, bits, job, inner, from_, channels)
+                        _together(lanes, bits, size, wide, job, inner, from_, channels)
                     elif job.xw == size:
-                        _turned(lanes, bits, job, inner, from_, channels)
+                        _turned(lanes, bits, size, wide, job, inner, from_, channels)
                     else:
-                        _border(job, size, job.first, job.last, target, source, channels)
+                        _border(job, bits, wide, job.first, job.last, target, source, channels)
 
     return fill

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from fastconv.backends.cpu.job import fields_of, job_type
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -25,5 +25,5 @@ _FIELDS = """
     kernel_h step_d step_h      | rows that an output row reads; stride of the convolution, in positions
     table_d table_h table_w     | input index of each padded position, -1 for zero
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)

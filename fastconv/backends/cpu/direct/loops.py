@@ -14,6 +14,7 @@ from numba import carray, from_dtype, types
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.direct.job import JOB
 from fastconv.backends.cpu.direct.tile import conv_tile
+from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.threads import call
 
 
@@ -25,8 +26,8 @@ def loops(rows: int, cols: int, vectors: int, tail: int, lanes: int, bits: int, 
     them perhaps not full. Of a block's weights a stage is used for all tiles of a band before the next, so that it
     stays in the cache; between stages the sums wait in memory.
     """
-    size = bits // 8
-    width = lanes * size
+    size = size_of(bits)
+    width = lanes * size_of(computed(bits))
     sums_bytes = rows * cols * vectors * width
     sources = fingerprint()
 

@@ -23,7 +23,7 @@ def conv_tile(
 ):  # fmt: skip
     """Compute a tile of ``rows x cols`` pixels by ``vectors * lanes`` output channels.
 
-    Literal integers: rows, cols, vectors, lanes, bits (of an element), fused (multiply-add exists),
+    Literal integers: rows, cols, vectors, lanes, bits (format of the output), fused (multiply-add exists),
     last (output is channels-last) and partial (``nk`` may be below ``vectors * lanes``).
 
     Values, addresses and strides in bytes: x (of the tile's first pixel), xt, xr, xq (term of a run, tile row,
@@ -60,7 +60,9 @@ class _Tile:
         last: int,
         partial: int,
     ) -> None:
-        self.e = Emitter(builder, bits, lanes, bool(fused))
+        # What is computed; and what bias, residual and output are in memory.
+        self.outer = Emitter(builder, bits, lanes, bool(fused))
+        self.e = self.outer.wide
         self.rows, self.cols, self.vectors = rows, cols, vectors
         self.last, self.is_partial = bool(last), bool(partial)
         self.pixels = [(r, q) for r in range(rows) for q in range(cols)]
@@ -86,10 +88,11 @@ class _Tile:
                 self._scatter(sums, y, *strides)
 
     def _start(self, bias: Any, nk: Any) -> list[Any]:
-        e = self.e
+        e = self.outer
 
         def load(_: Any) -> list[Any]:
-            return [e.load_masked(e.at(bias, v * self.width), self._vector_mask(v, nk)) for v in range(self.vectors)]
+            places = [e.at(bias, v * e.lanes * e.bytes) for v in range(self.vectors)]
+            return [e.load_masked(place, self._vector_mask(v, nk)) for v, place in enumerate(places)]
 
         return e.unless_zero(bias, [e.zero] * self.vectors, load) * len(self.pixels)
 
@@ -129,13 +132,13 @@ class _Tile:
 
     def _gather(self, y: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> list[Any]:
         """Load a tile of an array that lies like y."""
-        e = self.e
+        e = self.outer
         result: list[Any] = [None] * (len(self.pixels) * self.vectors)
         if self.last:
             for v in range(self.vectors):
                 mask = self._vector_mask(v, nk)
                 for p, (r, q) in enumerate(self.pixels):
-                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * self.width)
+                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * e.lanes * e.bytes)
                     result[p * self.vectors + v] = e.load_masked(address, mask)
             return result
         for v in range(self.vectors):
@@ -148,12 +151,12 @@ class _Tile:
         return result
 
     def _scatter(self, sums: list[Any], y: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> None:
-        e = self.e
+        e = self.outer
         if self.last:
             for v in range(self.vectors):
                 mask = self._vector_mask(v, nk)
                 for p, (r, q) in enumerate(self.pixels):
-                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * self.width)
+                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * e.lanes * e.bytes)
                     e.store_masked(sums[p * self.vectors + v], address, mask)
             return
         for v in range(self.vectors):
@@ -192,7 +195,7 @@ class _Tile:
         return self.e.unless_zero(inside, [self.e.zero], lambda _: [value()])[0]
 
     def _load_pixels(self, y: Any, yk: Any, yr: Any, k: int, first: int) -> Any:
-        e, lanes = self.e, self.e.lanes
+        e, lanes = self.outer, self.e.lanes
         result = e.zero
         for r, q, lane, length in self._runs(first):
             address = e.at(y, e.times(yk, k), e.times(yr, r), q * e.bytes)
@@ -202,7 +205,7 @@ class _Tile:
         return result
 
     def _store_pixels(self, vector: Any, y: Any, yk: Any, yr: Any, k: int, first: int) -> None:
-        e, lanes = self.e, self.e.lanes
+        e, lanes = self.outer, self.e.lanes
         for r, q, lane, length in self._runs(first):
             address = e.at(y, e.times(yk, k), e.times(yr, r), q * e.bytes)
             piece = e.shuffle(vector, vector, [(i + lane) % lanes for i in range(lanes)]) if lane else vector

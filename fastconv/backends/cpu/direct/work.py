@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.registers import Simd
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem, Sizes
@@ -98,7 +99,10 @@ class Work:
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        self.size = problem.itemsize
+        # Of what is computed; arrays may hold less.
+        self.format = format_of(problem)
+        self.size = size_of(computed(self.format))
+        self.is_half = self.format != computed(self.format)
         self.lanes = vectors.lanes(self.size)
         self.axes = lifted_axes(problem)
         self.inputs = problem.ic // problem.groups
@@ -108,7 +112,7 @@ class Work:
         first = problem.layout == "channels_first"
         pixels = math.prod(problem.output_size)
         # Where an image has one output position (a fully connected layer), a tile takes one pixel of several images.
-        self.across = not padded and problem.n > 1 and pixels == 1
+        self.across = not padded and problem.n > 1 and pixels == 1 and (self.taps == 1 or not self.is_half)
         if self.across and self.taps == 1:
             point = Axis(1, 1, 1, 1, 1, 0, "zeros")
             self.axes = (point, Axis(problem.n, problem.n, 1, 1, 1, 0, "zeros"), point)
@@ -119,6 +123,7 @@ class Work:
             self.staged = padded or crowded
         else:
             self.staged = padded or (first and pixels > 1)
+        self.staged |= self.is_half  # widened on the way
         # A pixel's chunk of channels is a cache line of the slab, or less.
         self.chunks = -(-self.inputs * self.size // _LINE) if self.staged else 1
         self.item = -(-self.inputs // self.chunks)

@@ -44,9 +44,10 @@ class Grouped(Algorithm):
         return _OVERHEAD + max(computing, problem.bytes / machine.bandwidth) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.grouped.run import Runner
+        from fastconv.backends.cpu.grouped.run import GroupedRunner
 
-        return Plan(problem, self, Runner(_work(problem)).run)
+        runner = GroupedRunner(_work(problem))
+        return Plan(problem, self, runner.run, runner.pack)
 
 
 def _work(problem: AnyProblem) -> Work:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.grouped.tile import group_tile
 from fastconv.backends.cpu.grouped.vectors import put, put_split, put_turned, take, take_turned
+from fastconv.backends.cpu.job import fields_of, job_type
 from fastconv.backends.cpu.memory import clear, integer, move
 
 # Addresses, sizes and (in bytes) strides.
@@ -32,8 +32,8 @@ _FIELDS = """
     table_h table_w             | input index of each padded position, -1 for zero, -2 for not read
     zeros                       | where in a slab zeros stand for a pixel of padding
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 
 @njit

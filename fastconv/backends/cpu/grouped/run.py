@@ -3,54 +3,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fastconv import epilogue
-from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.grouped.loops import FIELDS, loops
 from fastconv.backends.cpu.grouped.work import Work
+from fastconv.backends.cpu.runner import Packed, Runner
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import Sizes
 
-# Of arrays of how many different strides a plan remembers what it worked out.
-_MOST_RECORDS = 64
 
-
-class Record(NamedTuple):
-    """What is known of a problem on arrays of certain strides."""
-
-    job: Any  # a `JOB` as plain integers, addresses left open
-    loops: int  # address of the compiled loops
-
-
-# Where the addresses stand that every run fills in.
-_X, _Y, _W, _WK, _BIAS, _RESIDUAL, _SLAB = (
-    FIELDS.index(name) for name in ("x", "y", "w", "wk", "bias", "residual", "slab")
-)
-
-
-class Runner:
+class GroupedRunner(Runner):
     """Runs one problem on arrays of any strides."""
 
+    fields = FIELDS
+
     def __init__(self, work: Work) -> None:
-        problem = work.problem
+        super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
         self.work = work
-        self._records: dict[tuple[Any, ...], Record] = {}
-        self._has_bias, self._has_residual = problem.bias != "none", problem.residual
-        self._fused = problem.activation is None or problem.activation in FUSED
         # The loops look at these by address.
-        self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.dtype)
         self._places = self._term_places()
         self._row_table = self._table_of_rows()
         self._column_table = self._table_of_columns()
         self._fields = self._known()
-        self._weight_shape = (problem.oc, work.terms)
-        self._scratch = work.workers * work.slab_bytes
 
     def _term_places(self) -> Any:
         """Return where in a group's slab each term of the first output's sum lies, in bytes."""
@@ -93,55 +71,18 @@ class Runner:
         f |= {"table_h": address(self._row_table), "table_w": address(self._column_table)}
         f["zeros"] = work.input_bytes(work.band)
         f["sums"] = f["zeros"] + work.zeros_bytes
-        if p.activation in FUSED:
-            f["activation"] = address(self._constants)
-        return f
+        return f | {"activation": self.activation, "wk": work.terms * work.size}
 
-    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        x, w, (y,) = inputs[0], inputs[1], outputs
-        record = self._record(x.strides, y.strides)
-        residual = inputs[-1] if self._has_residual else None
-        aligned = x.flags.aligned and y.flags.aligned
-        if record is None or not aligned or (residual is not None and not _alike(residual, y)):
-            self._run_apart(inputs, y)
-            return
-        rows = w.reshape(self._weight_shape)
-        if rows.strides[1] != self.work.size or not rows.flags.aligned:
-            rows = rows.copy(order="C")
-        bias = np.ascontiguousarray(inputs[2]) if self._has_bias else None
-        job = record.job.copy()
-        job[_X], job[_Y], job[_W], job[_WK] = address(x), address(y), address(rows), rows.strides[0]
-        if bias is not None:
-            job[_BIAS] = address(bias)
-        if residual is not None:
-            job[_RESIDUAL] = address(residual)
-        job[_SLAB] = scratch.take(self._scratch)
-        threads.run(record.loops, address(job), self.work.units, self.work.workers)
-        if not self._fused:
-            epilogue.apply(self.work.problem.activation, y)
+    def pack(self, w: Any) -> Packed:
+        """Return the weight as a matrix, a row for each output channel."""
+        rows = np.require(w, requirements=("C", "A"))
+        return Packed(rows, address(rows))
 
-    def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
-        """Run on copies of what the loops cannot read, and into an array that they can write."""
-        result = np.empty(y.shape, y.dtype)
-        copies = [np.require(a, requirements="A") for a in inputs]
-        if self._has_residual:
-            copies[-1] = copies[-1].copy(order="C")  # with the strides of a new array, axes of size 1 included
-        self.run(tuple(copies), (result,))
-        y[...] = result
-
-    def _record(self, x: Sizes, y: Sizes) -> Record | None:
-        """Return the record for arrays of these strides; None if sums cannot be stored so."""
-        try:
-            return self._records[x, y]
-        except KeyError:
-            pass
-        if len(self._records) >= _MOST_RECORDS:
-            self._records.clear()
+    def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
+        """See `Runner`."""
         work = self.work
-        missing = (0,) * (2 - work.problem.ndim)
-        xn, xc, xh, xw = (*x[:2], *missing, *x[2:])
-        yn, yk, yh, yw = (*y[:2], *missing, *y[2:])
+        xn, xc, _, xh, xw = x
+        yn, yk, _, yh, yw = y
         last = work.problem.layout == "channels_last"
         reads_channels = xc == work.size and (last or xw != work.size)
         writes_channels = yk == work.size and (last or yw != work.size)
@@ -151,11 +92,4 @@ class Runner:
         f = {"xn": xn, "xc": xc, "xh": xh, "xw": xw, "yn": yn, "yk": yk, "yh": yh, "yw": yw}
         f |= {"pixelwise": int(not read_in_order)} | self._fields
         compiled = loops(*work.tile, work.lanes, 8 * work.size, int(work.simd.fma), (reads_channels, writes_channels))
-        job = np.array([f.get(name, 0) for name in FIELDS], np.int64)
-        record = self._records[x, y] = Record(job, compiled.address)
-        return record
-
-
-def _alike(residual: Any, y: Any) -> bool:
-    """Whether the loops find the residual's elements where they store the output's."""
-    return residual.strides == y.strides and bool(residual.flags.aligned)
+        return f, compiled.address, None

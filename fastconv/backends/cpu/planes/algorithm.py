@@ -44,9 +44,9 @@ class Planes(Algorithm):
         return _OVERHEAD + packing + max(computing, moving) / min(work.workers, work.units)
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.planes.run import Runner
+        from fastconv.backends.cpu.planes.run import PlanesRunner
 
-        runner = Runner(_work(problem))
+        runner = PlanesRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 

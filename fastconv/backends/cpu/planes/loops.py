@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import carray, from_dtype, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, function
+from fastconv.backends.cpu.job import fields_of, job_type
 from fastconv.backends.cpu.memory import clear, copy, integer, move
 from fastconv.backends.cpu.planes.tile import plane_tile
 from fastconv.backends.cpu.simd import Emitter
@@ -31,8 +31,8 @@ _FIELDS = """
     step_d step_h step_w        | stride of the convolution
     table_d table_h table_w     | input index of each padded position, -1 for zero
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 
 @intrinsic(prefer_literal=True)

@@ -6,32 +6,30 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import epilogue
-from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.planes.loops import FIELDS, loops, pack_kernel
 from fastconv.backends.cpu.planes.work import Work
+from fastconv.backends.cpu.runner import Packed, Runner
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
-
-_PLACES = [FIELDS.index(name) for name in ("x", "y", "w", "bias", "residual", "activation")]
-_SLAB = FIELDS.index("slab")
+from fastconv.problem import Sizes
 
 
-class Runner:
+class PlanesRunner(Runner):
     """Runs one problem on arrays of any strides; those that are not contiguous are copied."""
 
+    fields = FIELDS
+
     def __init__(self, work: Work) -> None:
+        super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
         self.work = work
-        p, size = work.problem, work.size
+        size = work.size
         self._tables = [source_line(axis) for axis in work.axes]
         self._terms = self._offsets()
         self._pack = pack_kernel(8 * size)
-        self._constants = np.array(FUSED[p.activation], p.dtype) if p.activation in FUSED else None
         compiled = loops(work.rows, work.vectors, work.lanes, 8 * size, int(work.simd.fma))
         self._loops = compiled.address
-        self._record = np.array([self._fields().get(name, 0) for name in FIELDS], np.int64)
+        self._known = self._fields()
 
     def _offsets(self) -> Any:
         """Return where in a slab the columns of each (input channel, kernel position) begin."""
@@ -61,30 +59,39 @@ class Runner:
         f |= {"widths": width.extent(width.out)}
         f |= dict(zip(("first", "last"), inside(width), strict=True))
         f |= {"step_d": depth.stride, "step_h": height.stride, "step_w": width.stride}
-        return f | dict(zip(("table_d", "table_h", "table_w"), map(address, self._tables), strict=True))
+        f |= dict(zip(("table_d", "table_h", "table_w"), map(address, self._tables), strict=True))
+        return f | {"activation": self.activation}
 
-    def pack(self, w: Any) -> Any:
+    def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
+        """See `Runner`."""
+        axes = self.work.axes
+        contiguous = all(
+            _are_contiguous(strides, (count, *sizes), self.work.size)
+            for strides, count, sizes in (
+                (x[1:], self.problem.ic, [axis.size for axis in axes]),
+                (y[1:], self.problem.oc, [axis.out for axis in axes]),
+            )
+        )
+        return (self._known | {"xn": x[0], "yn": y[0]}, self._loops, None) if contiguous else None
+
+    def _laid_out(self, shape: Sizes) -> Any:
+        return np.empty(shape, self.problem.dtype)
+
+    def pack(self, w: Any) -> Packed:
         """Return the weight block by block, a block's channels side by side."""
         work = self.work
         rows = np.require(w, requirements=("C", "A"))
         packed = np.empty(work.packed_size, w.dtype)
-        self._pack(address(rows), work.terms, work.problem.oc, work.rows, address(packed))
-        return packed
+        where = address(packed)
+        self._pack(address(rows), work.terms, work.problem.oc, work.rows, where)
+        return Packed(packed, where)
 
-    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        p, (y,) = self.work.problem, outputs
-        x, w, *rest = inputs
-        x, target, *rest = (np.require(a, requirements=("C", "A")) for a in (x, y, *rest))
-        packed = w if p.prepacked else self.pack(w)
-        bias = rest[0] if p.bias != "none" else None
-        residual = rest[-1] if p.residual else None
-        job = self._record.copy()
-        for place, array in zip(_PLACES, (x, target, packed, bias, residual, self._constants), strict=True):
-            job[place] = 0 if array is None else address(array)
-        job[_SLAB] = scratch.take(self.work.workers * self.work.slab_bytes)
-        threads.run(self._loops, address(job), self.work.units, self.work.workers)
-        if p.activation is not None and self._constants is None:
-            epilogue.apply(p.activation, target)
-        if target is not y:
-            y[...] = target
+
+def _are_contiguous(strides: Sizes, shape: Sizes, size: int) -> bool:
+    """Whether an image of this shape lies in one piece; the stride of an axis of one position says nothing."""
+    expected = size
+    for stride, count in zip(reversed(strides), reversed(shape), strict=True):
+        if count > 1 and stride != expected:
+            return False
+        expected *= count
+    return True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.pointwise.work import Work
 from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
@@ -22,9 +23,7 @@ class Pointwise(Algorithm):
             return "shares weights between positions, which a locally connected layer does not"
         if set(problem.kernel_size) != {1} or any(max(pad) > 0 for pad in problem.padding):
             return "needs a kernel of 1 and no padding"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
-        return None
+        return unfused_half(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
@@ -35,9 +34,9 @@ class Pointwise(Algorithm):
         return _work(problem).seconds(machine)
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.pointwise.run import Runner
+        from fastconv.backends.cpu.pointwise.run import PointwiseRunner
 
-        runner = Runner(_work(problem))
+        runner = PointwiseRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 

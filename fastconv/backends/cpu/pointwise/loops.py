@@ -8,12 +8,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from llvmlite import ir
 from numba import carray, from_dtype, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.job import fields_of, job_type
 from fastconv.backends.cpu.memory import clear
 from fastconv.backends.cpu.pointwise.work import TABLE_BYTES
 from fastconv.backends.cpu.simd import I64
@@ -35,12 +35,12 @@ _FIELDS = """
     tile00 tile01 tile10 tile11 | the tiles: of full size or one smaller, by a whole block or the last
     keep0 keep1                 | tiles that make the panel on the way
     rows                        | whether the output channels are rows
-    item                        | bytes of an element
+    item stored                 | bytes of an element as it is computed, and in the arrays
     streams                     | whether the weight comes from beyond the cache for every band
     bias residual activation    | addresses, 0 for none; the residual lies like y
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 # How far ahead a weight that streams past is prefetched: a page and more, at whose end processors stop foreseeing.
 _DISTANCE = 8192
@@ -105,8 +105,12 @@ def _source(job, group, index):
 
 @njit
 def _in_place(job, index):
-    """Whether a tile can read its pixels where they are: whole vectors of them."""
-    return job.layout == FLAT and (job.rows == 0 or _first(job, index % job.tiles + 1) <= job.pixels)
+    """Whether a tile can read its pixels where they are: whole vectors of them, stored as they are computed."""
+    return (
+        job.item == job.stored
+        and job.layout == FLAT
+        and (job.rows == 0 or _first(job, index % job.tiles + 1) <= job.pixels)
+    )
 
 
 @njit
@@ -180,7 +184,7 @@ def loops() -> Any:
                 k = block * job.width
                 channel = group * job.oc + k
                 w = job.w + group * job.wgroup + block * job.wblock
-                bias = job.bias + channel * job.item if job.bias else 0
+                bias = job.bias + channel * job.stored if job.bias else 0
                 is_last = block == job.blocks - 1
                 wstep = job.wstep1 if is_last else job.wstep0
                 # The first block reads the pixels where they are, and makes the panel for the others.

@@ -1,4 +1,7 @@
-"""Copying input pixels into panels: all channels of the few pixels that a tile computes, in the order it reads them."""
+"""Copying input pixels into panels: all channels of the few pixels that a tile computes, in the order it reads them.
+
+Half formats are widened on the way.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.memory import move
+from fastconv.backends.cpu.elements import widen_one
+from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.simd import I64, Emitter
 
 # Whatever copies takes the same six integers: source, step of a channel, channels, target, step of a channel there,
@@ -36,7 +40,7 @@ def _copy_line(typingctx, vectors, lanes, bits, source, target, count):
         for v in range(shape[0]):
             at = v * shape[1]
             vector = e.load_masked(e.at(source, at * e.bytes), e.first(builder.sub(count, I64(at))))
-            e.store(vector, e.at(target, at * e.bytes))
+            e.wide.store(vector, e.at(target, at * e.wide.bytes))
         return context.get_dummy_value()
 
     return types.void(vectors, lanes, bits, *(types.int64,) * 3), codegen
@@ -61,7 +65,7 @@ def _copy_piece(typingctx, every, lanes, bits, source, target, count):
             for i in range(every)
         ]
         vector = parts[0] if every == 1 else e.shuffle(parts[0], parts[1], range(0, 2 * lanes, 2))
-        e.store_masked(vector, target, e.first(count))
+        e.wide.store_masked(vector, target, e.first(count))
         return context.get_dummy_value()
 
     return types.void(every, lanes, bits, *(types.int64,) * 3), codegen
@@ -84,12 +88,12 @@ def _turn(typingctx, lanes, bits, table, first, count, target, step):
         with builder.if_else(builder.icmp_signed(">=", count, I64(e.lanes))) as (whole, part):
             with whole:
                 for i, vector in enumerate(e.transpose([e.load(start) for start in starts])):
-                    e.store(vector, e.at(target, e.times(step, i)))
+                    e.wide.store(vector, e.at(target, e.times(step, i)))
             with part:
                 mask = e.first(count)
                 for i, vector in enumerate(e.transpose([e.load_masked(start, mask) for start in starts])):
                     with builder.if_then(builder.icmp_signed("<", I64(i), count)):
-                        e.store(vector, e.at(target, e.times(step, i)))
+                        e.wide.store(vector, e.at(target, e.times(step, i)))
         return context.get_dummy_value()
 
     return types.void(lanes, bits, *(types.int64,) * 5), codegen
@@ -115,7 +119,7 @@ def copy_lines(vectors: int, lanes: int, bits: int) -> Any:
 @cache
 def copy_every(every: int, lanes: int, bits: int) -> Any:
     """Return the copying of each or every second pixel of a row, channel by channel."""
-    sources, size = fingerprint(), bits // 8
+    sources, size, wide = fingerprint(), size_of(bits), size_of(computed(bits))
 
     @callback(_SIGNATURE)
     def run(source, channel, channels, target, step, pixels):
@@ -123,7 +127,7 @@ def copy_every(every: int, lanes: int, bits: int) -> Any:
             return
         for _ in range(channels):
             for i in range(0, pixels, lanes):
-                _copy_piece(every, lanes, bits, source + i * every * size, target + i * size, pixels - i)
+                _copy_piece(every, lanes, bits, source + i * every * size, target + i * wide, pixels - i)
             source += channel
             target += step
 
@@ -133,14 +137,14 @@ def copy_every(every: int, lanes: int, bits: int) -> Any:
 @cache
 def copy_one(bits: int) -> Any:
     """Return the copying of a single pixel, channel by channel."""
-    sources, size = fingerprint(), bits // 8
+    sources = fingerprint()
 
     @callback(_SIGNATURE)
     def run(source, channel, channels, target, step, pixels):
         if sources == 0:
             return
         for _ in range(channels):
-            move(target, source, size)
+            widen_one(bits, source, target)
             source += channel
             target += step
 
@@ -150,7 +154,7 @@ def copy_one(bits: int) -> Any:
 @cache
 def turn_lines(lanes: int, bits: int) -> Any:
     """Return the copying of pixels whose channels lie side by side: the source is a table of their addresses."""
-    sources, size = fingerprint(), bits // 8
+    sources, size, wide = fingerprint(), size_of(bits), size_of(computed(bits))
 
     @callback(_SIGNATURE)
     def run(table, channel, channels, target, step, pixels):
@@ -158,6 +162,6 @@ def turn_lines(lanes: int, bits: int) -> Any:
             return
         for k in range(0, channels, lanes):
             for p in range(0, pixels, lanes):
-                _turn(lanes, bits, table + 8 * p, k * size, channels - k, target + k * step + p * size, step)
+                _turn(lanes, bits, table + 8 * p, k * size, channels - k, target + k * step + p * wide, step)
 
     return run

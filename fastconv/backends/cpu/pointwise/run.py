@@ -2,53 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from fastconv import epilogue
-from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.packing import has_adjacent_outputs, pack_columns, pack_kernel
 from fastconv.backends.cpu.pointwise.loops import FIELDS, FLAT, ROWS, TABLE, loops
 from fastconv.backends.cpu.pointwise.panel import copy_every, copy_lines, copy_one, turn_lines
 from fastconv.backends.cpu.pointwise.tile import tile
 from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, Work
+from fastconv.backends.cpu.runner import Packed, Runner
 from fastconv.backends.cpu.scratch import address
-from fastconv.problem import AXES, Sizes
-
-# Of arrays of how many different strides a plan remembers what it worked out.
-_MOST_RECORDS = 64
-
-# Where the addresses stand that every run fills in.
-_X, _W, _Y, _BIAS, _RESIDUAL, _SLAB = (FIELDS.index(name) for name in ("x", "w", "y", "bias", "residual", "slab"))
+from fastconv.problem import Sizes
 
 
-class Packed(NamedTuple):
-    """A packed weight, and the address of its first vector."""
-
-    array: Any
-    address: int
-
-
-class Runner:
+class PointwiseRunner(Runner):
     """Runs one problem on arrays of any strides."""
 
+    fields = FIELDS
+
     def __init__(self, work: Work) -> None:
+        super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
         self.work = work
-        p = work.problem
-        self._records: dict[tuple[Any, ...], Any] = {}
         self._rows = work.tile.form == ROWS_ARE_CHANNELS
-        self._pack = pack_kernel(8 * work.size, work.width if self._rows else work.lanes)
+        self._pack = pack_kernel(work.format, work.width if self._rows else work.lanes)
         # A last block of fewer rows has the room of a whole one.
         widths = (work.width, work.width if self._rows else work.tile.tail * work.lanes)
         self._offsets = [np.arange(work.inputs) * (width * work.size) for width in widths]
-        self._constants = np.array(FUSED.get(p.activation or "", (0, 0, 0)), p.dtype)
-        self._fused = p.activation is None or p.activation in FUSED
         self._loops = loops().address
-        self._slab_step = work.slab_bytes
-        self._slabs, self._units, self._workers = work.workers * self._slab_step, work.units, work.workers
-        self._has_bias, self._has_residual, self._prepacked = p.bias != "none", p.residual, p.prepacked
         self._tiles = self._compile()
 
     def _compile(self) -> dict[str, int]:
@@ -70,7 +51,7 @@ class Runner:
     def _tile(self, pixels: int, channels: int, kept: int) -> int:
         work = self.work
         rows, vectors = (channels, pixels) if self._rows else (pixels, channels)
-        compiled = tile(rows, vectors, work.lanes, 8 * work.size, int(work.simd.fma), work.tile.form, kept)
+        compiled = tile(rows, vectors, work.lanes, work.format, int(work.simd.fma), work.tile.form, kept)
         address: int = compiled.address
         return address
 
@@ -82,7 +63,7 @@ class Runner:
         start += -start % 64
         if has_adjacent_outputs(w, work.problem.groups):
             lanes = work.width if self._rows else work.lanes
-            pack_columns(w, lanes, work.width, start, [*map(address, self._offsets)], work.workers)
+            pack_columns(w, work.format, lanes, work.width, start, [*map(address, self._offsets)], work.workers)
             return Packed(packed, start)
         rows = np.require(w, requirements=("C", "A")).reshape(work.problem.oc, work.inputs)
         self._pack(
@@ -91,59 +72,8 @@ class Runner:
         )  # fmt: skip
         return Packed(packed, start)
 
-    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        x, w, (y,) = inputs[0], inputs[1], outputs
-        residual = inputs[-1] if self._has_residual else None
-        record = self._record(x.strides, y.strides)
-        aligned = x.flags.aligned and y.flags.aligned
-        if record is None or not aligned or (residual is not None and not _alike(residual, y)):
-            self._run_apart(inputs, y)
-            return
-        packed = w if self._prepacked else self.pack(w)
-        job = record.copy()
-        job[_X], job[_W], job[_Y] = address(x), packed.address, address(y)
-        if self._has_bias:
-            bias = np.require(inputs[2], requirements=("C", "A"))
-            job[_BIAS] = address(bias)
-        if residual is not None:
-            job[_RESIDUAL] = address(residual)
-        job[_SLAB] = scratch.take(self._slabs)
-        threads.run(self._loops, address(job), self._units, self._workers)
-        if not self._fused:
-            epilogue.apply(self.work.problem.activation, y)
-
-    def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
-        """Run on copies of what the loops cannot read, and into an array that they can write."""
-        result = self._laid_out(np.empty, y)
-        arrays: list[Any] = list(inputs)
-        for i in {0, len(inputs) - 1 if self.work.problem.residual else 0}:
-            arrays[i] = self._laid_out(np.empty, arrays[i])
-            arrays[i][...] = inputs[i]
-        self.run(tuple(arrays), (result,))
-        y[...] = result
-
-    def _laid_out(self, make: Any, like: Any) -> Any:
-        """Return a new array of the problem's memory order, with strides as of a contiguous one."""
-        if self.work.problem.layout == "channels_first":
-            return make(like.shape, like.dtype)
-        return np.moveaxis(make((like.shape[0], *like.shape[2:], like.shape[1]), like.dtype), -1, 1)
-
-    def _record(self, x: Sizes, y: Sizes) -> Any:
-        """Return the record for arrays of these strides; None if the loops cannot use them."""
-        try:
-            return self._records[x, y]
-        except KeyError:
-            pass
-        if len(self._records) >= _MOST_RECORDS:
-            self._records.clear()
-        missing = (0,) * (len(AXES) - self.work.problem.ndim)
-        fields = self._describe((*x[:2], *missing, *x[2:]), (*y[:2], *missing, *y[2:]))
-        record = None if fields is None else np.array([fields.get(name, 0) for name in FIELDS], np.int64)
-        self._records[x, y] = record
-        return record
-
-    def _describe(self, x: Sizes, y: Sizes) -> dict[str, int] | None:
+    def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
+        """See `Runner`."""
         work, p, size, t = self.work, self.work.problem, self.work.size, self.work.tile
         output = [axis.out for axis in work.axes]
         xn, xc, *x_axes = x
@@ -153,7 +83,7 @@ class Runner:
         if yp is None or (work.merged and xp is None):
             return None
         channels_last = t.form == LANES_ARE_CHANNELS
-        if (yk if channels_last else yp) != size and (p.oc if channels_last else work.pixels) > 1:
+        if (yk if channels_last else yp) != p.itemsize and (p.oc if channels_last else work.pixels) > 1:
             return None
         if xp is not None:
             x_axes, output = [0, 0, xp], [1, 1, work.pixels]
@@ -165,27 +95,28 @@ class Runner:
         f |= {"oh": output[1], "ow": output[2], "pixels": work.pixels}
         f |= {"tiles": t.cut.pieces, "total": work.images * t.cut.pieces, "full": t.cut.full, "cut": t.cut.size}
         f |= {"unit": t.unit, "bands": work.bands, "band": work.band, "parts": work.parts}
-        f |= {"slab_bytes": self._slab_step, "panel": work.panel_bytes, "item": size, "rows": int(self._rows)}
+        f |= {"slab_bytes": work.slab_bytes, "panel": work.panel_bytes, "rows": int(self._rows)}
+        f |= {"item": size, "stored": p.itemsize}
         f["streams"] = int(not work.is_small)
-        f["activation"] = address(self._constants) if p.activation in FUSED else 0
-        return f | self._tiles | self._copying(xc, x_axes[2], xp)
+        f["activation"] = self.activation
+        return f | self._tiles | self._copying(xc, x_axes[2], xp), self._loops, None
 
     def _copying(self, channel: int, column: int, pixel: int | None) -> dict[str, int]:
         """Return how panels are made of an input of such strides, of which all pixels may be ``pixel`` apart."""
-        work, size = self.work, self.work.size
-        bits, lanes = 8 * size, work.lanes
+        work, size, stored = self.work, self.work.size, self.work.problem.itemsize
+        bits, lanes = work.format, work.lanes
         steps = [work.stride, work.stride - lanes if self._rows else work.stride]
         f = {"step0": steps[0] * size, "step1": steps[1] * size}
-        if pixel == size or work.pixels == 1:
+        if pixel == stored or work.pixels == 1:
             vectors = [max(1, -(-step // lanes)) for step in steps]
             copies = [copy_lines(count, lanes, bits).address for count in vectors]
             return f | {"layout": FLAT, "copy0": copies[0], "copy1": copies[1]}
-        if channel == size and not self._rows:
+        if channel == stored and not self._rows:
             last = -(-work.tile.cut.size // lanes) * lanes - 1
             copy = turn_lines(lanes, bits).address
             return f | {"layout": TABLE, "last": last, "copy0": copy, "copy1": copy}
-        if column in (size, 2 * size):
-            copy = copy_every(column // size, lanes, bits).address
+        if column in (stored, 2 * stored):
+            copy = copy_every(column // stored, lanes, bits).address
             return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": work.pixels}
         copy = copy_one(bits).address
         return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": 1}
@@ -205,8 +136,3 @@ def _together(n: int, output: list[int], image: int, axes: list[int], merged: bo
             return None
         expected *= count
     return step or 0
-
-
-def _alike(residual: Any, y: Any) -> bool:
-    """Whether the loops find the residual's elements where they store the output's."""
-    return residual.strides == y.strides and bool(residual.flags.aligned)

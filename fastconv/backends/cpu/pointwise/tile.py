@@ -25,7 +25,8 @@ def _product(
 ):  # fmt: skip
     """Compute ``rows`` by ``vectors * lanes`` sums of ``depth`` products.
 
-    Literal integers: rows, vectors, lanes, bits (of an element), fused (multiply-add exists), form (how to store),
+    Literal integers: rows, vectors, lanes, bits (format of the output), fused (multiply-add exists), form (how to
+    store),
     kept (0, or that the pixels are copied into a panel on the way: elements from a channel to the next there).
 
     Values: a (address; a row's scalars side by side), b (address; vectors side by side), a_step, b_step (bytes to the
@@ -51,7 +52,9 @@ class _Tile:
     def __init__(
         self, builder: Any, rows: int, vectors: int, lanes: int, bits: int, fused: int, form: int, kept: int
     ) -> None:
-        self.e = Emitter(builder, bits, lanes, bool(fused))
+        # What is computed; and what bias, residual and output are in memory.
+        self.outer = Emitter(builder, bits, lanes, bool(fused))
+        self.e = self.outer.wide
         self.rows, self.vectors, self.form, self.kept = rows, vectors, form, kept
         self.width = lanes * self.e.bytes
 
@@ -74,23 +77,23 @@ class _Tile:
 
     def _await(self, y: Any, step: Any) -> None:
         """Ask for what will be written: an output that is not in a cache would hold up the stores."""
-        e = self.e
+        e = self.outer
         turned = self.form == TURNED
         count, length = (self.vectors * e.lanes, self.rows * e.bytes) if turned else (self.rows, 0)
-        length = length or self.vectors * self.width
+        length = length or self.vectors * e.lanes * e.bytes
         for i in range(count):
             for offset in {*range(0, length, 64), length - e.bytes}:
                 e.prefetch(e.at(y, e.times(step, i), offset), write=True)
 
     def _start(self, bias: Any, last: Any) -> list[Any]:
-        e = self.e
+        e = self.outer
 
         def by_row(_: Any) -> list[Any]:
             return [e.load_splat(e.at(bias, r * e.bytes)) for r in range(self.rows)]
 
         def by_lane(_: Any) -> list[Any]:
             masks = [None] * (self.vectors - 1) + [e.first(last)]
-            return [e.load_masked(e.at(bias, v * self.width), mask) for v, mask in enumerate(masks)]
+            return [e.load_masked(e.at(bias, v * e.lanes * e.bytes), mask) for v, mask in enumerate(masks)]
 
         if self.form == ROWS_ARE_CHANNELS:
             start = e.unless_zero(bias, [e.zero] * self.rows, by_row)
@@ -145,18 +148,20 @@ class _Tile:
 
     def _places(self, y: Any, step: Any, last: Any) -> list[tuple[Any, Any]]:
         """Return the address and the mask of every vector."""
-        e = self.e
+        e = self.outer
         masks = [None] * (self.vectors - 1) + [None if last is None else e.first(last)]
         return [
-            (e.at(y, e.times(step, r), v * self.width), mask) for r in range(self.rows) for v, mask in enumerate(masks)
+            (e.at(y, e.times(step, r), v * e.lanes * e.bytes), mask)
+            for r in range(self.rows)
+            for v, mask in enumerate(masks)
         ]
 
     def _load(self, y: Any, step: Any, last: Any) -> list[Any]:
-        return [self.e.load_masked(address, mask) for address, mask in self._places(y, step, last)]
+        return [self.outer.load_masked(address, mask) for address, mask in self._places(y, step, last)]
 
     def _store(self, sums: list[Any], y: Any, step: Any, last: Any) -> None:
         for value, (address, mask) in zip(sums, self._places(y, step, last), strict=True):
-            self.e.store_masked(value, address, mask)
+            self.outer.store_masked(value, address, mask)
 
     # ------------------------------------------------------------------------ an array whose rows lie side by side
 
@@ -167,7 +172,7 @@ class _Tile:
         return [(v, first, min(lanes, self.rows - first)) for v in range(self.vectors) for first in starts]
 
     def _load_turned(self, y: Any, step: Any, last: Any) -> list[Any]:
-        e = self.e
+        e = self.outer
         result: list[Any] = [None] * (self.rows * self.vectors)
         for v, first, count in self._squares():
             mask = None if count == e.lanes else e.first(count)
@@ -188,7 +193,7 @@ class _Tile:
         return result
 
     def _store_turned(self, sums: list[Any], y: Any, step: Any, last: Any) -> None:
-        e = self.e
+        e = self.outer
         for v, first, count in self._squares():
             square = [sums[(first + r) * self.vectors + v] for r in range(count)]
             turned = e.transpose(square + [e.zero] * (e.lanes - count))
@@ -202,7 +207,7 @@ class _Tile:
 
     def _store_first(self, vector: Any, address: Any, count: int) -> None:
         """Store the first elements of a vector: by a mask where masks are registers, else in halves."""
-        e = self.e
+        e = self.outer
         if count == e.lanes or self.width == 64:
             e.store_masked(vector, address, None if count == e.lanes else e.first(count))
             return

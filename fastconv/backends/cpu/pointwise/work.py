@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.registers import Simd
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -70,7 +71,9 @@ class Work:
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        self.size = problem.itemsize
+        # Of what is computed; arrays may hold less.
+        self.format = format_of(problem)
+        self.size = size_of(computed(self.format))
         self.lanes = vectors.lanes(self.size)
         self.axes = lifted_axes(problem)
         self.inputs, self.outputs = problem.ic // problem.groups, problem.oc // problem.groups
@@ -121,7 +124,8 @@ class Work:
             return self.inputs * (math.log2(self.lanes) + 2) * -(-tile.cut.size // self.lanes)
         vectors = -(-tile.cut.size * tile.unit // self.lanes)
         # Where they lie together, the first block copies them on its way.
-        return self.inputs * vectors * (2 if self.problem.input_size != self.problem.output_size else 0.5)
+        in_passing = self.problem.input_size == self.problem.output_size and self.size == self.problem.itemsize
+        return self.inputs * vectors * (0.5 if in_passing else 2)
 
     def tile_cycles(self, tile: Tile) -> float:
         """Cycles of the whole problem."""

@@ -58,7 +58,7 @@ class Work:
             return None
         if axis.kernel == 1 and axis.stride == 1:
             return 1, 1
-        return (axis.kernel, axis.stride) if axis.kernel <= WIDEST and axis.stride <= LONGEST else None
+        return (axis.kernel, axis.stride) if axis.kernel <= WIDEST and 0 < axis.stride <= LONGEST else None
 
     @property
     def groups(self) -> int:

@@ -7,11 +7,12 @@ from typing import ClassVar
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.direct.algorithm import Direct
+from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.turned.work import Work
-from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd4
+from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -42,8 +43,8 @@ class Turned(Algorithm):
             return "shares weights between positions, which a locally connected layer does not"
         if problem.padding_mode != "zeros":
             return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
+        if problem.dtype != problem.accumulator and problem.residual:
+            return f"would round {problem.dtype} before the residual"
         work = self._work(problem)
         if not work.groups:
             return "nothing contributes to the gradient"
@@ -80,11 +81,14 @@ class Turned(Algorithm):
         return seconds
 
     def error_bound(self, problem: AnyProblem) -> float:
-        return max(map(self.forward.error_bound, self._work(problem).forward), default=super().error_bound(problem))
+        if self.refuses(problem) is not None:
+            return super().error_bound(problem)
+        return max(map(self.forward.error_bound, self._work(problem).forward))
 
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
-        lanes, workers, cache = simd().lanes(problem.itemsize), machine().threads(), machine().l2_bytes
+        lanes = simd().lanes(size_of(computed(format_of(problem))))
+        workers, cache = machine().threads(), machine().l2_bytes
         return Work(problem, lanes, workers, cache, self.takes_transposed)
 
     def plan(self, problem: AnyProblem) -> Plan:
@@ -102,11 +106,6 @@ def _packing_seconds(algorithm: Algorithm, forward: ConvProblem, machine: Machin
 def _packing_bytes(algorithm: Algorithm, forward: ConvProblem) -> int:
     every, once = (algorithm.workspace_bytes(forward.replace(prepacked=packed)) for packed in (False, True))
     return max(0, every - once)
-
-
-def _work(problem: AnyProblem) -> Work:
-    assert isinstance(problem, ConvProblem)
-    return Work(problem, simd().lanes(problem.itemsize), machine().threads(), machine().l2_bytes)
 
 
 class TurnedDirect(Turned):
@@ -152,3 +151,11 @@ class TurnedWinograd4(Turned):
     name = "turned_winograd4"
     strict = False
     forward = Winograd4()
+
+
+class TurnedWinograd2x5(Turned):
+    """By F(2x2, 5x5)."""
+
+    name = "turned_winograd2_5x5"
+    strict = False
+    forward = Winograd2x5()

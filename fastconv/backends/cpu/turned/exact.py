@@ -23,8 +23,9 @@ def input_gradient(problem: ConvProblem, dy: Any, w: Any, dx: Any) -> None:
     missing = (None,) * (len(AXES) - problem.ndim)
     table = np.array([[a.size, a.out, a.kernel, a.stride, a.dilation, a.before] for a in axes], np.int64)
     index = (slice(None), slice(None), *missing)
-    result = np.empty(problem.x_shape, problem.dtype)
-    _gather(8 * problem.itemsize)(dy[index], w[index], result[index], table, problem.groups)
+    dy, w = (array.astype(problem.accumulator, copy=False) for array in (dy, w))
+    result = np.empty(problem.x_shape, problem.accumulator)
+    _gather(8 * result.itemsize)(dy[index], w[index], result[index], table, problem.groups)
     dx[...] = result
 
 

@@ -10,6 +10,7 @@ from numba import carray, from_dtype, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.memory import clear, integer, move
 from fastconv.backends.cpu.simd import Emitter
 
@@ -98,7 +99,7 @@ def interleaving(ways: int, lanes: int, bits: int) -> Any:
 
     ``ways`` is one of `WAYS` and the stride of columns, or 0 for any.
     """
-    size = bits // 8
+    size = size_of(bits)
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))

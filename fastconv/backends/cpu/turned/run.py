@@ -9,6 +9,7 @@ import numpy as np
 
 from fastconv import epilogue
 from fastconv.algorithm import Algorithm
+from fastconv.arrays import dtype_named
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.turned import interleave, weights
@@ -49,9 +50,11 @@ class Runner:
         self._turning = self._describe()
         self._reads = [_part(group) for group in work.groups]
         if work.interleaved:
-            self._zeros = np.zeros(-(-self.problem.input_size[-1] // self.problem.stride[-1]), self.problem.dtype)
+            self._zeros = np.zeros(
+                -(-self.problem.input_size[-1] // self.problem.stride[-1]), dtype_named(self.problem.dtype)
+            )
             ways = self.problem.stride[-1] if self.problem.stride[-1] in interleave.WAYS else 0
-            self._weave = interleave.interleaving(ways, work.lanes, 8 * work.size).address
+            self._weave = interleave.interleaving(ways, work.lanes, work.format).address
 
     def _describe(self) -> tuple[int, Any, int]:
         """Return the address of the kernel that turns the weight, its job, and its units."""
@@ -69,7 +72,7 @@ class Runner:
             how = weights.TRANSPOSE
         elif work.whole and terms <= work.lanes:
             how = terms
-        kernel = weights.turning(how, work.lanes, 8 * work.size).address
+        kernel = weights.turning(how, work.lanes, work.format).address
         return kernel, np.array([fields.get(name, 0) for name in weights.FIELDS], np.int64), p.groups * blocks
 
     def pack(self, w: Any) -> Packed:
@@ -131,7 +134,7 @@ class Runner:
         places, start = [], 0
         for shape, size in zip(shapes, sizes, strict=True):
             used = math.prod(shape) * work.size
-            places.append(room[start : start + used].view(p.dtype).reshape(shape))
+            places.append(room[start : start + used].view(dtype_named(p.dtype)).reshape(shape))
             start += size
         return places
 
@@ -194,7 +197,7 @@ class Runner:
         work, p = self.work, self.problem
         if not work.empty:
             return
-        value = np.zeros((1, p.ic, *(1,) * p.ndim), p.dtype)
+        value = np.zeros((1, p.ic, *(1,) * p.ndim), dtype_named(p.dtype))
         epilogue.apply(
             None if p.residual else p.activation, value, None if bias is None else epilogue.bias_view(p, bias)
         )

@@ -10,6 +10,7 @@ from numba import carray, from_dtype, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.memory import integer, move
 from fastconv.backends.cpu.simd import I64, Emitter
 from fastconv.backends.cpu.turned.interleave import weave
@@ -163,7 +164,7 @@ def _collect(typingctx, lanes, bits, source, table, taps, count, target, step):
 @njit
 def _pick(job, lanes, bits, part, room, first, channels, group, k, count):
     """Store the taps of every member for some output channels and ``count`` input channels, from vectors of these."""
-    size, width = bits // 8, lanes * (bits // 8)
+    size, width = abs(bits) // 8, lanes * (abs(bits) // 8)
     members, taps = integer(part + 8), integer(part + 16)
     for m in range(members):
         table = integer(part + 24) + 8 * m * taps
@@ -196,7 +197,7 @@ def turning(how: int, lanes: int, bits: int) -> Any:
     ``how`` is the number of taps, at most ``lanes``, if a kernel of one member is turned whole, or `PICK` or
     `TRANSPOSE`.
     """
-    size = bits // 8
+    size = size_of(bits)
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))

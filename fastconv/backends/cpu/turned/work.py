@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
+from fastconv.backends.cpu.formats import format_of
 from fastconv.backends.cpu.turned.phases import forward_problem, groups_of
 from fastconv.problem import ConvProblem, Sizes
 
@@ -31,7 +32,7 @@ class Work:
 
     def __init__(self, problem: ConvProblem, lanes: int, workers: int, cache: int, views: bool = False) -> None:
         self.problem, self.lanes, self.workers, self.cache = problem, lanes, workers, cache
-        self.size, self._views = problem.itemsize, views
+        self.format, self.size, self._views = format_of(problem), problem.itemsize, views
         # Columns of several phases lie between one another: no vectors of one phase can be stored.
         self.interleaved = problem.layout == "channels_first" and problem.ndim > 0 and problem.stride[-1] > 1
         groups = groups_of(problem, together=self.interleaved)

@@ -22,8 +22,6 @@ class Wgrad(Algorithm):
             return "computes the weight's gradient only"
         if problem.is_local:
             return "shares weights between positions, which a locally connected layer does not"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
         return None
 
     def workspace_bytes(self, problem: AnyProblem) -> int:

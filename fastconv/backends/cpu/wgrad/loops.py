@@ -13,7 +13,9 @@ import numpy as np
 from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.memory import clear, integer, move
+from fastconv.backends.cpu.elements import widen_one
+from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.memory import clear, integer
 from fastconv.backends.cpu.wgrad.tile import lift, turn, wgrad_tile
 
 # Addresses, sizes and (in bytes) strides.
@@ -55,7 +57,8 @@ JOB = np.dtype([(name, np.int64) for name in FIELDS])
 @cache
 def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
     """Return the compiled packing of x and of dy: units are lines of blocks. ``whole``: x in whole vectors."""
-    size = bits // 8
+    accumulated = computed(bits)
+    size, wide = size_of(bits), size_of(accumulated)
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
@@ -85,8 +88,9 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
                         count = (min(together, job.last - q) - 1) * job.gap + 1
                         at = source + integer(job.table_w + 8 * q) * size
                         for c in range(0, channels, lanes):
-                            turn(lanes, bits, 0, whole, at + c * job.xc, job.xc, min(lanes, channels - c), count,
-                                 target + q * job.item + c * size, job.xsteps)  # fmt: skip
+                            turn(lanes, bits, accumulated, 0, whole, at + c * job.xc, job.xc,
+                                 min(lanes, channels - c), count,
+                                 target + q * job.item + c * wide, job.xsteps)  # fmt: skip
                 if job.first <= w < job.last and job.xw == size and together > 0:
                     continue
                 index, to = integer(job.table_w + 8 * w), target + w * job.item
@@ -95,10 +99,10 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
                 elif job.xc == size:
                     for c in range(0, channels, lanes):
                         at = source + index * job.xw + c * size
-                        lift(lanes, bits, whole, at, min(lanes, channels - c), to + c * size)
+                        lift(lanes, bits, accumulated, whole, at, min(lanes, channels - c), to + c * wide)
                 else:
                     for c in range(channels):
-                        move(to + c * size, source + index * job.xw + c * job.xc, size)
+                        widen_one(bits, source + index * job.xw + c * job.xc, to + c * wide)
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
     def pack_dy(jobs, start, stop, worker):
@@ -113,25 +117,26 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
             last = k == job.kblocks - 1
             steps = job.ytail if last else job.ysteps
             pixel = integer(steps + 8)
-            first = k * (integer(job.ysteps + 8) // size)
-            channels = min(pixel // size, job.outputs - first)
+            first = k * (integer(job.ysteps + 8) // wide)
+            channels = min(pixel // wide, job.outputs - first)
             target = job.panel + block * job.pblock + ((image * job.ydepths + d) * job.lines + line) * job.line * pixel
             source = job.dy + image * job.yn + d * job.yd + line * job.yh + (group * job.outputs + first) * job.yk
             if job.yw == size:
                 for q in range(0, job.line, lanes):
                     for c in range(0, channels, lanes):
-                        turn(lanes, bits, 0, 1, source + q * size + c * job.yk, job.yk, min(lanes, channels - c),
-                             min(lanes, job.line - q), target + q * pixel + c * size, steps)  # fmt: skip
+                        turn(lanes, bits, accumulated, 0, 1, source + q * size + c * job.yk, job.yk,
+                             min(lanes, channels - c), min(lanes, job.line - q),
+                             target + q * pixel + c * wide, steps)  # fmt: skip
                 continue
             for q in range(job.line):
                 at, to = source + q * job.yw, target + q * pixel
                 if job.yk == size:
                     for c in range(0, channels, lanes):
-                        lift(lanes, bits, 1, at + c * size, min(lanes, channels - c), to + c * size)
+                        lift(lanes, bits, accumulated, 1, at + c * size, min(lanes, channels - c), to + c * wide)
                 else:
                     clear(to, pixel)
                     for c in range(channels):
-                        move(to + c * size, at + c * job.yk, size)
+                        widen_one(bits, at + c * job.yk, to + c * wide)
 
     return pack_x, pack_dy
 
@@ -155,8 +160,9 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
     A unit is a block of output channels and some blocks of inputs. ``vectors`` vectors of output channels make a
     block; the last block of a group has ``tail``.
     """
-    size = bits // 8
-    vector = lanes * size
+    accumulated = computed(bits)
+    size = size_of(bits)
+    vector = lanes * size_of(accumulated)
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
@@ -190,14 +196,14 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
                                     at = from_ + integer(job.tiles + 8 * t)
                                     if is_last:
                                         wgrad_tile(
-                                            cols, tail, lanes, bits, fused, spread, apart,
+                                            cols, tail, lanes, accumulated, fused, spread, apart,
                                             a, job.arow * pixel, job.aplane * pixel,
                                             at, job.bcol, job.brow, job.bplane, job.bstep,
                                             columns, rows, planes, to + t * cols * pixel, add,
                                         )  # fmt: skip
                                     else:
                                         wgrad_tile(
-                                            cols, vectors, lanes, bits, fused, spread, apart,
+                                            cols, vectors, lanes, accumulated, fused, spread, apart,
                                             a, job.arow * pixel, job.aplane * pixel,
                                             at, job.bcol, job.brow, job.bplane, job.bstep,
                                             columns, rows, planes, to + t * cols * pixel, add,
@@ -219,11 +225,11 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
                         from_ = room + (c - first_c) * block_sums + v * vector
                         to = job.dw + (group * job.inputs + first) * job.dwe + (first_k + v * lanes) * size
                         for e in range(entries):
-                            lift(lanes, bits, 0, from_ + e * pixel, outputs, to + e * job.dwe)
+                            lift(lanes, accumulated, bits, 0, from_ + e * pixel, outputs, to + e * job.dwe)
                         continue
                     from_ = room + (c - first_c) * block_sums + v * vector
                     for e in range(0, entries, lanes):
-                        turn(lanes, bits, 1, 0, from_, order + 8 * e, min(lanes, entries - e), outputs,
+                        turn(lanes, accumulated, bits, 1, 0, from_, order + 8 * e, min(lanes, entries - e), outputs,
                              row + (first * job.kernel + e) * size, job.wsteps)  # fmt: skip
 
     return run

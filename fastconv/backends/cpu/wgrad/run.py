@@ -47,7 +47,7 @@ class Runner:
         self.work = work
         tile, lanes, size = work.tile, work.lanes, work.size
         self._records: dict[tuple[Any, ...], Record] = {}
-        self._pack_x, self._pack_dy = (kernel.address for kernel in packing(lanes, 8 * size, int(not work.exact)))
+        self._pack_x, self._pack_dy = (kernel.address for kernel in packing(lanes, work.format, int(not work.exact)))
         self._chunks = list(work.chunks())
         self._slab_bytes = work.groups * work.cblocks * work.slab_block(work.chunk)
         panel = work.groups * work.kblocks * work.panel_block(work.chunk)
@@ -121,7 +121,7 @@ class Runner:
             jobs.append([f.get(name, 0) for name in FIELDS])
             lines_x = 0 if direct else work.groups * work.cblocks * f["images"] * f["depths"] * f["heights"]
             steps.append(Step(lines_x, work.groups * work.kblocks * f["images"] * f["ydepths"] * f["lines"]))
-        shape = (tile.cols, tile.vectors, tile.tail, work.lanes, 8 * work.size, int(work.simd.fma), work.spread)
+        shape = (tile.cols, tile.vectors, tile.tail, work.lanes, work.format, int(work.simd.fma), work.spread)
         compiled = sums(*shape, int(direct and x[1] != work.size))
         return Record(np.array(jobs, np.int64), steps, compiled.address, direct, tables)
 

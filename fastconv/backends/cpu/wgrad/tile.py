@@ -84,21 +84,22 @@ def _spread(e: Emitter, address: Any, spread: int, col: int) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def turn(typingctx, lanes, bits, listed, whole, source, stride, rows, count, target, offsets):
+def turn(typingctx, lanes, bits, to, listed, whole, source, stride, rows, count, target, offsets):
     """Transpose a square: ``count`` elements of ``rows`` rows, both at most ``lanes``.
 
     Element ``e`` of all rows goes to ``target + offsets[e]``, or nowhere if that offset is negative. Literal
-    integers besides lanes and bits: listed (``stride`` is the address of the rows' offsets; otherwise rows are
-    ``stride`` bytes apart), whole (a whole vector is stored, zero beyond the rows; otherwise ``rows`` elements).
+    integers besides lanes: bits and to (formats of what is read and of what is written), listed (``stride`` is the
+    address of the rows' offsets; otherwise rows are ``stride`` bytes apart), whole (a whole vector is stored, zero
+    beyond the rows; otherwise ``rows`` elements).
     """
-    literals = (lanes, bits, listed, whole)
+    literals = (lanes, bits, to, listed, whole)
     if not all(isinstance(value, types.IntegerLiteral) for value in literals):
         return None
-    width, element, by_list, entire = (value.literal_value for value in literals)
+    width, element, written, by_list, entire = (value.literal_value for value in literals)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, stride, rows, count, target, offsets = args[4:]
-        e = Emitter(builder, element, width)
+        source, stride, rows, count, target, offsets = args[5:]
+        e, out = Emitter(builder, element, width), Emitter(builder, written, width)
 
         def origin(row: int) -> Any:
             return e.at(source, e.load_integer(e.at(stride, 8 * row)) if by_list else e.times(stride, row))
@@ -108,7 +109,7 @@ def turn(typingctx, lanes, bits, listed, whole, source, stride, rows, count, tar
 
         def full_square() -> None:
             for i, vector in enumerate(e.transpose([e.load(origin(row)) for row in range(width)])):
-                e.store(vector, e.at(target, place(i)))
+                out.store(vector, e.at(target, place(i)))
 
         def part() -> None:
             mask = e.first(count)
@@ -122,7 +123,7 @@ def turn(typingctx, lanes, bits, listed, whole, source, stride, rows, count, tar
                 with builder.if_then(builder.icmp_signed("<", I64(i), count)):
                     offset = place(i)
                     with builder.if_then(builder.icmp_signed(">=", offset, I64(0))):
-                        e.store_masked(vector, e.at(target, offset), stored)
+                        out.store_masked(vector, e.at(target, offset), stored)
 
         full = builder.icmp_signed("==", builder.add(rows, count), I64(2 * width))
         full = builder.and_(full, builder.icmp_signed(">=", place(1), I64(0)))
@@ -137,18 +138,21 @@ def turn(typingctx, lanes, bits, listed, whole, source, stride, rows, count, tar
 
 
 @intrinsic(prefer_literal=True)
-def lift(typingctx, lanes, bits, whole, source, count, target):
-    """Copy ``count`` adjacent elements, at most ``lanes``; ``whole``: and fill the vector with zeros."""
-    literals = (lanes, bits, whole)
+def lift(typingctx, lanes, bits, to, whole, source, count, target):
+    """Copy ``count`` adjacent elements, at most ``lanes``; ``whole``: and fill the vector with zeros.
+
+    ``bits`` and ``to`` are the formats of what is read and written.
+    """
+    literals = (lanes, bits, to, whole)
     if not all(isinstance(value, types.IntegerLiteral) for value in literals):
         return None
-    width, element, entire = (value.literal_value for value in literals)
+    width, element, written, entire = (value.literal_value for value in literals)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, count, target = args[3:]
-        e = Emitter(builder, element, width)
+        source, count, target = args[4:]
+        e, out = Emitter(builder, element, width), Emitter(builder, written, width)
         mask = e.first(count)
-        e.store_masked(e.load_masked(source, mask), target, None if entire else mask)
+        out.store_masked(e.load_masked(source, mask), target, None if entire else mask)
         return context.get_dummy_value()
 
     return types.void(*literals, *(types.int64,) * 3), codegen

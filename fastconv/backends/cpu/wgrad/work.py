@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.direct.work import Tile, choose_tile
+from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.registers import Simd
 from fastconv.geometry import Axis
 from fastconv.machine import Machine
@@ -82,7 +83,9 @@ class Work:
         if self.turned:
             problem = problem.replace(ic=problem.oc, oc=problem.ic)
         self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        self.size = problem.itemsize
+        # Of what is computed; arrays may hold less.
+        self.format = format_of(problem)
+        self.size = size_of(computed(self.format))
         self.lanes = vectors.lanes(self.size)
         self.axes = lifted_axes(problem)
         self.lines = tuple(map(Line, self.axes))
@@ -99,7 +102,13 @@ class Work:
             self.inputs = self.outputs = self.lanes
         self.tile, self.channels, self.along = self._choose()
         # Whether tiles can read x where it is.
-        self.direct = self.taps == 1 and not self.spread and all(axis.is_inside((0, axis.out)) for axis in self.axes)
+        is_half = self.format != computed(self.format)
+        self.direct = (
+            not is_half
+            and self.taps == 1
+            and not self.spread
+            and all(axis.is_inside((0, axis.out)) for axis in self.axes)
+        )
         self.item = (self.channels if self.exact else -(-self.channels // self.lanes) * self.lanes) * self.size
 
     def _spread(self) -> int:
@@ -254,7 +263,7 @@ class Work:
         uneven = -(-self.units // self.workers) * self.workers / self.units
         computing = (self._sum_cycles() * uneven + self._move_cycles()) / machine.hertz / self.workers
         # dw is written once; what the cache does not hold is waited for.
-        dw = math.prod(self.problem.w_shape) * self.size
+        dw = math.prod(self.problem.w_shape) * self.problem.itemsize
         return _OVERHEAD + _LAUNCH * self.count + computing + max(0, dw - self.cache) / machine.bandwidth
 
     def _sum_cycles(self) -> float:

@@ -16,7 +16,6 @@ from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import clear, integer, move
-from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.backends.cpu.winograd.product import call_products
 from fastconv.backends.cpu.winograd.transforms import (
     copy_lanes,
@@ -54,14 +53,17 @@ JOB = np.dtype([(name, np.int64) for line in _FIELDS.strip().splitlines() for na
 
 
 @njit
-def _fill(m, lanes, bits, job, slab, x, ahead, channels, row, col):
-    """Copy what a row of tiles reads of some channels into the slab: padded, lanes together."""
+def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
+    """Copy what a row of tiles reads of some channels into the slab: padded, lanes together.
+
+    Tiles are ``m`` apart and read ``extent`` rows and columns.
+    """
     size = bits // 8
     width = lanes * size
-    columns = job.cols * m + TAPS - 1
+    columns = job.cols * m + extent - m
     low = max(job.first - col, 0)
     high = max(low, min(job.last - col, columns))
-    for i in range(m + TAPS - 1):
+    for i in range(extent):
         source_h = integer(job.table_h + 8 * (row + i))
         target = slab + i * job.slab_row
         if source_h < 0:
@@ -91,7 +93,7 @@ def _fill(m, lanes, bits, job, slab, x, ahead, channels, row, col):
 
 
 @njit
-def _enter(m, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
+def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
     """Transform the input of a block of tiles: a range of its pieces, each a row of tiles of a chunk."""
     width = lanes * (bits // 8)
     slab, tiles = scratch + job.slab, job.rows * job.cols
@@ -103,14 +105,15 @@ def _enter(m, lanes, bits, fused, job, v, scratch, group, row, col, start, stop)
         # Meanwhile the next chunk is fetched, after the last one the next row of tiles.
         ahead = (job.chunk if c < job.chunks - 1 else -c * job.chunk) * job.xc
         ahead += 0 if c < job.chunks - 1 else m * job.xh
-        _fill(m, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * m, col * m)
+        fill(m, extent, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * m, col * m)
         target = v + (c * tiles + r * job.cols) * width
         for t in range(job.cols):
-            transform_input(m, lanes, bits, fused, slab + t * m * width, job.slab_row, target + t * width, job.v_plane)
+            source = slab + t * m * width
+            transform_input(extent, lanes, bits, fused, source, job.slab_row, target + t * width, job.v_plane)
 
 
 @njit
-def _leave(m, lanes, bits, fused, job, scratch, block, vectors, channel, row, col):
+def _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, channel, row, col):
     """Transform the products of a block of tiles and output channels, and store."""
     size = bits // 8
     width = lanes * size
@@ -132,7 +135,7 @@ def _leave(m, lanes, bits, fused, job, scratch, block, vectors, channel, row, co
                         will_write(y + j)
             for t in range(job.cols):
                 special |= transform_output(
-                    m, lanes, bits, fused, source + t * vectors * width, job.m_plane,
+                    m, extent, lanes, bits, fused, source + t * vectors * width, job.m_plane,
                     strip + t * m * width, strip_row, bias, channels, job.activation,
                 )  # fmt: skip
             for i in range(min(m, job.oh - tile_row * m)):
@@ -151,9 +154,9 @@ def _leave(m, lanes, bits, fused, job, scratch, block, vectors, channel, row, co
 
 
 @njit
-def _finish(m, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
+def _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
     """Multiply a block of tiles by a range of blocks of output channels, transform and store."""
-    points = (m + TAPS - 1) ** 2
+    points = extent**2
     tiles, special = job.rows * job.cols, 0
     for block in range(start, stop):
         last = block == job.blocks - 1
@@ -163,13 +166,16 @@ def _finish(m, lanes, bits, fused, job, v, scratch, group, row, col, start, stop
             v, job.v_plane, w, job.wlast if last else job.wpoint, scratch, job.m_plane,
         )  # fmt: skip
         vectors = job.tail if last else job.vectors
-        special |= _leave(m, lanes, bits, fused, job, scratch, block, vectors, group * job.oc, row, col)
+        special |= _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, group * job.oc, row, col)
     return special
 
 
 @cache
-def loops(m: int, lanes: int, bits: int, fused: int) -> Any:
-    """Return the compiled loops for F(m, 3): ``run(job, start, stop, worker)`` does a range of units."""
+def loops(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return the compiled loops for tiles of m outputs that read ``extent`` inputs along each axis.
+
+    ``run(job, start, stop, worker)`` does a range of units.
+    """
     # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
     sources = fingerprint()
 
@@ -187,10 +193,10 @@ def loops(m: int, lanes: int, bits: int, fused: int) -> Any:
             col = min(unit % job.col_bands * job.cols, job.across - job.cols)
             if job.stage != 2:
                 first, end = (0, job.rows * job.chunks) if whole else (start, stop)
-                _enter(m, lanes, bits, fused, job, v, scratch, group, row, col, first, end)
+                enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, first, end)
             if job.stage != 1:
                 first, end = (0, job.blocks) if whole else (start, stop)
-                if _finish(m, lanes, bits, fused, job, v, scratch, group, row, col, first, end):
+                if _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, first, end):
                     job.special = 1
 
     return run

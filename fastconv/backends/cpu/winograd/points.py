@@ -1,4 +1,4 @@
-"""The matrices of Winograd's minimal filtering: ``y = A^T [(G g) * (B^T d)]`` for m outputs of a 3-tap filter.
+"""The matrices of Winograd's minimal filtering: ``y = A^T [(G g) * (B^T d)]`` for m outputs of a few taps.
 
 Toom and Cook's construction: two polynomials are multiplied by their values at points (infinity among them).
 Which points matters for rounding alone. Errors in float32 over 64 channels, the root of their mean square as a share
@@ -19,8 +19,8 @@ Matrix: TypeAlias = tuple[tuple[float, ...], ...]
 
 TAPS = 3
 
-# Beside 0 and infinity, with either sign: that lets two transformed values share their even and odd parts.
-_POINTS = {2: (Fraction(1),), 4: (Fraction(5, 8), Fraction(3, 2)), 6: (Fraction(1, 2), Fraction(1), Fraction(2))}
+# Of so many values, beside 0 and infinity, with either sign: two transformed values then share even and odd parts.
+_POINTS = {4: (Fraction(1),), 6: (Fraction(5, 8), Fraction(3, 2)), 8: (Fraction(1, 2), Fraction(1), Fraction(2))}
 
 
 class Matrices(NamedTuple):
@@ -32,17 +32,17 @@ class Matrices(NamedTuple):
 
 
 @cache
-def matrices(m: int) -> Matrices:
-    """Return B^T, G and A^T of F(m, 3)."""
-    points = [Fraction(0), *(sign * p for p in _POINTS[m] for sign in (1, -1))]
+def matrices(m: int, taps: int = TAPS) -> Matrices:
+    """Return B^T, G and A^T of F(m, taps)."""
+    points = [Fraction(0), *(sign * p for p in _POINTS[m + taps - 1] for sign in (1, -1))]
     data, filters = [], []
     for point in points:
         others = [q for q in points if q != point]
         data.append([*_product(others), Fraction(0)])
         scale = _value(_product(others), point)
-        filters.append([point**k / scale for k in range(TAPS)])
+        filters.append([point**k / scale for k in range(taps)])
     data.append(_product(points))
-    filters.append([Fraction(k == TAPS - 1) for k in range(TAPS)])
+    filters.append([Fraction(k == taps - 1) for k in range(taps)])
     output = [[*(p**i for p in points), Fraction(i == m - 1)] for i in range(m)]
     return Matrices(*(tuple(tuple(map(float, row)) for row in matrix) for matrix in (data, filters, output)))
 

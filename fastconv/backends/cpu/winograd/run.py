@@ -37,8 +37,8 @@ class Runner:
     def __init__(self, work: Work) -> None:
         self.work = work
         kind = (work.lanes, 8 * work.size, int(work.simd.fma))
-        self._pack = packing.pack_kernel(work.m, *kind).address
-        self._loops = loops.loops(work.m, *kind).address
+        self._pack = packing.pack_kernel(work.m, work.extent, *kind).address
+        self._loops = loops.loops(work.m, work.extent, *kind).address
         self._products = [products(work.tile.cols, vectors, *kind) for vectors in (work.tile.vectors, work.tile.tail)]
         self._activation = np.array(FUSED.get(work.problem.activation or "", (0, 0, 0)), work.problem.dtype)
         # The loops look at these by address.

@@ -10,7 +10,6 @@ import numpy as np
 
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
-from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.geometry import source_index
 from fastconv.problem import ConvProblem
 
@@ -31,7 +30,7 @@ _STEP, _IN_FLIGHT = 1.0, 4
 # A tile of the micro-kernel, beside its steps: to begin, and to store a vector.
 _BEGIN, _STORE = 10.0, 2.0
 # A transform, a point: loads, arithmetic along both axes, a store, and what does not fit into registers.
-_TRANSFORM = {2: 3.0, 4: 4.5, 6: 5.0}
+_TRANSFORM = {4: 3.0, 6: 4.5, 8: 5.0}
 
 # Instructions on a vector, beside its shuffles, when a square is transposed.
 _TURN = 2.0
@@ -90,6 +89,8 @@ class Work:
     ----------
     m : int
         Outputs of a tile, along each axis.
+    taps : int
+        Elements of the filter, along each axis.
     problem : ConvProblem
     vectors : Simd
         The register file.
@@ -99,12 +100,12 @@ class Work:
         Bytes of a core's L2 cache.
     """
 
-    def __init__(self, m: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+    def __init__(self, m: int, taps: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        self.taps, self.extent = taps, m + taps - 1
         self.m, self.problem, self.simd, self.workers, self.cache = m, problem, vectors, workers, cache
         self.size = problem.itemsize
         self.lanes = vectors.lanes(self.size)
         self.width = self.lanes * self.size
-        self.extent = m + TAPS - 1
         self.points = self.extent**2
         self.inputs = problem.ic // problem.groups
         self.outputs = problem.oc // problem.groups
@@ -141,9 +142,9 @@ class Work:
         if work > self.cache * _KEPT or shared:
             products += _FAR_CYCLES * transformed * _EXPOSED * blocks
         per_cycle, turn = self.simd.fma_per_cycle, math.log2(self.lanes) + _TURN
-        read, written = (-(-min(cols * self.m + more, self.problem.ow) // self.lanes) for more in (TAPS - 1, 0))
-        enter = _TRANSFORM[self.m] * transformed + turn * self.lanes * rows * self.extent * read * self.chunks
-        leave = _TRANSFORM[self.m] * self.points * tiles * needed
+        read, written = (-(-min(cols * self.m + more, self.problem.ow) // self.lanes) for more in (self.taps - 1, 0))
+        enter = _TRANSFORM[self.extent] * transformed + turn * self.lanes * rows * self.extent * read * self.chunks
+        leave = _TRANSFORM[self.extent] * self.points * tiles * needed
         leave += turn * self.lanes * rows * self.m * written * needed
         if work > self.cache * _KEPT:
             enter += _FAR_CYCLES * transformed
@@ -203,7 +204,7 @@ class Work:
         # A line more than needed: planes a power of two apart would share the few places of one cache set.
         v_plane = self.chunks * tiles * self.width + _LINE
         m_plane = tiles * self.tile.vectors * self.width + _LINE
-        slab_row = (columns + TAPS - 1) * self.width
+        slab_row = (columns + self.taps - 1) * self.width
         # Whole squares are transposed, whatever of them is wanted.
         slack = self.lanes * self.width
         # What lies before each.
@@ -231,7 +232,7 @@ class Work:
     @property
     def filters(self) -> int:
         """Bytes of the filters of a vector of output channels and as many input channels, not yet transformed."""
-        return (TAPS * TAPS + 1) * self.lanes * self.width
+        return (self.taps**2 + 1) * self.lanes * self.width
 
     @property
     def room(self) -> int:
@@ -255,7 +256,7 @@ class Work:
 
     def _table(self, size: int, padding: tuple[int, int], tiles: int) -> np.ndarray:
         before, after = padding
-        position = np.arange(tiles * self.m + TAPS - 1) - before
+        position = np.arange(tiles * self.m + self.taps - 1) - before
         index = source_index(position, size, self.problem.padding_mode)
         # The last tile may reach beyond what the convolution is defined on.
         return np.ascontiguousarray(np.where(position < size + after, index, -1), np.int64)
