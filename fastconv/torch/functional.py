@@ -1,0 +1,315 @@
+"""The functions: those of ``torch.nn.functional``, computed by fastconv where it can, by PyTorch where it cannot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from fastconv import columns, ops, pooling
+from fastconv.torch import arguments, convolutions, windows
+from fastconv.torch.core import Core
+from fastconv.torch.kept import packed
+from fastconv.torch.offer import Offer
+from fastconv.torch.tensors import Tensor, array, optional_array, run, tensor
+
+OFFERS: dict[str, Callable[..., Any]] = {}
+"""The functions by name."""
+
+_DOC = """Compute `torch.nn.functional.{name}`, with its arguments and its result.
+
+    fastconv computes float32, float64, float16 and bfloat16 tensors in the CPU's memory; the rest is left to PyTorch,
+    and counted: see `stats`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        What PyTorch raises.
+    """
+
+
+def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    function.__name__ = function.__qualname__ = name
+    function.__module__ = "fastconv.torch"
+    function.__doc__ = _DOC.format(name=name)
+    OFFERS[name] = function
+    return function
+
+
+def _through(core: Core) -> Callable[..., Any]:
+    return lambda call, *args: call(core)(*args)
+
+
+def _product(ours: Callable[..., Any]) -> Callable[..., Tensor]:
+    """Return what computes a convolution without a gradient. A parameter's packed form is kept from call to call."""
+
+    def direct(x: Tensor, w: Tensor, b: Tensor | None, *window: Any) -> Tensor:
+        if type(w) is torch.nn.Parameter:
+            plan = packed(ours, x, w, b, window)
+            if plan is not None:
+                return tensor(plan(array(x)))
+        return tensor(run(ours, array(x), array(w), optional_array(b), *window))
+
+    return direct
+
+
+def _make_conv(ndim: int) -> Callable[..., Tensor]:
+    ours = getattr(ops, f"conv{ndim}d")
+
+    direct = _product(ours)
+
+    def through(
+        call: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> Tensor:
+        flat = arguments.flat_padding(padding, w.shape[2:], dilation)
+        return call(convolutions.conv)(x, w, b, stride, flat, dilation, groups)
+
+    offer = Offer(f"conv{ndim}d", ndim, partial(arguments.conv_window, ndim), direct, through)
+
+    def conv(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        return offer((input, weight, bias), (stride, padding, dilation, groups))
+
+    return _named(conv, offer.name)
+
+
+def _make_conv_transpose(ndim: int) -> Callable[..., Tensor]:
+    ours = getattr(ops, f"conv_transpose{ndim}d")
+
+    direct = _product(ours)
+
+    def through(
+        call: Any,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        stride: Any,
+        padding: Any,
+        extra: Any,
+        groups: int,
+        dilation: Any,
+    ) -> Tensor:
+        spans = convolutions.spans(w.shape[2:], dilation)
+        each = zip(x.shape[2:], stride, padding, spans, extra, strict=True)
+        size = [(i - 1) * s - 2 * p + span + e for i, s, p, span, e in each]
+        flat = arguments.flat_padding(padding, w.shape[2:], dilation)
+        return call(convolutions.conv_input)(x, w, b, size, stride, flat, dilation, groups)
+
+    offer = Offer(f"conv_transpose{ndim}d", ndim, partial(arguments.transposed_window, ndim), direct, through)
+
+    def conv_transpose(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Tensor:
+        return offer((input, weight, bias), (stride, padding, output_padding, groups, dilation))
+
+    return _named(conv_transpose, offer.name)
+
+
+def _pair(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
+    return tensor(result[0]), tensor(result[1])
+
+
+def _make_max_pool(ndim: int) -> Callable[..., Any]:
+    ours = getattr(pooling, f"max_pool{ndim}d")
+
+    def direct(x: Tensor, *window: Any) -> Any:
+        result = run(ours, array(x), *window)
+        return _pair(result) if window[-1] else tensor(result)
+
+    def through(call: Any, x: Tensor, *window: Any) -> Any:
+        pair = call(windows.max_pool)(x, *window[:-1])
+        return pair if window[-1] else pair[0]
+
+    offer = Offer(f"max_pool{ndim}d", ndim, partial(arguments.max_window, ndim), direct, through)
+
+    def max_pool(
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Any:
+        return offer((input,), (kernel_size, stride, padding, dilation, ceil_mode, return_indices))
+
+    return _named(max_pool, offer.name)
+
+
+def _make_avg_pool(ndim: int) -> Callable[..., Tensor]:
+    ours = getattr(pooling, f"avg_pool{ndim}d")
+
+    def direct(x: Tensor, *window: Any) -> Tensor:
+        return tensor(run(ours, array(x), *window))
+
+    offer = Offer(f"avg_pool{ndim}d", ndim, partial(arguments.avg_window, ndim), direct, _through(windows.avg_pool))
+
+    if ndim == 1:
+
+        def avg_pool1d(
+            input: Tensor,
+            kernel_size: Any,
+            stride: Any = None,
+            padding: Any = 0,
+            ceil_mode: bool = False,
+            count_include_pad: bool = True,
+        ) -> Tensor:
+            given = () if stride is None else stride  # PyTorch's has no None for it
+            return offer((input,), (kernel_size, given, padding, ceil_mode, count_include_pad))
+
+        return _named(avg_pool1d, offer.name)
+
+    def avg_pool(
+        input: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Tensor:
+        return offer((input,), (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override))
+
+    return _named(avg_pool, offer.name)
+
+
+# The powers whose pools fastconv has kernels for.
+_FUSED_NORMS = (1.0, 2.0)
+
+
+def _make_lp_pool(ndim: int) -> Callable[..., Tensor]:
+    ours = getattr(pooling, f"lp_pool{ndim}d")
+
+    def through(call: Any, x: Tensor, norm: float, kernel: Any, stride: Any, ceil_mode: bool) -> Tensor:
+        """As PyTorch composes it, so that where the root has no derivative, it is PyTorch's that comes out."""
+        mean = call(windows.avg_pool)(x.pow(norm), kernel, stride, (0,) * ndim, ceil_mode, True, None)
+        return (torch.sign(mean) * torch.relu(torch.abs(mean))).mul(math.prod(kernel)).pow(1.0 / norm)
+
+    def direct(x: Tensor, norm: float, *window: Any) -> Tensor:
+        if norm in _FUSED_NORMS:
+            return tensor(run(ours, array(x), norm, *window))
+        return offer.operators((x,), (norm, *window))
+
+    offer = Offer(f"lp_pool{ndim}d", ndim, partial(arguments.lp_window, ndim), direct, through)
+
+    def lp_pool(
+        input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+    ) -> Tensor:
+        return offer((input,), (norm_type, kernel_size, stride, ceil_mode))
+
+    return _named(lp_pool, offer.name)
+
+
+def _whole(x: Tensor, output_size: Any) -> Any:
+    """Return an output size with the input's where it says None."""
+    if None not in output_size:
+        return output_size
+    return tuple(i if o is None else o for i, o in zip(x.shape[-len(output_size) :], output_size, strict=True))
+
+
+def _make_adaptive_avg(ndim: int) -> Callable[..., Tensor]:
+    ours = getattr(pooling, f"adaptive_avg_pool{ndim}d")
+
+    def direct(x: Tensor, output_size: Any, _: bool) -> Tensor:
+        return tensor(run(ours, array(x), _whole(x, output_size)))
+
+    def through(call: Any, x: Tensor, output_size: Any, _: bool) -> Tensor:
+        return call(windows.adaptive_avg_pool)(x, _whole(x, output_size))
+
+    offer = Offer(f"adaptive_avg_pool{ndim}d", ndim, partial(arguments.output_sizes, ndim), direct, through)
+
+    def adaptive_avg_pool(input: Tensor, output_size: Any) -> Tensor:
+        return offer((input,), (output_size,))
+
+    return _named(adaptive_avg_pool, offer.name)
+
+
+def _make_adaptive_max(ndim: int) -> Callable[..., Any]:
+    ours = getattr(pooling, f"adaptive_max_pool{ndim}d")
+
+    def direct(x: Tensor, output_size: Any, return_indices: bool) -> Any:
+        result = run(ours, array(x), _whole(x, output_size), return_indices)
+        return _pair(result) if return_indices else tensor(result)
+
+    def through(call: Any, x: Tensor, output_size: Any, return_indices: bool) -> Any:
+        pair = call(windows.adaptive_max_pool)(x, _whole(x, output_size))
+        return pair if return_indices else pair[0]
+
+    offer = Offer(f"adaptive_max_pool{ndim}d", ndim, partial(arguments.output_sizes, ndim), direct, through)
+
+    def adaptive_max_pool(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+        return offer((input,), (output_size, return_indices))
+
+    return _named(adaptive_max_pool, offer.name)
+
+
+def _make_max_unpool(ndim: int) -> Callable[..., Tensor]:
+    def through(call: Any, x: Tensor, indices: Tensor, *window: Any) -> Tensor:
+        return call(windows.max_unpool)(x, indices, arguments.unpooled(x.shape[2:], *window))
+
+    def direct(*args: Any) -> Tensor:
+        return offer.operators(args[:2], args[2:])
+
+    offer = Offer(f"max_unpool{ndim}d", ndim, partial(arguments.unpool_window, ndim), direct, through)
+
+    def max_unpool(
+        input: Tensor,
+        indices: Tensor,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        output_size: Any = None,
+    ) -> Tensor:
+        return offer((input, indices), (kernel_size, stride, padding, output_size))
+
+    return _named(max_unpool, offer.name)
+
+
+def _make_columns() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
+    def direct_unfold(x: Tensor, *window: Any) -> Tensor:
+        return tensor(run(columns.unfold, array(x), *window))
+
+    def direct_fold(x: Tensor, *window: Any) -> Tensor:
+        return tensor(run(columns.fold, array(x), *window))
+
+    to_columns = Offer("unfold", 2, arguments.column_window, direct_unfold, _through(windows.unfold))
+    to_map = Offer("fold", 1, arguments.fold_window, direct_fold, _through(windows.fold))
+
+    def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
+        return to_columns((input,), (kernel_size, dilation, padding, stride))
+
+    def fold(
+        input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+    ) -> Tensor:
+        return to_map((input,), (output_size, kernel_size, dilation, padding, stride))
+
+    return _named(unfold, "unfold"), _named(fold, "fold")
+
+
+_DIMENSIONS = (1, 2, 3)
+conv1d, conv2d, conv3d = map(_make_conv, _DIMENSIONS)
+conv_transpose1d, conv_transpose2d, conv_transpose3d = map(_make_conv_transpose, _DIMENSIONS)
+max_pool1d, max_pool2d, max_pool3d = map(_make_max_pool, _DIMENSIONS)
+avg_pool1d, avg_pool2d, avg_pool3d = map(_make_avg_pool, _DIMENSIONS)
+lp_pool1d, lp_pool2d, lp_pool3d = map(_make_lp_pool, _DIMENSIONS)
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = map(_make_adaptive_avg, _DIMENSIONS)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = map(_make_adaptive_max, _DIMENSIONS)
+max_unpool1d, max_unpool2d, max_unpool3d = map(_make_max_unpool, _DIMENSIONS)
+unfold, fold = _make_columns()

@@ -1,0 +1,104 @@
+"""Parameters whose packed form is kept: where nothing is learnt, a convolution packs its weight once.
+
+A record is good as long as the parameter is the same object on the same memory, PyTorch's version counter says that
+nobody wrote there, and a sample of its elements, which also shows most of what is written behind PyTorch's back (by
+``.data`` or a NumPy view), is as it was.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from fastconv import choice, dispatch
+from fastconv.options import current
+from fastconv.torch.tensors import Tensor, array, optional_array, run
+
+# Forms of call that are kept for one parameter; each holds a packed copy of it.
+_MOST = 8
+# Elements looked at.
+_SAMPLE = 32
+
+
+class _Record:
+    """What was packed of one parameter."""
+
+    __slots__ = ("alias", "bytes", "plans", "sample", "version", "weight")
+
+    def __init__(self, weight: Tensor, sample: Any) -> None:
+        key = id(weight)
+        self.weight = weakref.ref(weight, lambda _: _records.pop(key, None))
+        self.alias = weight.detach()
+        self.version = weight._version
+        self.sample = sample
+        self.bytes = sample.tobytes()
+        self.plans: OrderedDict[Any, Any] = OrderedDict()
+
+    def holds(self, weight: Tensor) -> bool:
+        return (
+            self.weight() is weight
+            and weight._version == self.version
+            and weight.is_set_to(self.alias)
+            and self.sample.tobytes() == self.bytes
+        )
+
+
+_records: dict[int, _Record] = {}
+
+
+def _record(weight: Tensor) -> _Record | None:
+    """Return the record of a parameter, made anew if it has changed; None if its changes cannot be followed."""
+    record = _records.get(id(weight))
+    if record is not None and record.holds(weight):
+        return record
+    if weight.is_inference() or not weight.numel():
+        return None
+    flat = array(weight).ravel(order="K")
+    if flat.base is None:  # a copy, which would not show changes
+        return None
+    record = _records[id(weight)] = _Record(weight, flat[:: max(1, flat.size // _SAMPLE)])
+    return record
+
+
+def packed(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window: tuple[Any, ...]) -> Any:
+    """Return a plan of a convolution with this parameter, made before or now; None if it cannot be kept.
+
+    Raises
+    ------
+    TypeError, ValueError
+        What fastconv raises.
+    """
+    record = _record(weight)
+    if record is None:
+        return None
+    key = (
+        function,
+        x.shape,
+        x.stride(),
+        x.dtype,
+        window,
+        None if bias is None else bias.data_ptr(),
+        torch.get_num_threads(),
+        current(),
+        dispatch.generation(),
+    )
+    plan = record.plans.get(key)
+    if plan is None:
+        arrays = array(x), array(weight), optional_array(bias)
+        plan = record.plans[key] = run(choice.plan, function, *arrays, *window)
+        if len(record.plans) > _MOST:
+            record.plans.popitem(last=False)
+    return plan
+
+
+def forget() -> None:
+    """Give the memory of all packed parameters back; each is packed anew when it is next met.
+
+    A convolution that records no gradient keeps its parameter's packed form, and makes it again when PyTorch's version
+    counter says that the parameter has changed. What is written behind PyTorch's back, by ``.data`` or a NumPy view, is
+    noticed by a sample of the elements only: call this after such a change to a few of them.
+    """
+    _records.clear()

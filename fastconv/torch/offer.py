@@ -1,0 +1,128 @@
+"""One function offered in PyTorch's place: how a call of it finds its way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.overrides import has_torch_function
+
+from fastconv.torch import arguments
+from fastconv.torch.core import Core
+from fastconv.torch.counting import computed, leave
+from fastconv.torch.tensors import PLAIN, Tensor, eager
+
+_is_compiling = torch.compiler.is_compiling
+_is_grad_enabled = torch.is_grad_enabled
+
+
+def _any_way(core: Core) -> Any:
+    return core
+
+
+def _recorded(core: Core) -> Any:
+    return core.direct
+
+
+class Offer:
+    """A function of ``torch.nn.functional``, as fastconv computes it.
+
+    Parameters
+    ----------
+    name : str
+        Its name there.
+    ndim : int
+        Spatial axes of its first argument, a map.
+    read : callable
+        Makes of the arguments that are no tensors what `direct` and `through` take; refuses by a `ValueError`.
+    direct : callable
+        Computes without a gradient: tensors to tensors, by way of arrays.
+    through : callable
+        Computes by operators that have gradients and transforms; the map has a batch axis. Its first argument is a
+        function from an operator to what calls it.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        ndim: int,
+        read: Callable[..., tuple[Any, ...]],
+        direct: Callable[..., Any],
+        through: Callable[..., Any],
+    ) -> None:
+        self.name, self.ndim, self.direct, self.through = name, ndim, direct, through
+        self.theirs: Callable[..., Any] = getattr(functional, name)
+        self.read = read
+        self.remembered, self.remembered_lists = arguments.remembered(read)
+
+    def __call__(self, tensors: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """Compute by fastconv if it can, by PyTorch if it cannot, and count which."""
+        if _is_compiling():
+            return self.traced(tensors, args)
+        try:
+            try:
+                window = self.remembered(*args)
+            except TypeError:  # a list cannot be looked up
+                window = self.remembered_lists(*args)
+            for t in tensors:
+                if type(t) not in PLAIN and t is not None:
+                    result = self.elsewhere(tensors, window)
+                    break
+            else:
+                if not eager():
+                    result = self.elsewhere(tensors, window)
+                elif _is_grad_enabled() and _any_requires_grad(tensors):
+                    result = self.operators(tensors, window, _recorded)
+                else:
+                    result = self.direct(*tensors, *window)
+        except (TypeError, ValueError) as error:
+            if has_torch_function(tensors):
+                return self.theirs(*tensors, *args)  # whoever overrides PyTorch's functions knows theirs
+            return leave(self.name, error, self.theirs, *tensors, *args)
+        computed[self.name] += 1
+        return result
+
+    def traced(self, tensors: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """Compute in a way that a compiler can follow, without a look at data."""
+        x = tensors[0]
+        if x.dim() not in (self.ndim + 1, self.ndim + 2) or arguments.refusal(*tensors) is not None:
+            return self.theirs(*tensors, *args)
+        try:
+            window = self.read(*args)
+        except ValueError:
+            return self.theirs(*tensors, *args)
+        return self.operators(tensors, window)
+
+    def elsewhere(self, tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Any:
+        """Compute by operators while something looks on, if they can serve it."""
+        if has_torch_function(tensors):
+            raise TypeError("a tensor of a class, or in a mode, that overrides PyTorch's functions")
+        if not all(t is None or isinstance(t, Tensor) for t in tensors):
+            raise TypeError("not a tensor")
+        reason = arguments.watcher() or arguments.refusal(*tensors)
+        if reason is not None:
+            raise ValueError(reason)
+        return self.operators(tensors, window)
+
+    def operators(
+        self, tensors: tuple[Any, ...], window: tuple[Any, ...], call: Callable[[Core], Any] = _any_way
+    ) -> Any:
+        """Return the operators' result, for a map without a batch axis as well."""
+        if tensors[0].dim() == self.ndim + 2:
+            return self.through(call, *tensors, *window)
+        x, *others = tensors
+        if x.dim() != self.ndim + 1:
+            raise ValueError(f"input: expected {self.ndim + 1} or {self.ndim + 2} dimensions")
+        if others and others[0].dim() == x.dim():  # indices lie as the map does; a weight has one axis more
+            others = [t.unsqueeze(0) for t in others]
+        result = self.through(call, x.unsqueeze(0), *others, *window)
+        return tuple(r.squeeze(0) for r in result) if isinstance(result, tuple) else result.squeeze(0)
+
+
+def _any_requires_grad(tensors: tuple[Any, ...]) -> bool:
+    for t in tensors:  # noqa: SIM110 - a generator takes half a microsecond
+        if t is not None and t.requires_grad:
+            return True
+    return False

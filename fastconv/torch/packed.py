@@ -1,0 +1,113 @@
+"""A convolution of a compiled model: weights packed into plans, with what follows it fused."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from fastconv import choice, ops
+from fastconv.options import current
+from fastconv.torch import functional as offered
+from fastconv.torch.counting import computed, leave
+from fastconv.torch.tensors import PLAIN, Tensor, array, eager, optional_array, run, tensor
+
+# Plans that a convolution keeps, one for every form of input that it meets; each holds a packed weight.
+_MOST = 16
+
+ACTIVATIONS = {
+    "relu": torch.relu,
+    "relu6": functional.relu6,
+    "leaky_relu": functional.leaky_relu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+}
+"""What can be fused behind a convolution, by fastconv's name, as PyTorch computes it."""
+
+
+class Geometry(NamedTuple):
+    """A convolution's numbers, in the order in which its function takes them."""
+
+    name: str
+    arguments: tuple[Any, ...]
+
+
+class PackedConv(torch.nn.Module):
+    """A convolution with constant weights, and what is fused behind it: a sum with another map, an activation.
+
+    Parameters
+    ----------
+    geometry : Geometry
+    weight : Tensor
+    bias : Tensor or None
+    activation : str or None
+        One of `ACTIVATIONS`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, geometry: Geometry, weight: Tensor, bias: Tensor | None, activation: str | None) -> None:
+        super().__init__()
+        self.geometry, self.activation = geometry, activation
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", None if bias is None else bias.detach())
+        self._plans: OrderedDict[Any, Any] = OrderedDict()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the convolution of x, with the residual added and the activation applied."""
+        if torch.compiler.is_compiling() or not eager() or type(x) not in PLAIN:
+            return self.unfused(getattr(offered, self.geometry.name), x, residual)
+        if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
+            return self.unfused(getattr(offered, self.geometry.name), x, residual)
+        try:
+            key = x.shape, x.stride(), x.dtype, residual is None, torch.get_num_threads(), current()
+            plan = self._plans.get(key)
+            if plan is None:
+                plan = self._planned(key, x, residual)
+            result = tensor(plan(array(x), residual=optional_array(residual)))
+        except (TypeError, ValueError) as error:
+            theirs = getattr(functional, self.geometry.name)
+            return leave(self.geometry.name, error, self.unfused, theirs, x, residual)
+        computed[self.geometry.name] += 1
+        return result
+
+    def unfused(self, function: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Return the same, one thing after the other."""
+        y = function(x, self.weight, self.bias, *self.geometry.arguments)
+        if residual is not None:
+            y = y + residual
+        return y if self.activation is None else ACTIVATIONS[self.activation](y)
+
+    def _planned(self, key: Any, x: Tensor, residual: Tensor | None) -> Any:
+        like = None if residual is None else array(residual)
+        if like is not None:  # a plan keeps the arrays it is made with: this one has a single element
+            like = np.broadcast_to(np.zeros((), like.dtype), like.shape)
+        arrays = array(x), array(self.weight), optional_array(self.bias)
+
+        def make() -> Any:
+            fused = {"activation": self.activation, "residual": like}
+            return choice.plan(getattr(ops, self.geometry.name), *arrays, *self.geometry.arguments, **fused)
+
+        plan = run(make)
+        self._plans[key] = plan
+        while len(self._plans) > _MOST:
+            self._plans.popitem(last=False)
+        return plan
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._plans.clear()  # made with what is about to change
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._plans.clear()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_plans": OrderedDict()}
+
+    def extra_repr(self) -> str:
+        return f"{self.geometry.name}, weight={tuple(self.weight.shape)}, activation={self.activation}"

@@ -1,0 +1,214 @@
+"""`fastconv.torch.compile_model`: what is fused, what is left alone, and that the result stays the same."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fastconv.torch as ft
+from benchmarks import torch_models
+from fastconv.torch.packed import PackedConv
+
+X = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+
+
+def settled(model: nn.Module) -> nn.Module:
+    """Return a model whose batch norms do something."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        for values in (getattr(module, name, None) for name in ("running_mean", "running_var", "weight", "bias")):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm) and values is not None:
+                nn.init.uniform_(values, 0.5, 1.5)
+    return model.eval()
+
+
+def packed(model: nn.Module) -> list[PackedConv]:
+    return [module for module in model.modules() if isinstance(module, PackedConv)]
+
+
+def check(model: nn.Module, *inputs: torch.Tensor) -> nn.Module:
+    """Compare with and without gradients; return the compiled model."""
+    compiled = ft.compile_model(model)
+    inputs = inputs or (X,)
+    expected = model(*[i.clone() for i in inputs])
+    for context in (torch.no_grad(), torch.inference_mode(), torch.enable_grad()):
+        with context:
+            torch.testing.assert_close(compiled(*[i.clone() for i in inputs]), expected)
+    return compiled
+
+
+class Block(nn.Module):
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(4, 4, 3, stride, 1, bias=False), nn.BatchNorm2d(4)
+        self.conv2, self.bn2 = nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)
+        self.down = nn.Sequential(nn.Conv2d(4, 8, 1, stride, bias=False), nn.BatchNorm2d(8))
+        self.relu, self.dropout = nn.ReLU(inplace=True), nn.Dropout(0.5)
+
+    def forward(self, x):
+        out = self.relu(self.bn1(self.conv1(x)))
+        out = self.dropout(self.bn2(self.conv2(out)))
+        out += self.down(x)
+        return self.relu(out)
+
+
+def test_a_residual_block_becomes_three_convolutions():
+    compiled = check(settled(Block(2)))
+    convs = packed(compiled)
+    assert sorted(str(c.activation) for c in convs) == ["None", "relu", "relu"]
+    calls = [node for node in compiled.graph.nodes if node.op not in ("placeholder", "output")]
+    assert len(calls) == 3 and sum(len(node.args) == 2 for node in calls) == 1
+
+
+@pytest.mark.parametrize("ndim", [1, 2, 3])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_batch_norms_fold_into_every_convolution(ndim, groups):
+    conv, transposed, norm = (getattr(nn, f"{name}{ndim}d") for name in ("Conv", "ConvTranspose", "BatchNorm"))
+    model = nn.Sequential(
+        conv(4, 6, 3, 2, 1, groups=groups), norm(6), nn.ReLU6(),
+        transposed(6, 4, 2, 2, groups=groups, bias=False), norm(4, affine=False), nn.Sigmoid(),
+    )  # fmt: skip
+    compiled = check(settled(model), torch.randn(2, 4, *(5,) * ndim))
+    assert sorted(c.activation for c in packed(compiled)) == ["relu6", "sigmoid"]
+    assert sum(1 for _ in compiled.graph.nodes) == 4
+
+
+class Tangled(nn.Module):
+    """Nothing here may be fused but the first convolution alone and the last with its activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+
+    def forward(self, x):
+        y = self.a(x)
+        z = F.relu(y) + y  # y is used twice
+        w = self.b(z)
+        z.mul_(2)  # changes what b reads, before the sum that b could wait for
+        w = w + z
+        return torch.tanh(self.c(w))
+
+
+def test_what_may_not_be_fused_is_not():
+    compiled = check(settled(Tangled()))
+    assert {c.activation for c in packed(compiled)} == {None, "tanh"} and len(packed(compiled)) == 3
+    assert any(node.target == "mul_" for node in compiled.graph.nodes)
+
+
+class Hooked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3))
+        self.hooked = nn.Conv2d(4, 4, 3)
+        self.hooked.register_forward_hook(lambda module, args, output: output * 2)
+        self.circular = nn.Conv2d(4, 4, 3, padding=1, padding_mode="circular")
+        self.pool = nn.MaxPool2d(2)
+
+    def forward(self, x):
+        return self.pool(self.circular(self.hooked(self.normed(x))))
+
+
+def test_modules_that_do_more_are_left_alone():
+    assert not packed(check(settled(Hooked())))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.ReLU())
+
+    def forward(self, x, scale=None):
+        if x.sum() > 0:  # cannot be traced
+            x = -x
+        return self.inner(x) if scale is None else self.inner(x) * scale
+
+
+def test_what_cannot_be_traced_is_compiled_by_its_parts():
+    compiled = check(settled(Branching()))
+    assert len(packed(compiled)) == 1
+    torch.testing.assert_close(compiled(X, 2.0), 2 * compiled(X))
+
+
+class Optional(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x, mask=None):
+        return self.conv(x if mask is None else x * mask)
+
+
+def test_arguments_left_out_are_not_traced_as_given():
+    compiled = check(settled(Optional()))
+    with pytest.raises(Exception, match="mask"):
+        compiled(X, X)
+
+
+def test_residuals_that_are_broadcast():
+    class Broadcast(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            return torch.relu(self.conv(x) + x.mean((2, 3), keepdim=True))
+
+    check(settled(Broadcast()))
+    assert "residual" in str(ft.stats(reset=True))  # PyTorch adds it, and that is counted
+
+
+@pytest.mark.parametrize(("make", "convolutions", "sums"), [("resnet50", 53, 16), ("mobilenet_v2", 52, 10)])
+def test_whole_networks_are_fused(make, convolutions, sums):
+    """Every batch norm, activation and sum of the networks that benchmarks measure goes into a convolution."""
+    compiled = ft.compile_model(getattr(torch_models, make)())
+    convs = packed(compiled)
+    assert len(convs) == convolutions and not any(isinstance(m, nn.BatchNorm2d | nn.ReLU) for m in compiled.modules())
+    calls = [node for node in compiled.graph.nodes if node.op == "call_module"]
+    assert sum(len(node.args) == 2 for node in calls) == sums
+    assert compiled(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)
+
+
+def test_gradients_of_inputs():
+    model = settled(Block())
+    compiled = ft.compile_model(model)
+    gradients = []
+    for m in (model, compiled):
+        x = X.clone().requires_grad_()
+        m(x).square().sum().backward()
+        gradients.append(x.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_the_model_stays_as_it_was():
+    model = settled(Block())
+    before = copy.deepcopy(model.state_dict())
+    compiled = ft.compile_model(model)
+    compiled(X)
+    assert all(torch.equal(a, b) for a, b in zip(before.values(), model.state_dict().values(), strict=True))
+    assert type(model.conv1) is nn.Conv2d and not packed(model)
+
+
+def test_copies_dtypes_and_other_programs():
+    compiled = ft.compile_model(settled(Block()))
+    y = compiled(X)
+    torch.testing.assert_close(copy.deepcopy(compiled)(X), y)
+    torch.testing.assert_close(pickle.loads(pickle.dumps(compiled))(X), y)
+    torch.testing.assert_close(copy.deepcopy(compiled).double()(X.double()).float(), y)
+    torch.testing.assert_close(torch.func.vmap(compiled)(X[None])[0], y)
+    torch.testing.assert_close(torch.compile(compiled, fullgraph=True, backend="aot_eager")(X), y)
+    last = X.contiguous(memory_format=torch.channels_last)
+    assert compiled(last).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(compiled(last), y)
+    torch.testing.assert_close(compiled(X[:1]), y[:1])
+
+
+def test_bad_models():
+    with pytest.raises(ValueError, match=r"model: is in training mode"):
+        ft.compile_model(nn.Conv2d(1, 1, 1))
+    with pytest.raises(TypeError, match="model: expected"):
+        ft.compile_model(print)
