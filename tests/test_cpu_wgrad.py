@@ -98,5 +98,4 @@ def test_nothing_else_is_multiplied() -> None:
 
 def test_refusals() -> None:
     assert WGRAD.refuses(parse_problem("conv2d:fprop n1 ic5 ih6 iw6 oc3 kh1 kw1"))
-    assert WGRAD.refuses(parse_problem("conv2d:wgrad n1 ic5 ih6 iw6 oc3 kh1 kw1 f16"))
     assert WGRAD.refuses(parse_problem("max_pool2d:fprop n1 c5 ih6 iw6 kh2 kw2"))

@@ -31,6 +31,13 @@ def _has_instructions() -> bool:
     return triple.startswith(("aarch64", "arm64")) or ("+f16c" in features and simd().name != "none")
 
 
+@cache
+def has_masks() -> bool:
+    """Whether the processor loads and stores 16-bit elements under a mask; otherwise they are taken one by one."""
+    _, _, features = cpu_target.target_context.codegen().magic_tuple()
+    return "+avx512bw" in features and simd().name == "avx512"
+
+
 def widen(builder: Any, format: int, stored: Any) -> Any:
     """Return a vector of 16-bit elements as float32."""
     lanes = stored.type.count

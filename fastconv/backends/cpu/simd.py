@@ -134,19 +134,48 @@ class Emitter:
         """Return a vector whose lanes outside the mask are zero; their memory is not touched. No mask: all lanes."""
         if mask is None:
             return self.load(address)
+        if self._is_half and not isinstance(mask, ir.Constant) and not half.has_masks():
+            return self._load_whole_or_part(address, mask)
+        return self._load_under(address, mask)
+
+    def _load_under(self, address: Any, mask: Any) -> Any:
         pointer = self.builder.inttoptr(address, self._stored.as_pointer())
         kinds = [pointer.type, I32, ir.VectorType(ir.IntType(1), self.lanes), self._stored]
         zero = ir.Constant(self._stored, [0 if self._is_half else 0.0] * self.lanes)
         loaded = self.builder.call(self._masked("load", self._stored, kinds), [pointer, I32(self.bytes), mask, zero])
         return self._read(loaded)
 
+    def _is_whole(self, mask: Any) -> Any:
+        lanes = ir.IntType(self.lanes)
+        return self.builder.icmp_unsigned("==", self.builder.bitcast(mask, lanes), lanes((1 << self.lanes) - 1))
+
+    def _load_whole_or_part(self, address: Any, mask: Any) -> Any:
+        b = self.builder
+        with b.if_else(self._is_whole(mask), likely=True) as (whole, part):
+            with whole:
+                all_lanes, after_all = self.load(address), b.block
+            with part:
+                some_lanes, after_some = self._load_under(address, mask), b.block
+        value = b.phi(self.vector)
+        value.add_incoming(all_lanes, after_all)
+        value.add_incoming(some_lanes, after_some)
+        return value
+
     def store_masked(self, value: Any, address: Any, mask: Any) -> None:
         if mask is None:
             self.store(value, address)
-            return
-        if self._is_half and isinstance(mask, ir.Constant):
+        elif self._is_half and isinstance(mask, ir.Constant):
             self._store_first(value, address, sum(lane.constant for lane in mask.constant))
-            return
+        elif self._is_half and not half.has_masks():
+            with self.builder.if_else(self._is_whole(mask), likely=True) as (whole, part):
+                with whole:
+                    self.store(value, address)
+                with part:
+                    self._store_under(value, address, mask)
+        else:
+            self._store_under(value, address, mask)
+
+    def _store_under(self, value: Any, address: Any, mask: Any) -> None:
         pointer = self.builder.inttoptr(address, self._stored.as_pointer())
         kinds = [self._stored, pointer.type, I32, ir.VectorType(ir.IntType(1), self.lanes)]
         function = self._masked("store", ir.VoidType(), kinds)

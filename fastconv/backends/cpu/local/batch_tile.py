@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from numba import types
@@ -36,24 +35,27 @@ def multiply_batch(
         width = lanes * e.bytes
 
         def tap(_: Any, values: list[Any]) -> list[Any]:
-            w, x, *total = values
+            w, x, ahead, *total = values
+            e.prefetch(ahead, level=2)
             window = [e.load(e.at(x, v * width)) for v in range(vectors)]
             result = []
             for i in range(rows):
                 weight = outer.load_splat(e.at(w, e.times(row, i)))
                 result += [e.fma(weight, window[v], total[i * vectors + v]) for v in range(vectors)]
-            return [e.at(w, outer.bytes), e.at(x, step), *result]
+            return [e.at(w, outer.bytes), e.at(x, step), e.at(ahead, rows * outer.bytes), *result]
 
         def one_line(_: Any, values: list[Any]) -> list[Any]:
-            w, x, *total = values
-            after, _, *total = e.loop(taps, [w, x, *total], tap)
-            return [after, e.at(x, line), *total]
+            w, x, ahead, *total = values
+            w, _, ahead, *total = e.loop(taps, [w, x, ahead, *total], tap)
+            return [w, e.at(x, line), ahead, *total]
 
         def begin(_: Any) -> list[Any]:
             return [outer.load_splat(e.at(bias, e.times(next_bias, i))) for i in range(rows)]
 
         start = [value for value in e.unless_zero(bias, [e.zero] * rows, begin) for _ in range(vectors)]
-        total = e.loop(lines, [w, x, *start], one_line)[2:]
+        # The next tile's rows, all of them while this one's are multiplied.
+        ahead = e.at(w, e.times(row, rows))
+        total = e.loop(lines, [w, x, ahead, *start], one_line)[3:]
         for i in range(rows):
             for v in range(vectors):
                 e.store(total[i * vectors + v], e.at(y, e.times(next_y, i), v * width))
@@ -124,16 +126,19 @@ def finish_turned(typingctx, lanes, format, source, step, count, images, y, next
             index = builder.select(builder.icmp_signed("<", I64(i), count), I64(i), last)
             return e.load(e.at(source, builder.mul(step, index)))
 
-        def add(offset: Any, sums: list[Any]) -> list[Any]:
-            return [builder.fadd(sums[0], outer.load_masked(e.at(residual, offset), mask))]
-
         mask = e.first(count)
+
+        def store(vector: Any, offset: Any) -> None:
+            def add(sums: list[Any]) -> list[Any]:
+                return [builder.fadd(sums[0], outer.load_masked(e.at(residual, offset), mask))]
+
+            sums = e.unless_zero(residual, [vector], add)
+            sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
+            outer.store_masked(sums[0], e.at(y, offset), mask)
+
         for image, vector in enumerate(e.transpose([load(i) for i in range(e.lanes)])):
             with builder.if_then(builder.icmp_signed("<", I64(image), images)):
-                offset = e.times(next_image, image)
-                sums = e.unless_zero(residual, [vector], partial(add, offset))
-                sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
-                outer.store_masked(sums[0], e.at(y, offset), mask)
+                store(vector, e.times(next_image, image))
         return context.get_dummy_value()
 
     return types.void(lanes, format, *(types.int64,) * 8), codegen

@@ -21,7 +21,7 @@ _MOST_ROWS, _MOST_IMAGES, _MOST_VECTORS = 6, 6, 4
 # The same where images are the lanes: rows, vectors of images, elements of a window.
 _MOST_ROWS_BY_IMAGE, _MOST_LANES, _MOST_TERMS = 8, 2, 16
 # Cycles: a tile's beginning and end, an element that is copied by itself, a piece of a window's line.
-_TILE_CYCLES, _ELEMENT_CYCLES, _PIECE_CYCLES = 20, 2.0, 1.5
+_TILE_CYCLES, _ELEMENT_CYCLES, _PIECE_CYCLES = 20, 2.0, 6.0
 # Cycles of an element that is transposed with others.
 _TURN_CYCLES = 0.5
 # Cycles before a sum can be added to again.
@@ -216,7 +216,8 @@ class Work:
         # Forward and the input's gradient read the weight for every block of images.
         again = (images - 1) * weight if self.direction != "wgrad" else 0
         moving = (self.problem.bytes + again) / machine.bandwidth
-        return _OVERHEAD + max(computing, moving) / self.workers
+        # A position's matrix is new every time: what is waited for is not computed meanwhile.
+        return _OVERHEAD + (computing + moving) / self.workers
 
     def _cycles(self) -> float:
         """Return the cycles of one core."""

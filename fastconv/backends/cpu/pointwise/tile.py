@@ -26,8 +26,7 @@ def _product(
     """Compute ``rows`` by ``vectors * lanes`` sums of ``depth`` products.
 
     Literal integers: rows, vectors, lanes, bits (format of the output), fused (multiply-add exists), form (how to
-    store),
-    kept (0, or that the pixels are copied into a panel on the way: elements from a channel to the next there).
+    store), kept (0, or that the pixels are copied into a panel on the way: elements from a channel to the next there).
 
     Values: a (address; a row's scalars side by side), b (address; vectors side by side), a_step, b_step (bytes to the
     next product), depth (products), y, step (bytes between the rows of y, or, turned, its channels), count (lanes
