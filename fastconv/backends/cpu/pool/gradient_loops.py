@@ -9,12 +9,14 @@ import numpy as np
 from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.memory import clear, integer, move
+from fastconv.backends.cpu.memory import clear, integer
 from fastconv.backends.cpu.pool.loops import split
+from fastconv.backends.cpu.pool.maps import spread_rows
 from fastconv.backends.cpu.pool.pixel import pool_line
 from fastconv.backends.cpu.pool.reduction import SUM
 from fastconv.backends.cpu.pool.rows import pool_row
-from fastconv.backends.cpu.pool.spread import add_element, cover_pixel, route_row, spread_row
+from fastconv.backends.cpu.pool.scatter import TAKE, scatter
+from fastconv.backends.cpu.pool.spread import cover_pixel, route_row, spread_row
 
 # Addresses, sizes and (in bytes) strides. The small side is that of the windows, the large one what they read.
 _FIELDS = """
@@ -23,12 +25,13 @@ _FIELDS = """
     j jn jc jd jh jw            | the indices and theirs: they are of the small side
     channels od oh ow           | sizes of the small side
     depths heights width        | sizes of the large side
-    bands before                | parts that the large side's rows are cut into; padding before its columns
+    bands before above          | parts that the large side's rows are cut into; padding before columns and rows
     from_d from_h from_w        | tables: the first window that reads each element
     reads_d reads_h reads_w     | tables: how many windows do
     most rise                   | the most windows that read an element of a row; rows of a window
     scale scales one            | factors: table of depths and rows of windows; of columns, 0 for none; address of a 1
     weighted                    | whether the factors of rows differ
+    block waiting               | rows of windows done before the next columns; bytes that wait for the next rows
     lines line_bytes line plane | scratch: the first worker's, bytes of each; in it a line, and weighted windows
     windows cells               | elements of a map of the small side, of the large one
     y_step j_step x_step        | from element to element of a map
@@ -147,20 +150,56 @@ def routes(kernel: int, lanes: int, bits: int) -> Any:
     return run
 
 
+@cache
+def maps(op: int, kernel: int, stride: int, lanes: int, bits: int) -> Any:
+    """Return compiled loops of the gradient of square windows, a unit is a plane."""
+    size = bits // 8
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        lead = 0 if stride == 1 else job.before
+        groups = (job.width + lead + stride * lanes - 1) // (stride * lanes)
+        # What a vector writes beyond its row is written later, but behind the last rows.
+        behind = (stride * lanes + job.width - 1) // job.width
+        safe = job.heights - behind if groups == 1 and job.xh == job.width * size else 0
+        lines = job.lines + worker * job.line_bytes
+        for plane in range(start, stop):
+            c, n = split(plane, job.channels)
+            x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
+            j = job.j + n * job.jn + c * job.jc
+            if kernel > stride:
+                clear(lines, job.line_bytes)
+            for h in range(0, job.oh, job.block):
+                rows = min(job.block, job.oh - h)
+                for group in range(groups):
+                    spread_rows(
+                        op, kernel, stride, lanes, bits,
+                        y + h * job.yh, job.yh, j + h * job.jh, job.jh, job.ow, group * lanes,
+                        h * stride - job.above, rows, h + rows == job.oh,
+                        x, job.xh, job.width, job.heights, job.before, safe,
+                        job.scale + h * size, job.scales, lines + group * job.waiting,
+                    )  # fmt: skip
+
+    return run
+
+
 @njit
-def _cover(routed, vectors, partial, fused, lanes, bits, job, x, y, j, d, h, w, d0, h0, w0, left):
+def _cover(vectors, partial, fused, lanes, bits, job, x, y, d, h, w, d0, h0, w0, left):
     size = bits // 8
     cover_pixel(
-        routed, vectors, partial, fused, lanes, bits,
+        vectors, partial, fused, lanes, bits,
         y, _entry(job.reads_d, d), job.yd, _entry(job.reads_h, h), job.yh, _entry(job.reads_w, w), job.yw,
-        j, job.jd, job.jh, job.jw, (d * job.heights + h) * job.width + w,
         job.scale + (d0 * job.oh + h0) * size, job.oh * size, job.scales + w0 * size if job.scales else 0, x, left,
     )  # fmt: skip
 
 
 @cache
-def covers(routed: int, vectors: int, fused: int, lanes: int, bits: int) -> Any:
-    """Return compiled loops of gradients whose lanes are channels: a unit is a row of the input."""
+def covers(vectors: int, fused: int, lanes: int, bits: int) -> Any:
+    """Return compiled loops of an average's gradient whose lanes are channels: a unit is a row of the input."""
     size = bits // 8
     step = vectors * lanes
     sources = fingerprint()
@@ -182,42 +221,75 @@ def covers(routed: int, vectors: int, fused: int, lanes: int, bits: int) -> Any:
                     clear(x, left * size)
                     continue
                 y = job.y + n * job.yn + d0 * job.yd + h0 * job.yh + w0 * job.yw
-                j = job.j + n * job.jn + d0 * job.jd + h0 * job.jh + w0 * job.jw
                 while left >= step:
-                    _cover(routed, vectors, 0, fused, lanes, bits, job, x, y, j, d, h, w, d0, h0, w0, left)
-                    x, y, j, left = x + step * size, y + step * size, j + step * 8, left - step
+                    _cover(vectors, 0, fused, lanes, bits, job, x, y, d, h, w, d0, h0, w0, left)
+                    x, y, left = x + step * size, y + step * size, left - step
                 if left > 0:
-                    _cover(routed, vectors, 1, fused, lanes, bits, job, x, y, j, d, h, w, d0, h0, w0, left)
+                    _cover(vectors, 1, fused, lanes, bits, job, x, y, d, h, w, d0, h0, w0, left)
 
     return run
 
 
-# What is done with recorded positions: gradients are added, values are put, and taken.
-ADD, PUT, TAKE = range(3)
+# Planes, or channels, that take turns.
+_WAYS = 4
 
 
 @njit
-def _move(action, size, bits, x, source, where, cells, step):
-    """Do what is to be done with one element and the position recorded for it."""
-    index = integer(where)
-    inside = 0 <= index < cells
-    target = x + index * step
-    if action == TAKE:
-        if inside:
-            move(source, target, size)
+def _scatter(action, ways, dense, bits, job, count, x, x_way, x_next, y, y_way, y_next, j, j_way, j_next, aside):
+    scatter(
+        action, ways, dense, bits,
+        count, x, x_way, x_next, job.x_step, job.cells, y, y_way, y_next, j, j_way, j_next, aside,
+    )  # fmt: skip
+
+
+@njit
+def _recorded_planes(action, ways, bits, job, plane, aside):
+    """Do a few planes of one image."""
+    size = bits // 8
+    c, n = split(plane, job.channels)
+    x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
+    j = job.j + n * job.jn + c * job.jc
+    if action != TAKE:
+        for way in range(ways):
+            clear(x + way * job.xc, job.cells * size)
+    _scatter(action, ways, 1, bits, job, job.windows, x, job.xc, 0, y, job.yc, size, j, job.jc, 8, aside)
+
+
+@njit
+def _recorded_image(action, bits, job, unit, aside):
+    """Do an image whose channels are neighbours, or a part of these."""
+    size = bits // 8
+    part, n = split(unit, job.bands)
+    line = 64 // size
+    lines = (job.channels + line - 1) // line
+    first = part * lines // job.bands * line
+    channels = min((part + 1) * lines // job.bands * line, job.channels) - first
+    x, y, j = job.x + n * job.xn + first * size, job.y + n * job.yn + first * size, job.j + n * job.jn + first * 8
+    whole = channels // _WAYS
+    done = whole * _WAYS
+    if action != TAKE:
+        if job.bands == 1:
+            clear(x, job.cells * channels * size)
         else:
-            clear(source, size)
-    elif inside:
-        if action == ADD:
-            add_element(bits, target, source)
-        else:
-            move(target, source, size)
+            for cell in range(job.cells):
+                clear(x + cell * job.x_step, channels * size)
+    for _ in range(job.windows):
+        if whole > 0:
+            _scatter(
+                action, _WAYS, 0, bits, job, whole,
+                x, size, _WAYS * size, y, size, _WAYS * size, j, 8, _WAYS * 8, aside,
+            )  # fmt: skip
+        if done < channels:
+            _scatter(
+                action, 1, 0, bits, job, channels - done,
+                x + done * size, 0, size, y + done * size, 0, size, j + done * 8, 0, 8, aside,
+            )  # fmt: skip
+        y, j = y + job.y_step, j + job.j_step
 
 
 @cache
 def recorded(action: int, last: int, bits: int) -> Any:
-    """Return compiled loops over recorded positions; a unit is a plane, or (``last``) an image's channels together."""
-    size = bits // 8
+    """Return compiled loops over recorded positions; a unit is a plane, or (``last``) channels of an image."""
     sources = fingerprint()
 
     @callback(_SIGNATURE)
@@ -225,21 +297,17 @@ def recorded(action: int, last: int, bits: int) -> Any:
         if sources == 0:
             return
         job = carray(jobs, 1)[0]
-        # In variables, as what is written might be the job itself for all that the compiler knows.
-        windows, cells, channels = job.windows, job.cells, job.channels if last else 1
-        x_step, y_step, j_step = job.x_step, job.y_step, job.j_step
-        for unit in range(start, stop):
-            c, n = split(unit, 1 if last else job.channels)
-            x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
-            j = job.j + n * job.jn + c * job.jc
-            if action != TAKE:
-                clear(x, cells * channels * size)
-            for window in range(windows):
-                if last:
-                    for channel in range(channels):
-                        at, source = x + channel * size, y + window * y_step + channel * size
-                        _move(action, size, bits, at, source, j + window * j_step + channel * 8, cells, x_step)
-                else:
-                    _move(action, size, bits, x, y + window * size, j + window * 8, cells, size)
+        aside = job.lines + worker * job.line_bytes
+        unit = start
+        while unit < stop:
+            if last:
+                _recorded_image(action, bits, job, unit, aside)
+                unit += 1
+            elif min(stop - unit, job.channels - unit % job.channels) >= _WAYS:
+                _recorded_planes(action, _WAYS, bits, job, unit, aside)
+                unit += _WAYS
+            else:
+                _recorded_planes(action, 1, bits, job, unit, aside)
+                unit += 1
 
     return run

@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.pool.gradient_loops import ADD, FIELDS, PUT, TAKE, averages, covers, recorded, routes
+from fastconv.backends.cpu.pool.gradient_loops import FIELDS, averages, covers, maps, recorded, routes
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
+from fastconv.backends.cpu.pool.reduction import MAX, SUM
+from fastconv.backends.cpu.pool.scatter import ADD, PUT, TAKE
 from fastconv.backends.cpu.pool.windows import cover, padded, scales
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import Axis
@@ -46,13 +48,13 @@ class GradientRunner:
     def _compiled(self) -> Any:
         work, common = self.work, (self.work.lanes, 8 * self.work.size)
         if work.loops == "covers":
-            return covers(int(self._indexed), work.vectors, int(work.simd.fma), *common)
+            return covers(work.vectors, int(work.simd.fma), *common)
         if work.loops == "averages":
             return averages(*work.columns, *common)
         if work.loops == "routes":
-            axis = work.axes[2]
-            assert isinstance(axis, Axis)
-            return routes(axis.kernel, *common)
+            return routes(work.square[0], *common)
+        if work.loops == "maps":
+            return maps(MAX if work.problem.is_max else SUM, *work.square, *common)
         action = ADD if not work.unpools else (TAKE if self._turned else PUT)
         return recorded(action, int(work.last), 8 * work.size)
 
@@ -68,9 +70,10 @@ class GradientRunner:
             return f
         f |= dict(zip(("od", "oh", "ow"), (axis.out for axis in work.axes), strict=True))
         f |= dict(zip(("depths", "heights", "width"), (axis.size for axis in work.axes), strict=True))
-        rows, columns = work.axes[1:]
-        f |= {"before": columns.before if isinstance(columns, Axis) else 0, "most": int(self._covers[2].counts.max())}
-        f["rise"] = rows.kernel if isinstance(rows, Axis) else 0
+        f |= {"block": work.block, "waiting": work.waiting}
+        f["rise"] = work.square[0]
+        before = [axis.before if isinstance(axis, Axis) else 0 for axis in work.axes]
+        f |= {"above": before[1], "before": before[2], "most": int(self._covers[2].counts.max())}
         names = (f"{what}_{axis}" for axis in "dhw" for what in ("from", "reads"))
         return f | dict(zip(names, map(address, self._tables), strict=True))
 

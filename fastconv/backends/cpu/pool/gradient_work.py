@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import math
+from functools import cached_property
 
 from fastconv.backends.cpu.pool.windows import Windows, dense, lifted, uniform_rows
 from fastconv.backends.cpu.pool.work import LONGEST, WIDEST
 from fastconv.backends.cpu.registers import Simd
-from fastconv.geometry import Axis
+from fastconv.geometry import Axis, UnevenAxis
 from fastconv.problem import PoolProblem, Sizes
 
+# Kernels and strides that there are maps for: by indices, and for averages.
+_ROUTED = ((2, 2), (3, 1), (3, 2), (3, 3))
+_SHARED = ((2, 2), (3, 1), (3, 2), (3, 3), (5, 3))
 _UNITS = 8
+# Bytes that stay in the first-level cache.
+_NEAR = 16 << 10
+# Maps that are written by columns: beyond that much the lines of a row are gone before its next columns come.
+_MAP = 64 << 10
 _VECTORS = 2
 # Cycles of an element that goes where an index says.
-_ROUTED = 5.0
+_SCATTERED = 3.0
 
 
 class GradientWork:
@@ -50,20 +58,53 @@ class GradientWork:
     def large(self) -> Sizes:
         return self.problem.output_size if self.unpools else self.problem.input_size
 
-    @property
+    @cached_property
     def loops(self) -> str:
-        """How it is computed: ``recorded``, ``covers``, ``routes`` or ``averages``."""
+        """How it is computed: ``recorded``, ``covers``, ``routes``, ``maps`` or ``averages``."""
         if self.unpools:
             return "recorded"
+        if self.problem.is_max:
+            if self.last or not self.square[0]:
+                return "recorded"
+            if self._is_tiled and self.square[0] <= WIDEST:
+                return "routes"
+            return "maps" if self._is_mapped(_ROUTED) and self._map_cycles < self._scattered_cycles else "recorded"
         if self.last and all(map(dense, self.axes)):
             return "covers"
-        if not self.problem.is_max:
-            return "averages"
-        return "routes" if not self.last and all(map(_is_tiled, self.axes)) and self._is_flat else "recorded"
+        return "maps" if not self.last and not self.whole and self._is_mapped(_SHARED) else "averages"
 
     @property
-    def _is_flat(self) -> bool:
-        return self.axes[0].size == 1 and isinstance(self.axes[2], Axis) and self.axes[2].kernel <= WIDEST
+    def _is_tiled(self) -> bool:
+        """Whether windows lie side by side from the first element on."""
+        return self.square[0] == self.square[1] and all(getattr(axis, "before", 0) == 0 for axis in self.axes)
+
+    def _is_mapped(self, among: tuple[tuple[int, int], ...]) -> bool:
+        map_bytes = self.size * self.axes[1].size * self.axes[2].size
+        return self.square in among and map_bytes <= _MAP
+
+    @property
+    def _map_cycles(self) -> float:
+        """Cycles of a map by rows of windows."""
+        kernel, stride = self.square
+        groups = -(-self.axes[2].size // (stride * self.lanes))
+        pace = 2 / self.simd.fma_per_cycle
+        window = pace * (1.2 * kernel * kernel if self.problem.is_max else kernel) + stride * stride + 6
+        return 40 + self.axes[1].out * groups * window
+
+    @property
+    def _scattered_cycles(self) -> float:
+        """Cycles of a map's elements, each going where an index says."""
+        return _SCATTERED * math.prod(self.small)
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """Kernel and stride if they are the same along rows and columns, without depth and dilation; else zeros."""
+        depth, height, width = self.axes
+        if isinstance(height, UnevenAxis) or isinstance(width, UnevenAxis) or depth.size > 1 or depth.out > 1:
+            return 0, 0
+        if not (dense(height) and dense(width)) or (height.kernel, height.stride) != (width.kernel, width.stride):
+            return 0, 0
+        return width.kernel, width.stride
 
     @property
     def columns(self) -> tuple[int, int]:
@@ -76,12 +117,30 @@ class GradientWork:
         return -1, -1
 
     @property
+    def waiting(self) -> int:
+        """Bytes of a vector of windows that wait for the next row of these."""
+        kernel, stride = self.square
+        return max(kernel - stride, 0) * stride * self.simd.vector_bytes
+
+    @property
+    def block(self) -> int:
+        """Rows of windows that are done before the next columns: what they read and write stays near."""
+        _, height, width = self.axes
+        row = self.size * width.size * (height.stride if isinstance(height, Axis) else 1)
+        row += width.out * (self.size + 8 * self.problem.is_max)
+        return max(_NEAR // row, 4)
+
+    @property
     def weighted(self) -> bool:
         """Whether rows of windows are multiplied by factors that differ."""
         return self.loops == "averages" and not uniform_rows(self.problem)
 
     @property
     def bands(self) -> int:
+        if self.loops == "recorded" and self.last:
+            # Parts of the channels, cut where lines of the cache are.
+            wanted = -(-_UNITS * self.workers // self.problem.n) if self.workers > 1 else 1
+            return max(1, min(wanted, self.problem.c * self.size // 64))
         if self.loops != "averages" or self.workers == 1 or self.weighted:
             return 1
         outer = self.problem.n * self.problem.c * self.axes[0].size
@@ -94,7 +153,7 @@ class GradientWork:
             return p.n * self.axes[0].size * self.axes[1].size
         if self.loops == "averages":
             return p.n * p.c * self.axes[0].size * self.bands
-        return p.n * (1 if self.last else p.c)
+        return p.n * (self.bands if self.last else p.c)
 
     @property
     def plane(self) -> int:
@@ -107,6 +166,11 @@ class GradientWork:
 
     @property
     def line_bytes(self) -> int:
+        if self.loops == "recorded":
+            return 64
+        if self.loops == "maps":
+            groups = -(-(self.axes[2].size + self.square[0]) // (self.square[1] * self.lanes))
+            return -(-groups * self.waiting // 64) * 64
         windows = math.prod(axis.out for axis in self.axes) * self.size if self.weighted else 0
         return self.plane + -(-windows // 64) * 64
 
@@ -120,15 +184,16 @@ class GradientWork:
         """Cycles on one core."""
         p = self.problem
         if self.loops == "recorded":
-            return _ROUTED * p.n * p.c * math.prod(self.small)
+            return p.n * p.c * self._scattered_cycles
         overlap = [-(-axis.kernel // axis.stride) if isinstance(axis, Axis) else 2 for axis in self.axes]
         if self.loops == "covers":
             blocks = p.n * math.prod(self.large) * -(-p.c // (self.lanes * self.vectors))
-            vector = 8 if p.is_max else 3
             reads = math.prod(math.prod((a.out, a.kernel)) / a.size if isinstance(a, Axis) else 2 for a in self.axes)
-            return blocks * (25 + reads * (5 + self.vectors * vector))
+            return blocks * (25 + reads * (5 + self.vectors * 3))
         outer = p.n * p.c * self.axes[0].size * self.axes[1].size
         vectors = -(-self.axes[2].size // self.lanes)
+        if self.loops == "maps":
+            return p.n * p.c * self._map_cycles
         if self.loops == "routes":
             return outer * (8 + 5 * vectors)
         gather = 1.5 * self.lanes * overlap[2] if self.columns[0] < 0 else 2 + overlap[2]
@@ -137,8 +202,3 @@ class GradientWork:
 
 def _is_whole(axis: Windows) -> bool:
     return isinstance(axis, Axis) and axis.is_whole
-
-
-def _is_tiled(axis: Windows) -> bool:
-    """Whether windows lie side by side from the first element on."""
-    return dense(axis) and isinstance(axis, Axis) and axis.kernel == axis.stride and axis.before == 0

@@ -78,7 +78,7 @@ def spread_row(typingctx, kernel, stride, lanes, bits, line, width, room, before
     return types.void(*literals, *(types.int64,) * 5), codegen
 
 
-def _load_indices(e: Emitter, address: Any, mask: Any) -> Any:
+def load_indices(e: Emitter, address: Any, mask: Any) -> Any:
     """Return a vector of 64-bit indices, -1 outside the mask."""
     b = e.builder
     wide = ir.VectorType(I64, e.lanes)
@@ -121,7 +121,7 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
         def block(group: Any, _: list[Any]) -> list[Any]:
             mask = e.first(b.sub(count, e.times(group, nlanes)))
             value = e.load_masked(e.at(dy, e.times(group, step)), mask)
-            chosen = narrow(_load_indices(e, e.at(indices, e.times(group, 8 * nlanes)), mask))
+            chosen = narrow(load_indices(e, e.at(indices, e.times(group, 8 * nlanes)), mask))
             first = e.times(group, span)
 
             def row(r: Any, _: list[Any]) -> list[Any]:
@@ -150,39 +150,33 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
 
 @intrinsic(prefer_literal=True)
 def cover_pixel(
-    typingctx, routed, vectors, partial, fused, lanes, bits,
-    dy, nd, yd, nh, yh, nw, yw, indices, jd, jh, jw, flat, scale, scale_d, scales, dx, count,
+    typingctx, vectors, partial, fused, lanes, bits,
+    dy, nd, yd, nh, yh, nw, yw, scale, scale_d, scales, dx, count,
 ):  # fmt: skip
-    """Compute one element of the input's gradient for ``vectors * lanes`` channels.
+    """Compute one element of an average's gradient for ``vectors * lanes`` channels.
 
-    Literal integers: routed (by indices; otherwise an average), vectors, partial (``count`` channels may be fewer),
+    Literal integers: vectors, partial (``count`` channels may be fewer),
     fused (multiply-add exists), lanes, bits (of an element).
 
     Values, addresses and strides in bytes: dy (of the first window that reads it), how many depths, rows and columns
-    of windows read it and how far apart they are, indices and their strides, flat (its own index), scale and scale_d
-    (address of the first window's factor, step to the next depth; those of rows are neighbours), scales (of that of
-    its column, 0 for none), dx, count (channels to store).
+    of windows read it and how far apart they are, scale and scale_d (address of the first window's factor, step to
+    the next depth; those of rows are neighbours), scales (of that of its column, 0 for none), dx, count (channels to
+    store).
     """
-    literals = (routed, vectors, partial, fused, lanes, bits)
+    literals = (vectors, partial, fused, lanes, bits)
     if not all(isinstance(a, types.IntegerLiteral) for a in literals):
         return None
-    is_routed, nvectors, is_partial, has_fma, nlanes, element = (a.literal_value for a in literals)
+    nvectors, is_partial, has_fma, nlanes, element = (a.literal_value for a in literals)
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dy, nd, yd, nh, yh, nw, yw, indices, jd, jh, jw, flat, scale, scale_d, scales, dx, count = args[len(literals) :]
+        dy, nd, yd, nh, yh, nw, yw, scale, scale_d, scales, dx, count = args[len(literals) :]
         b, e = builder, Emitter(builder, element, nlanes, bool(has_fma))
         step = nlanes * e.bytes
         masks = [e.first(e.at(count, -v * nlanes)) if is_partial else None for v in range(nvectors)]
-        own = e.splat(flat)
 
         def tap(d: Any, h: Any, w: Any, sums: list[Any]) -> list[Any]:
             at = e.at(dy, b.mul(d, yd), b.mul(h, yh), b.mul(w, yw))
             values = [e.load_masked(e.at(at, v * step), masks[v]) for v in range(nvectors)]
-            if is_routed:
-                where = e.at(indices, b.mul(d, jd), b.mul(h, jh), b.mul(w, jw))
-                chosen = (_load_indices(e, e.at(where, v * nlanes * 8), masks[v]) for v in range(nvectors))
-                here = [b.icmp_signed("==", index, own) for index in chosen]
-                return [b.select(m, b.fadd(s, value), s) for m, s, value in zip(here, sums, values, strict=True)]
             factor = e.load_splat(e.at(scale, b.mul(d, scale_d), e.times(h, e.bytes)))
             factor = e.unless_zero(
                 scales, [factor], lambda f: [b.fmul(f[0], e.load_splat(e.at(scales, e.times(w, e.bytes))))]
@@ -196,21 +190,4 @@ def cover_pixel(
             e.store_masked(total, e.at(dx, v * step), masks[v])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 17), codegen
-
-
-@intrinsic(prefer_literal=True)
-def add_element(typingctx, bits, target, source):
-    """Add one element to another."""
-    if not isinstance(bits, types.IntegerLiteral):
-        return None
-    element = bits.literal_value
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder, element, 1)
-        pointer = builder.inttoptr(args[1], e.scalar.as_pointer())
-        stored = builder.store(builder.fadd(e.load_scalar(args[1]), e.load_scalar(args[2])), pointer)
-        stored.align = e.bytes
-        return context.get_dummy_value()
-
-    return types.void(bits, types.int64, types.int64), codegen
+    return types.void(*literals, *(types.int64,) * 12), codegen
