@@ -25,7 +25,7 @@ from fastconv.networks.vgg import VGG16, VGG19
 from fastconv.networks.xception import XCEPTION
 from fastconv.problem import ConvProblem, PoolProblem
 
-__all__ = ["NETWORKS", "Layer", "Network", "distinct", "find", "layers", "parameters", "representative"]
+__all__ = ["NETWORKS", "Layer", "Network", "described", "distinct", "find", "layers", "parameters", "representative"]
 
 NETWORKS: dict[str, Network] = {
     "lenet5": LENET5,
@@ -87,7 +87,7 @@ def layers(name: str, n: int = 1, dtype: str = "float32") -> list[Layer]:
     ValueError
         If there is no such network, or the batch size or dtype is not valid.
     """
-    steps = _network(name).steps()
+    steps = described(name).steps()
     problems = [(step, step.operation.problem(step.shape, n, dtype)) for step in steps]
     return [Layer(name, step.path, problem, step.auxiliary) for step, problem in problems if problem]
 
@@ -105,7 +105,7 @@ def find(layer_name: str, n: int = 1, dtype: str = "float32") -> Layer:
     if path in found:
         return found[path]
     within = [known for known in found if known.startswith(f"{path}.")]
-    near = within[:5] or difflib.get_close_matches(path, found, n=5, cutoff=0.5) or [_network(name).representative]
+    near = within[:5] or difflib.get_close_matches(path, found, n=5, cutoff=0.5) or [described(name).representative]
     suggestions = ", ".join(f"{name}/{path}" for path in near)
     raise ValueError(f"layer_name: {name} has no layer {path!r}; expected a name such as {suggestions}")
 
@@ -135,7 +135,7 @@ def parameters(name: str, auxiliary: bool = False) -> int:
     ValueError
         If there is no such network.
     """
-    steps = _network(name).steps()
+    steps = described(name).steps()
     return sum(step.operation.parameters(step.shape) for step in steps if auxiliary or not step.auxiliary)
 
 
@@ -150,10 +150,17 @@ def representative(name: str, n: int = 1, dtype: str = "float32") -> Layer:
     ValueError
         If there is no such network.
     """
-    return find(f"{name}/{_network(name).representative}", n, dtype)
+    return find(f"{name}/{described(name).representative}", n, dtype)
 
 
-def _network(name: str) -> Network:
+def described(name: str) -> Network:
+    """Return the description of a network.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network.
+    """
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, n=5, cutoff=0.5) or NETWORKS
         raise ValueError(f"name: unknown network {name!r}; expected {', '.join(near)}")
