@@ -59,7 +59,7 @@ class Call:
     def compute(self, plan: Plan | None = None) -> tuple[Any, ...]:
         """Compute, by a plan chosen before or by the dispatcher's, and return the problem's outputs."""
         inputs = tuple(self.inputs.values())
-        outputs = None if self.out is None else self._outputs(inputs)
+        outputs = None if self.out is None else self.outputs()
         return execute(self.problem, inputs, self.options, outputs, plan)
 
     def finish(self, outputs: tuple[Any, ...]) -> Any:
@@ -73,8 +73,9 @@ class Call:
             results[0] = self.out
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _outputs(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def outputs(self) -> tuple[Any, ...]:
         """Return arrays to compute into: ``out`` itself unless an input may lie in the same memory."""
+        inputs = tuple(self.inputs.values())
         first, *others = self.problem.outputs
         target = arrays.read_as("out", self.out, self.kind, "input")
         if target.shape != self.shape:

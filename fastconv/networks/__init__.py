@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from fastconv.networks.alexnet import ALEXNET
 from fastconv.networks.densenet import DENSENET121
 from fastconv.networks.description import Network
-from fastconv.networks.googlenet import GOOGLENET
+from fastconv.networks.googlenet import GOOGLENET, GOOGLENET_BN
 from fastconv.networks.inception_resnet import INCEPTION_RESNET_V2
 from fastconv.networks.lenet import LENET5
+from fastconv.networks.preact_resnet import PREACT_RESNET50
 from fastconv.networks.resnet import RESNET50, RESNET152, RESNEXT50, SE_RESNET50
 from fastconv.networks.vgg import VGG16, VGG19
 from fastconv.networks.xception import XCEPTION
@@ -33,8 +34,10 @@ NETWORKS: dict[str, Network] = {
     "vgg16": VGG16,
     "vgg19": VGG19,
     "googlenet": GOOGLENET,
+    "googlenet_bn": GOOGLENET_BN,
     "resnet50": RESNET50,
     "resnet152": RESNET152,
+    "preact_resnet50": PREACT_RESNET50,
     "densenet121": DENSENET121,
     "xception": XCEPTION,
     "inception_resnet_v2": INCEPTION_RESNET_V2,

@@ -32,9 +32,7 @@ class BatchNorm2d(Ending):
 
     buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
 
-    def __init__(
-        self, channels: int, epsilon: float = 1e-5, momentum: float = 0.1, *, dtype: Any = np.float32
-    ) -> None:
+    def __init__(self, channels: int, epsilon: float = 1e-5, momentum: float = 0.1, *, dtype: Any = np.float32) -> None:
         self.weight = Parameter(np.ones(channels, dtype))
         self.bias = Parameter(np.zeros(channels, dtype))
         self.running_mean, self.running_var = np.zeros(channels, dtype), np.ones(channels, dtype)

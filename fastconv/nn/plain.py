@@ -157,9 +157,7 @@ def dropout(x: Any, key: int, share: float) -> Any:
     return xp.where(kept.reshape(x.shape), scaled, x.dtype.type(0))
 
 
-def sgd(
-    value: Any, gradient: Any, velocity: Any, rate: float, momentum: float, nesterov: bool, decay: float
-) -> None:
+def sgd(value: Any, gradient: Any, velocity: Any, rate: float, momentum: float, nesterov: bool, decay: float) -> None:
     step = gradient + decay * value
     if velocity is not None:
         velocity *= momentum

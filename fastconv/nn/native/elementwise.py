@@ -143,9 +143,7 @@ def _sgd(start, stop, value, gradient, velocity, rate, momentum, nesterov, decay
         value[i] -= r * step
 
 
-def sgd(
-    value: Any, gradient: Any, velocity: Any, rate: float, momentum: float, nesterov: bool, decay: float
-) -> None:
+def sgd(value: Any, gradient: Any, velocity: Any, rate: float, momentum: float, nesterov: bool, decay: float) -> None:
     """Take one step of gradient descent, in place; ``velocity`` is None without momentum."""
     moving = np.empty(0, value.dtype) if velocity is None else velocity.reshape(-1)
     _run(_sgd, value.size, value.reshape(-1), _line(gradient), moving, rate, momentum, nesterov, decay)
