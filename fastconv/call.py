@@ -83,7 +83,7 @@ class Call:
         arrays.check_dtype("out", target, first.dtype)
         if isinstance(target, np.ndarray) and not target.flags.writeable:
             raise ValueError("out: is read-only")
-        if any(arrays.may_overlap(target, a) for a in inputs):
+        if any(lies_over(target, a) for a in inputs):
             target = arrays.empty(first, self.problem.layout, inputs[0])
         return (target.reshape(first.shape), *(arrays.empty(o, self.problem.layout, inputs[0]) for o in others))
 
@@ -101,6 +101,11 @@ class Call:
     def with_inputs(self, inputs: dict[str, Any], out: Any = None) -> Call:
         """Return the call with other arrays of the same shapes."""
         return replace(self, inputs=inputs, out=out)
+
+
+def lies_over(target: Any, operand: Any) -> bool:
+    """Whether an array might share memory with an operand; a packed weight, which no caller holds, never does."""
+    return isinstance(operand, type(target)) and arrays.may_overlap(target, operand)
 
 
 def execute(

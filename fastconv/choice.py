@@ -12,7 +12,7 @@ import numpy as np
 from fastconv import arrays, dispatch, registry, repeat, testing
 from fastconv.algorithm import AnyProblem, Plan
 from fastconv.arrays import Array
-from fastconv.call import Call, execute, lowering_of
+from fastconv.call import Call, execute, lies_over, lowering_of
 from fastconv.lowering import call_options
 from fastconv.notation import format_problem, parse_problem
 from fastconv.options import Options, options
@@ -127,7 +127,7 @@ class BoundPlan:
         inputs = {**self._inputs, self._first: self._read(self._first, input)}
         if residual is not None:
             inputs["residual"] = self._read("residual", residual)
-        if any(arrays.may_overlap(arrays.read("out", out)[0], array) for array in inputs.values()):
+        if any(lies_over(arrays.read("out", out)[0], array) for array in inputs.values()):
             raise ValueError("out: lies over an input")
         call = self._call.with_inputs(inputs, out=out)
         return (

@@ -273,3 +273,11 @@ def test_binding_what_does_not_fit():
         plan.bind(X, out=np.empty_like(X[:, :1]), residual=X)
     with pytest.raises(ValueError, match=r"^out: lies over an input"):
         plan.bind(X, out=X[:, :1])
+
+
+@pytest.mark.parametrize("algorithm", [None, "im2col/gemm", "numba/direct"])
+def test_out_with_a_packed_weight(algorithm):
+    plan = fc.plan(fc.conv2d, X, W, B, residual=R, algorithm=algorithm, **ARGUMENTS)
+    out = np.empty_like(Y)
+    assert plan(X, out=out) is out
+    assert np.array_equal(out, Y)
