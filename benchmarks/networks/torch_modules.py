@@ -140,9 +140,7 @@ def _leaf(leaf: description.Leaf, shape: Shape) -> nn.Module:
         case description.Pool(op="max_pool2d"):
             return nn.MaxPool2d(leaf.kernel, leaf.stride, _before(leaf.padding), ceil_mode=leaf.ceil_mode)
         case description.Pool(op="avg_pool2d"):
-            return nn.AvgPool2d(
-                leaf.kernel, leaf.stride, _before(leaf.padding), leaf.ceil_mode, leaf.count_include_pad
-            )
+            return nn.AvgPool2d(leaf.kernel, leaf.stride, _before(leaf.padding), leaf.ceil_mode, leaf.count_include_pad)
         case description.GlobalAvgPool():
             return nn.AdaptiveAvgPool2d(1)
         case description.BatchNorm():
