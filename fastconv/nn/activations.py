@@ -29,10 +29,15 @@ class Activation(Layer):
         """The name under which layers before it can do its work; None if they cannot."""
         return self.function
 
-    def forward(self, x: Array) -> Array:
+    def apply(self, x: Array, out: Array | None = None) -> Array:
+        """Return the function's values."""
         # NumPy's exponentials are vectorised, Numba's are not.
         compute = for_array(x) if self.function in SIMPLE else plain
-        y = compute.activate(x, self.function, self.slope)
+        y: Array = compute.activate(x, self.function, self.slope, out)
+        return y
+
+    def forward(self, x: Array) -> Array:
+        y = self.apply(x)
         self._keep(y)
         return y
 

@@ -154,6 +154,7 @@ class Residual(Ending):
         return result
 
     def trace(self, graph: Graph, value: Value) -> Value:
+        value.shared = True
         with graph.within("body"):
             along = self.body.trace(graph, value)
         across = value
@@ -198,6 +199,7 @@ class Concat(Layer):
         return first[0] + sum(other[0] for other in others), *first[1:]
 
     def trace(self, graph: Graph, value: Value) -> Value:
+        value.shared = True
         outputs = []
         for name, branch in self._branches.items():
             with graph.within(name):
@@ -253,6 +255,7 @@ class Gate(Ending):
         return shape
 
     def trace(self, graph: Graph, value: Value) -> Value:
+        value.shared = True
         with graph.within("gate"):
             factors = self.gate.trace(graph, value)
         return graph.gate(value, factors)

@@ -22,10 +22,14 @@ from fastconv.nn.weighted import Weighted
 
 @dataclass(eq=False)
 class Value:
-    """An array that flows through the graph: its shape (with the batch), who makes it, and who reads it."""
+    """An array that flows through the graph: its shape (with the batch), who makes it, and who reads it.
+
+    One that is ``shared`` will be read again by a part of the network that is yet to be traced.
+    """
 
     shape: Shape
     maker: Operation | None = None
+    shared: bool = False
     readers: list[Operation] = field(default_factory=list)
 
 
@@ -102,7 +106,7 @@ class Graph:
     def leaf(self, layer: Layer, value: Value, shape: Shape) -> Value:
         """Write down a layer that has none inside; return its output."""
         result = (value.shape[0], *shape)
-        before = value.maker if len(value.readers) == 0 else None
+        before = None if value.readers or value.shared else value.maker
         if isinstance(layer, Flatten):
             return self._append("reshape", [value], result)
         if isinstance(layer, Activation):
@@ -151,7 +155,7 @@ class Graph:
         if first is not second:
             for value, other in ((first, second), (second, first)):
                 last = value.maker
-                if last is None or value.readers or last is not self.operations[-1]:
+                if last is None or value.readers or value.shared or last is not self.operations[-1]:
                     continue
                 plans = isinstance(last.layer, Weighted) and len(value.shape) == 4
                 if (plans or last.kind in ("affine", "gate")) and not last.residual and last.activation is None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 from fastconv import arrays
 from fastconv.arrays import Array
 from fastconv.choice import BoundPlan, plan
 from fastconv.nn import memory
-from fastconv.nn.activations import OP_SLOPE
+from fastconv.nn.activations import OP_SLOPE, Activation
 from fastconv.nn.compute import for_array
 from fastconv.nn.graph import Graph, Operation, Value
 from fastconv.nn.layer import Layer
@@ -146,13 +147,15 @@ class Inference:
         run: Callable[[], object]
         if operation.kind == "affine":
             weight, bias = operation.weight, operation.bias
-            run = lambda: compute.affine(x, weight, bias, *ending, residual, out)  # noqa: E731
+            run = partial(compute.affine, x, weight, bias, *ending, residual, out)
         elif operation.kind == "add":
             second = views[1]
-            run = lambda: compute.add(x, second, *ending, out)  # noqa: E731
+            run = partial(compute.add, x, second, *ending, out)
         elif operation.kind == "gate":
             factors = views[1]
-            run = lambda: compute.gate(x, factors, activation, residual, out)  # noqa: E731
+            run = partial(compute.gate, x, factors, activation, residual, out)
+        elif isinstance(operation.layer, Activation):
+            run = partial(operation.layer.apply, x, out)
         else:
             run = _forward(operation, x, out)
         return [Step(path, _name(operation), run)]

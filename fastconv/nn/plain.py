@@ -138,8 +138,8 @@ def add(a: Any, b: Any, activation: str | None = None, slope: float = 0.0, out: 
     return _stored(_finish(wide(a) + wide(b), activation, slope), a, out)
 
 
-def activate(x: Any, activation: str, slope: float = 0.0) -> Any:
-    return _stored(_finish(wide(x), activation, slope), x)
+def activate(x: Any, activation: str, slope: float = 0.0, out: Any = None) -> Any:
+    return _stored(_finish(wide(x), activation, slope), x, out)
 
 
 def activation_gradient(dy: Any, y: Any, activation: str, slope: float = 0.0) -> Any:

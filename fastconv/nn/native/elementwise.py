@@ -65,9 +65,9 @@ def _add(kind: int) -> Any:
 
 def add(a: Any, b: Any, activation: str | None = None, slope: float = 0.0, out: Any = None) -> Any:
     """Add two arrays and apply an activation."""
-    y = np.empty(a.shape, a.dtype) if out is None else out
+    y = _target(a, out)
     _run(_add(KINDS[activation]), y.size, _line(a), _line(b), y.reshape(-1), slope)
-    return y
+    return _stored(y, out)
 
 
 @cache
@@ -81,11 +81,11 @@ def _activate(kind: int) -> Any:
     return blocks
 
 
-def activate(x: Any, activation: str, slope: float = 0.0) -> Any:
+def activate(x: Any, activation: str, slope: float = 0.0, out: Any = None) -> Any:
     """Apply an activation that takes no more than a comparison."""
-    y = np.empty(x.shape, x.dtype)
+    y = _target(x, out)
     _run(_activate(KINDS[activation]), y.size, _line(x), y.reshape(-1), slope)
-    return y
+    return _stored(y, out)
 
 
 @cache
@@ -173,6 +173,19 @@ def adam(
     rate, scale = rate / (1 - beta1**step), 1 / (1 - beta2**step) ** 0.5
     arrays = value.reshape(-1), _line(gradient), first.reshape(-1), second.reshape(-1)
     _run(_adam, value.size, *arrays, rate, beta1, beta2, epsilon, decay, decoupled, scale)
+
+
+def _target(like: Any, out: Any) -> Any:
+    """Return an array to compute into: ``out`` if that is one vector in memory."""
+    return out if out is not None and out.flags.c_contiguous else np.empty(like.shape, like.dtype)
+
+
+def _stored(y: Any, out: Any) -> Any:
+    """Return what was computed, in ``out`` if there is one."""
+    if out is None or out is y:
+        return y
+    out[...] = y
+    return out
 
 
 def _line(array: Any) -> Any:
