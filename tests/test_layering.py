@@ -31,6 +31,7 @@ FLOORS = (
     ("ops", "columns", "pooling"),
     ("grad",),
     ("choice",),
+    ("nn",),
     ("info",),
     ("cli",),
     ("__main__",),

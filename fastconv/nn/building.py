@@ -18,7 +18,13 @@ from fastconv.nn.pools import AvgPool2d, GlobalAvgPool, MaxPool2d
 from fastconv.nn.shapes import Dropout, Flatten, Scale
 from fastconv.nn.weighted import Conv2d, Linear
 
-_ACTIVATIONS = {"relu": ReLU, "leaky_relu": LeakyReLU, "relu6": ReLU6, "sigmoid": Sigmoid, "tanh": Tanh}
+_ACTIVATIONS: dict[str, type[Layer]] = {
+    "relu": ReLU,
+    "leaky_relu": LeakyReLU,
+    "relu6": ReLU6,
+    "sigmoid": Sigmoid,
+    "tanh": Tanh,
+}
 _SATURATING = {"sigmoid", "tanh"}
 
 

@@ -132,7 +132,8 @@ class Graph:
         layer = operation.layer
         if operation.kind != "weighted" or operation.activation is not None or operation.residual:
             return False
-        assert isinstance(layer, Weighted) and operation.weight is not None
+        assert isinstance(layer, Weighted)
+        assert operation.weight is not None
         local, groups = operation.weight.ndim == 6, layer.settings.get("groups", 1)
         if (local or layer.channel_axis and groups > 1) and shift is not None:
             return False

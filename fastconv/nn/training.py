@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from fastconv.nn.initialisation import Random
 from fastconv.nn.layer import Layer
 from fastconv.nn.losses import Loss
 from fastconv.nn.optimisers import Optimiser
+from fastconv.nn.plain import namespace
 
 # What an auxiliary classifier's loss counts for (Szegedy et al., 2014).
 AUXILIARY_WEIGHT = 0.3
@@ -60,8 +60,6 @@ def predict(network: Layer, x: Array, size: int = 256) -> Array:
         parts = [network.forward(x[start : start + size]) for start in range(0, len(x), size)]
     finally:
         network.train(mode)
-    from fastconv.nn.plain import namespace
-
     return namespace(x).concatenate(parts)
 
 
@@ -89,14 +87,15 @@ class EarlyStopping:
     def __init__(self, patience: int) -> None:
         if patience < 1:
             raise ValueError(f"patience: expected 1 or more, got {patience}")
-        self.patience, self.best, self.state = patience, -np.inf, None
+        self.patience, self.best = patience, -np.inf
+        self.state: dict[str, Array] | None = None
         self._waited = 0
 
     def should_stop(self, score: float, network: Layer) -> bool:
         """Note an epoch's score (the higher the better); tell whether patience is at an end."""
         if score > self.best:
             self.best, self._waited = score, 0
-            self.state: Any = {name: array.copy() for name, array in network.state().items()}
+            self.state = {name: array.copy() for name, array in network.state().items()}
         else:
             self._waited += 1
         return self._waited >= self.patience

@@ -161,7 +161,7 @@ class Conv2d(Weighted):
     def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
         kernel, dilation = self.weight.value.shape[-2:], self.settings["dilation"]
         span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
-        return span, self.settings["stride"]  # type: ignore[return-value]
+        return span, self.settings["stride"]
 
     def details(self) -> str:
         oc, ic, *kernel = self.weight.value.shape
@@ -318,10 +318,10 @@ class LocallyConnected2d(Weighted):
     def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
         kernel, dilation = self.weight.value.shape[-2:], self.settings["dilation"]
         span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
-        return span, self.settings["stride"]  # type: ignore[return-value]
+        return span, self.settings["stride"]
 
     def details(self) -> str:
-        oh, ow, oc, ic, *kernel = self.weight.value.shape
+        _, _, oc, ic, *kernel = self.weight.value.shape
         return f"{ic}, {oc}, {self.input_size}, {tuple(kernel)}"
 
 
