@@ -150,14 +150,14 @@ def sgd(value: Any, gradient: Any, velocity: Any, rate: float, momentum: float, 
 
 
 @kernel()
-def _adam(start, stop, value, gradient, first, second, rate, beta1, beta2, epsilon, decay, decoupled, scale):
+def _adam(start, stop, value, gradient, first, second, rate, beta1, beta2, epsilon, decay, decoupled, scale, shrinkage):
     kind = value.dtype.type
-    r, e, d, s = kind(rate), kind(epsilon), kind(decay), kind(scale)
+    r, e, d, s, shrink = kind(rate), kind(epsilon), kind(decay), kind(scale), kind(shrinkage)
     b1, b2, c1, c2 = kind(beta1), kind(beta2), kind(1 - beta1), kind(1 - beta2)
     for i in range(start * _BLOCK, min(stop * _BLOCK, len(value))):
         g, v = gradient[i], value[i]
         if decoupled:
-            v -= kind(rate * decay) * v
+            v -= shrink * v
         else:
             g += d * v
         first[i] = b1 * first[i] + c1 * g
@@ -170,9 +170,10 @@ def adam(
     decay: float, decoupled: bool, step: int,
 ) -> None:  # fmt: skip
     """Take step number ``step`` (from 1) of Adam, in place."""
+    shrinkage = rate * decay
     rate, scale = rate / (1 - beta1**step), 1 / (1 - beta2**step) ** 0.5
     arrays = value.reshape(-1), _line(gradient), first.reshape(-1), second.reshape(-1)
-    _run(_adam, value.size, *arrays, rate, beta1, beta2, epsilon, decay, decoupled, scale)
+    _run(_adam, value.size, *arrays, rate, beta1, beta2, epsilon, decay, decoupled, scale, shrinkage)
 
 
 def _target(like: Any, out: Any) -> Any:
