@@ -135,6 +135,7 @@ def fit(
     score: Callable[[Layer], float] | None = None,
     stopping: EarlyStopping | None = None,
     augment: Callable[[Array], Array] | None = None,
+    schedule: Callable[[int], float] | None = None,
 ) -> History:
     """Train a network by mini-batches.
 
@@ -153,6 +154,8 @@ def fit(
         Stops by the score, and restores the best state.
     augment : callable, optional
         Called with every batch of inputs: shifts, noise, ...
+    schedule : callable, optional
+        Called with the number of each epoch, from 0, before it: returns its learning rate.
 
     Returns
     -------
@@ -167,7 +170,9 @@ def fit(
         raise ValueError("stopping: takes a score to go by")
     generator, history = np.random.default_rng(random), History()
     network.train()
-    for _ in range(epochs):
+    for epoch in range(epochs):
+        if schedule is not None:
+            optimiser.rate = schedule(epoch)
         for inputs, wanted in minibatches(x, targets, batch, generator):
             given = inputs if augment is None else augment(inputs)
             history.losses.append(train_step(network, loss, optimiser, given, wanted))
