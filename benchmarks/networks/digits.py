@@ -142,7 +142,7 @@ def train(name: str, *, threads: int | None = None, random: int = 0, batch: int 
     task = TASKS[name]
     data = digits(task.size)
     network = task.build(random)
-    with options(threads=threads or current().threads):
+    with options(threads=threads or current().threads, deterministic=True):
         history = nn.fit(
             network,
             nn.SoftmaxCrossEntropy(),
