@@ -53,9 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     known = [entrant.name for entrant in ENTRANTS]
     parser.add_argument("--entrants", nargs="+", choices=known, default=known, help="(default: all)")
     parser.add_argument("--layers", action="store_true", help="show where fastconv's time goes, layer by layer")
-    parser.add_argument(
-        "--no-memory", action="store_true", help="leave out the memory, which takes processes of its own"
-    )
+    parser.add_argument("--no-memory", action="store_true", help="leave out the memory, which takes more processes")
     parser.add_argument("--save", metavar="NAME", help="keep the numbers as benchmarks/results/NAME.json")
     return parser
 
@@ -134,12 +132,11 @@ def means(rows: list[Row]) -> list[str]:
     lines = []
     kinds = dict.fromkeys((row.training, row.batch, row.threads) for row in rows)
     for training, batch, threads in kinds:
+        alike = [row for row in rows if (row.training, row.batch, row.threads) == (training, batch, threads)]
         for kind, rivals, wanted in TARGETS:
             if (kind == "training") != training:
                 continue
-            ratios = _ratios(
-                [row for row in rows if (row.training, row.batch, row.threads) == (training, batch, threads)], rivals
-            )
+            ratios = _ratios(alike, rivals)
             if ratios:
                 mean = math.exp(sum(map(math.log, ratios)) / len(ratios))
                 lines.append(

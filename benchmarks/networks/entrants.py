@@ -121,7 +121,7 @@ def torch_run(
                     loss = loss + nn.training.AUXILIARY_WEIGHT * cross_entropy(part.output, labels)
             loss.backward()
             optimiser.step()
-            return float(loss)
+            return float(loss.detach())
 
     return step
 
