@@ -24,7 +24,7 @@ from fastconv.problem import PoolProblem, Sizes
 P = ParamSpec("P")
 
 # How long NumPy may look for an element that two arrays share.
-_WORK = 1000
+_WORK: Any = 1000
 
 
 @dataclass(frozen=True)

@@ -173,8 +173,9 @@ def survey(problem: AnyProblem, options: Options, *, bans: bool = True) -> Choic
 
 
 def _comparing(options: Options) -> Options:
-    """Return the options under which algorithms are compared: if results must be the same bits for any number of
-    threads, so must the choice, which is then made as for one thread.
+    """Return the options under which algorithms are compared.
+
+    If results must be the same bits for any number of threads, so must the choice: it is made as for one thread.
     """
     return options.replace(threads=1) if options.deterministic else options
 
