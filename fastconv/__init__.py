@@ -1,6 +1,6 @@
 """fastconv: convolution, pooling and their gradients on arrays, by the fastest algorithm for each shape."""
 
-from fastconv import grad, testing
+from fastconv import grad, nn, testing
 from fastconv._version import __version__
 from fastconv.algorithm import Algorithm, Plan
 from fastconv.choice import autotune, available_backends, explain, plan, tune, warmup
@@ -79,6 +79,7 @@ __all__ = [
     "max_unpool1d",
     "max_unpool2d",
     "max_unpool3d",
+    "nn",
     "options",
     "plan",
     "register",

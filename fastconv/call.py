@@ -23,6 +23,9 @@ from fastconv.problem import PoolProblem, Sizes
 
 P = ParamSpec("P")
 
+# How long NumPy may look for an element that two arrays share.
+_WORK: Any = 1000
+
 
 @dataclass(frozen=True)
 class Call:
@@ -59,7 +62,7 @@ class Call:
     def compute(self, plan: Plan | None = None) -> tuple[Any, ...]:
         """Compute, by a plan chosen before or by the dispatcher's, and return the problem's outputs."""
         inputs = tuple(self.inputs.values())
-        outputs = None if self.out is None else self._outputs(inputs)
+        outputs = None if self.out is None else self.outputs()
         return execute(self.problem, inputs, self.options, outputs, plan)
 
     def finish(self, outputs: tuple[Any, ...]) -> Any:
@@ -73,8 +76,9 @@ class Call:
             results[0] = self.out
         return results[0] if len(results) == 1 else tuple(results)
 
-    def _outputs(self, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def outputs(self) -> tuple[Any, ...]:
         """Return arrays to compute into: ``out`` itself unless an input may lie in the same memory."""
+        inputs = tuple(self.inputs.values())
         first, *others = self.problem.outputs
         target = arrays.read_as("out", self.out, self.kind, "input")
         if target.shape != self.shape:
@@ -82,7 +86,7 @@ class Call:
         arrays.check_dtype("out", target, first.dtype)
         if isinstance(target, np.ndarray) and not target.flags.writeable:
             raise ValueError("out: is read-only")
-        if any(arrays.may_overlap(target, a) for a in inputs):
+        if any(lies_over(target, a) for a in inputs):
             target = arrays.empty(first, self.problem.layout, inputs[0])
         return (target.reshape(first.shape), *(arrays.empty(o, self.problem.layout, inputs[0]) for o in others))
 
@@ -100,6 +104,18 @@ class Call:
     def with_inputs(self, inputs: dict[str, Any], out: Any = None) -> Call:
         """Return the call with other arrays of the same shapes."""
         return replace(self, inputs=inputs, out=out)
+
+
+def lies_over(target: Any, operand: Any) -> bool:
+    """Whether an array might share memory with an operand; a packed weight, which no caller holds, never does."""
+    if not isinstance(operand, type(target)) or not arrays.may_overlap(target, operand):
+        return False
+    if not isinstance(target, np.ndarray):
+        return True
+    try:  # channels of one map interleave with others of it, and share nothing
+        return bool(np.shares_memory(target, operand, max_work=_WORK))
+    except np.exceptions.TooHardError:
+        return True
 
 
 def execute(

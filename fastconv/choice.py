@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from fastconv import arrays, dispatch, registry, repeat, testing
 from fastconv.algorithm import AnyProblem, Plan
 from fastconv.arrays import Array
-from fastconv.call import Call, execute, lowering_of
+from fastconv.call import Call, execute, lies_over, lowering_of
 from fastconv.lowering import call_options
 from fastconv.notation import format_problem, parse_problem
 from fastconv.options import Options, options
@@ -100,6 +101,48 @@ class BoundPlan:
             inputs[name] = self._read(name, value)
         call = self._call.with_inputs(inputs, out=out)
         return call.finish(call.compute(self._plan))
+
+    def bind(self, input: Array, *, out: Array, residual: Array | None = None) -> Callable[[], object]:
+        """Tie the plan to arrays, so that nothing is read or checked when it runs.
+
+        Parameters
+        ----------
+        input : array
+            As in a call.
+        out : array of the output's shape and dtype
+            Where the result is written. It must not lie over an input.
+        residual : array, optional
+            In place of the one that the plan was made with.
+
+        Returns
+        -------
+        callable
+            Takes no arguments: it computes from what the arrays hold by then.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an array is not like the one that the plan was made with, or ``out`` lies over an input.
+
+        Examples
+        --------
+        >>> run = plan.bind(x, out=y)
+        >>> x[...] = image
+        >>> run()
+        """
+        if residual is not None and "residual" not in self._inputs:
+            raise ValueError("residual: the plan was made without one")
+        inputs = {**self._inputs, self._first: self._read(self._first, input)}
+        if residual is not None:
+            inputs["residual"] = self._read("residual", residual)
+        if any(lies_over(arrays.read("out", out)[0], array) for array in inputs.values()):
+            raise ValueError("out: lies over an input")
+        call = self._call.with_inputs(inputs, out=out)
+        return (
+            partial(call.compute, self._plan)
+            if self._plan is None
+            else partial(self._plan.run, tuple(inputs.values()), call.outputs())
+        )
 
     def _rest_with(self, residual: Any) -> tuple[Any, ...] | None:
         """Return the inputs after the first with another residual, if that is an array such as the algorithm takes."""

@@ -162,7 +162,7 @@ def survey(problem: AnyProblem, options: Options, *, bans: bool = True) -> Choic
     _check_names(options)
     if problem.n == 0:
         return Choice(problem, options, (), None)
-    with applied(options):
+    with applied(_comparing(options)):
         times, banned = _remembered(problem)
         candidates = sorted(
             (_ask(a, problem, options, times, banned if bans else {}) for a in reversed(registry.algorithms())),
@@ -170,6 +170,14 @@ def survey(problem: AnyProblem, options: Options, *, bans: bool = True) -> Choic
         )
     best = candidates[0] if candidates and candidates[0].refusal is None else None
     return Choice(problem, options, tuple(candidates), best.algorithm if best else None)
+
+
+def _comparing(options: Options) -> Options:
+    """Return the options under which algorithms are compared.
+
+    If results must be the same bits for any number of threads, so must the choice: it is made as for one thread.
+    """
+    return options.replace(threads=1) if options.deterministic else options
 
 
 def measured_on() -> str:
@@ -318,7 +326,7 @@ def _measure(problem: AnyProblem, options: Options, force: bool, progress: Calla
     usable = [c for c in survey(problem, options, bans=not force).candidates if c.refusal is None]
     if len(usable) < 2 or (not force and usable[0].measured is not None):
         return
-    with applied(options):
+    with applied(_comparing(options)):
         outcomes = contest.hold(problem, {c.algorithm: c.seconds for c in usable}, progress)
         for key, outcome in outcomes.items():
             _failures.pop((problem, key), None)

@@ -108,7 +108,8 @@ def options(**changes: Any) -> Iterator[Options]:
         Bytes of scratch memory an algorithm may use per thread. Default 64 MiB. The backends that must solve every
         problem (reference, naive) are exempt.
     deterministic : bool
-        Only algorithms whose results are bit-identical from run to run and for any number of threads.
+        Only algorithms whose results are bit-identical from run to run and for any number of threads; and the choice
+        among them is made as for one thread, so that it does not depend on that number either.
     strict : bool
         Only algorithms that sum plainly (no Winograd, no FFT).
     threads : int, optional

@@ -17,6 +17,7 @@ from fresh import python
 
 import fastconv as fc
 from fastconv import Algorithm, Plan, dispatch, registry, testing, tuning
+from fastconv.machine import machine
 from fastconv.notation import format_problem, parse_problem
 from fastconv.options import current
 
@@ -593,3 +594,21 @@ def test_unreadable_threads_are_shown():
 def test_warmup_of_prepacked_weights(backend):
     with fc.options(backend=backend):
         fc.warmup([PROBLEM.replace(prepacked=True)])
+
+
+def test_a_deterministic_choice_does_not_depend_on_threads():
+    """Predictions and measurements differ with the number of threads; what must give the same bits may not."""
+
+    class Alone(Fake):
+        def predict(self, problem, machine):
+            return 1e-9 * (1 if machine.threads() == 1 else 4)
+
+    with registered(Alone("alone"), Fake("together", predicted=2e-9)):
+        winners = {}
+        for deterministic in (False, True):
+            for threads in (1, 2):
+                with fc.options(backend="fake", threads=threads, deterministic=deterministic):
+                    winners[deterministic, threads] = fc.explain(PROBLEM).winner
+    assert winners[False, 1] == winners[True, 1] == winners[True, 2] == "fake/alone"
+    if machine().cores > 1:
+        assert winners[False, 2] == "fake/together"

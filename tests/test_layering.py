@@ -31,7 +31,7 @@ FLOORS = (
     ("ops", "columns", "pooling"),
     ("grad",),
     ("choice",),
-    ("torch", "onnx"),
+    ("torch", "onnx", "nn"),
     ("info",),
     ("cli",),
     ("__main__",),

@@ -37,8 +37,10 @@ PARAMETERS = {
     "vgg16": 138_357_544,
     "vgg19": 143_667_240,
     "googlenet": 6_998_552,
+    "googlenet_bn": 6_624_904,
     "resnet50": 25_557_032,
     "resnet152": 60_192_808,
+    "preact_resnet50": 25_549_352,
     "densenet121": 7_978_856,
     "xception": 22_855_952,
     "inception_resnet_v2": 55_843_464,
@@ -114,9 +116,10 @@ def test_parameters(name: str) -> None:
 
 def test_auxiliary_classifiers_are_flagged() -> None:
     assert networks.parameters("googlenet", auxiliary=True) == 13_378_280
+    assert networks.parameters("googlenet_bn", auxiliary=True) == 13_004_888
     auxiliary = [layer.path for layer in networks.layers("googlenet") if layer.auxiliary]
     assert auxiliary == [f"aux{i}.{part}" for i in (1, 2) for part in ("pool", "conv", "fc1", "fc2")]
-    assert not any(layer.auxiliary for name in NETWORKS if name != "googlenet" for layer in networks.layers(name))
+    assert not any(layer.auxiliary for name in NETWORKS if "googlenet" not in name for layer in networks.layers(name))
 
 
 @pytest.mark.parametrize("name", GMACS)
@@ -156,7 +159,11 @@ def test_a_bias_only_where_no_normalisation_follows(name: str) -> None:
     for layer in networks.layers(name):
         if isinstance(layer.problem, ConvProblem):
             # DenseNet normalises before its convolutions and Xception after the pointwise half of a pair.
-            bare = layer.path in normalised or name == "densenet121" or layer.path.endswith("depthwise")
+            bare = (
+                layer.path in normalised
+                or name in ("densenet121", "preact_resnet50")
+                or layer.path.endswith("depthwise")
+            )
             assert layer.problem.bias == ("none" if bare and layer.problem.op == "conv2d" else "channel")
 
 

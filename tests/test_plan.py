@@ -252,3 +252,32 @@ def test_out_belongs_to_the_run():
 def test_plan_of_what_is_no_op():
     with pytest.raises(TypeError, match=r"^function: expected one of fastconv's ops"):
         fc.plan(np.convolve, X, W)
+
+
+def test_bound_to_arrays_it_computes_from_what_they_hold():
+    plan = fc.plan(fc.conv2d, X, W, B, residual=R, **ARGUMENTS)
+    x, residual, wide = X.copy(), R.copy(), np.full((2, 9, 5, 5), np.nan, np.float32)
+    run = plan.bind(x, out=wide[:, 2:8], residual=residual)
+    for factor in (1, -2):
+        x[...], residual[...] = factor * X, factor * R
+        run()
+        assert np.array_equal(wide[:, 2:8], fc.conv2d(x, W, B, residual=residual, **ARGUMENTS))
+    assert np.isnan(wide[:, [0, 1, 8]]).all()
+
+
+def test_binding_what_does_not_fit():
+    plan = fc.plan(fc.conv2d, X, X[:1, :, :1, :1].copy())
+    with pytest.raises(ValueError, match=r"^out: expected shape"):
+        plan.bind(X, out=np.empty((1, 2, 3, 4), np.float32))
+    with pytest.raises(ValueError, match=r"^residual: the plan was made without one"):
+        plan.bind(X, out=np.empty_like(X[:, :1]), residual=X)
+    with pytest.raises(ValueError, match=r"^out: lies over an input"):
+        plan.bind(X, out=X[:, :1])
+
+
+@pytest.mark.parametrize("algorithm", [None, "im2col/gemm", "numba/direct"])
+def test_out_with_a_packed_weight(algorithm):
+    plan = fc.plan(fc.conv2d, X, W, B, residual=R, algorithm=algorithm, **ARGUMENTS)
+    out = np.empty_like(Y)
+    assert plan(X, out=out) is out
+    assert np.array_equal(out, Y)

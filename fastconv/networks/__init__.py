@@ -17,15 +17,16 @@ from dataclasses import dataclass
 from fastconv.networks.alexnet import ALEXNET
 from fastconv.networks.densenet import DENSENET121
 from fastconv.networks.description import Network
-from fastconv.networks.googlenet import GOOGLENET
+from fastconv.networks.googlenet import GOOGLENET, GOOGLENET_BN
 from fastconv.networks.inception_resnet import INCEPTION_RESNET_V2
 from fastconv.networks.lenet import LENET5
+from fastconv.networks.preact_resnet import PREACT_RESNET50
 from fastconv.networks.resnet import RESNET50, RESNET152, RESNEXT50, SE_RESNET50
 from fastconv.networks.vgg import VGG16, VGG19
 from fastconv.networks.xception import XCEPTION
 from fastconv.problem import ConvProblem, PoolProblem
 
-__all__ = ["NETWORKS", "Layer", "Network", "distinct", "find", "layers", "parameters", "representative"]
+__all__ = ["NETWORKS", "Layer", "Network", "described", "distinct", "find", "layers", "parameters", "representative"]
 
 NETWORKS: dict[str, Network] = {
     "lenet5": LENET5,
@@ -33,8 +34,10 @@ NETWORKS: dict[str, Network] = {
     "vgg16": VGG16,
     "vgg19": VGG19,
     "googlenet": GOOGLENET,
+    "googlenet_bn": GOOGLENET_BN,
     "resnet50": RESNET50,
     "resnet152": RESNET152,
+    "preact_resnet50": PREACT_RESNET50,
     "densenet121": DENSENET121,
     "xception": XCEPTION,
     "inception_resnet_v2": INCEPTION_RESNET_V2,
@@ -87,7 +90,7 @@ def layers(name: str, n: int = 1, dtype: str = "float32") -> list[Layer]:
     ValueError
         If there is no such network, or the batch size or dtype is not valid.
     """
-    steps = _network(name).steps()
+    steps = described(name).steps()
     problems = [(step, step.operation.problem(step.shape, n, dtype)) for step in steps]
     return [Layer(name, step.path, problem, step.auxiliary) for step, problem in problems if problem]
 
@@ -105,7 +108,7 @@ def find(layer_name: str, n: int = 1, dtype: str = "float32") -> Layer:
     if path in found:
         return found[path]
     within = [known for known in found if known.startswith(f"{path}.")]
-    near = within[:5] or difflib.get_close_matches(path, found, n=5, cutoff=0.5) or [_network(name).representative]
+    near = within[:5] or difflib.get_close_matches(path, found, n=5, cutoff=0.5) or [described(name).representative]
     suggestions = ", ".join(f"{name}/{path}" for path in near)
     raise ValueError(f"layer_name: {name} has no layer {path!r}; expected a name such as {suggestions}")
 
@@ -135,7 +138,7 @@ def parameters(name: str, auxiliary: bool = False) -> int:
     ValueError
         If there is no such network.
     """
-    steps = _network(name).steps()
+    steps = described(name).steps()
     return sum(step.operation.parameters(step.shape) for step in steps if auxiliary or not step.auxiliary)
 
 
@@ -150,10 +153,17 @@ def representative(name: str, n: int = 1, dtype: str = "float32") -> Layer:
     ValueError
         If there is no such network.
     """
-    return find(f"{name}/{_network(name).representative}", n, dtype)
+    return find(f"{name}/{described(name).representative}", n, dtype)
 
 
-def _network(name: str) -> Network:
+def described(name: str) -> Network:
+    """Return the description of a network.
+
+    Raises
+    ------
+    ValueError
+        If there is no such network.
+    """
     if name not in NETWORKS:
         near = difflib.get_close_matches(name, NETWORKS, n=5, cutoff=0.5) or NETWORKS
         raise ValueError(f"name: unknown network {name!r}; expected {', '.join(near)}")

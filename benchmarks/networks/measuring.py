@@ -1,0 +1,173 @@
+"""Networks measured: entrants compared with each other, timed in rounds, and each one's memory in a process alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from benchmarks.measure import pinned
+from benchmarks.networks.entrants import ENTRANTS, FASTCONV, Entrant, Job, Run
+from fastconv import nn, tuning
+from fastconv.algorithm import ERROR_CONSTANT
+
+# How long another library's threads may spin when they have nothing more to do.
+_SPINNING = 0.02
+# The largest error of an output, as a share of the largest: what Winograd's bound makes of many layers.
+_DEVIATION = ERROR_CONSTANT * 2.0**-10
+
+
+@dataclass
+class Row:
+    """How one entrant did on one job.
+
+    Attributes
+    ----------
+    network, batch, training, threads, entrant
+    seconds : float or None
+        A run's; None for one that could not be measured.
+    images : float or None
+        A second.
+    memory : int or None
+        Bytes that the process grew by at most, from before the network was made.
+    refusal, failure : str or None
+        Why it was not measured, or what was wrong with its result.
+    layers : list of (path, what, seconds)
+        Where fastconv's time goes, if asked for.
+    """
+
+    network: str
+    batch: int
+    training: bool
+    threads: int
+    entrant: str
+    seconds: float | None = None
+    images: float | None = None
+    memory: int | None = None
+    refusal: str | None = None
+    failure: str | None = None
+    layers: list[tuple[str, str, float]] = field(default_factory=list)
+
+
+def measure(
+    job: Job,
+    names: Sequence[str],
+    seconds: float,
+    *,
+    memory: bool = True,
+    layers: bool = False,
+    progress: Callable[[str], None] = lambda part: None,
+) -> list[Row]:
+    """Return a row for every entrant, compared with fastconv's result and timed in rounds with it."""
+    rows = {name: Row(*job, name) for name in names}
+    runs: dict[str, Run] = {}
+    results: dict[str, Any] = {}
+    with pinned(job.threads):
+        for entrant in (e for e in ENTRANTS if e.name in rows):
+            progress(entrant.name)
+            row = rows[entrant.name]
+            row.refusal = _refusal(entrant, job)
+            if row.refusal is not None:
+                continue
+            try:
+                run = entrant.prepare(job)
+                results[entrant.name] = np.asarray(run())
+                runs[entrant.name] = run
+            except Exception as error:  # noqa: BLE001 - other libraries fail in many ways
+                row.refusal = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        for name, result in results.items():
+            rows[name].failure = _difference(result, results.get(FASTCONV, result))
+        progress("rounds")
+        with tuning.exclusive():
+            taken = tuning.measure(runs, seconds, _SPINNING if job.threads > 1 else 0.0) if runs else {}
+    for name, value in taken.items():
+        rows[name].seconds, rows[name].images = value, job.batch / value
+        if memory:
+            progress(f"{name}'s memory")
+            rows[name].memory = _memory(job, name)
+    if layers and FASTCONV in rows:
+        progress("layers")
+        rows[FASTCONV].layers = time_layers(job)
+    return list(rows.values())
+
+
+def _refusal(entrant: Entrant, job: Job) -> str | None:
+    missing = [package for package in entrant.needs if find_spec(package) is None]
+    if missing:
+        return f"is not installed: {', '.join(missing)}"
+    return "does not train" if job.training and not entrant.trains else None
+
+
+def _difference(result: Any, expected: Any) -> str | None:
+    """Say what is wrong with a result: the first loss, or the outputs."""
+    if result.shape != expected.shape or not np.isfinite(result).all():
+        return f"its result has shape {result.shape}, or is not finite"
+    share = float(np.abs(result - expected).max() / np.abs(expected).max())
+    return None if share <= _DEVIATION else f"differs from fastconv's by {share:.2g} of the largest"
+
+
+def time_layers(job: Job, repeat: int = 3) -> list[tuple[str, str, float]]:
+    """Return the least seconds of everything that fastconv does, in order: path, what, seconds."""
+    from fastconv.options import options
+
+    with options(threads=job.threads):
+        if not job.training:
+            profile = nn.Inference(job.built(), job.images()).profile(job.images(), repeat)
+            return [(step.path, step.what, seconds) for step, seconds in profile]
+        return _training_layers(job, repeat)
+
+
+def _training_layers(job: Job, repeat: int) -> list[tuple[str, str, float]]:
+    """Return the seconds of every layer's forward and backward pass, and of the optimiser."""
+    network = job.built()
+    loss, optimiser = nn.SoftmaxCrossEntropy(), nn.SGD(network, 1e-3, 0.9)
+    watches = [
+        watch
+        for path, layer in network.named_layers()
+        if not layer.children()
+        for watch in (_Watch(path, layer, "forward"), _Watch(path, layer, "backward"))
+    ]
+    watches.append(_Watch("", optimiser, "step"))
+    for _ in range(repeat + 1):
+        for watch in watches:
+            watch.start_round()
+        nn.train_step(network, loss, optimiser, job.images(), job.labels())
+    return [(watch.path, watch.what, min(watch.rounds[1:])) for watch in watches]
+
+
+class _Watch:
+    """Times a method of one object from now on."""
+
+    def __init__(self, path: str, watched: Any, method: str) -> None:
+        self.path, self.what = path, f"{type(watched).__name__} {method}"
+        self.rounds: list[float] = []
+        original = getattr(watched, method)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            import time
+
+            start = time.perf_counter()
+            result = original(*args, **kwargs)
+            self.rounds[-1] += time.perf_counter() - start
+            return result
+
+        setattr(watched, method, timed)
+
+    def start_round(self) -> None:
+        self.rounds.append(0.0)
+
+
+def _memory(job: Job, name: str) -> int | None:
+    """Return by how much a process of its own grows at most when an entrant prepares and runs."""
+    command = [sys.executable, "-m", "benchmarks.networks.peak_memory", name, json.dumps(job)]
+    with suppress(subprocess.SubprocessError, ValueError, IndexError):
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+        return int(result.stdout.split()[-1])
+    return None

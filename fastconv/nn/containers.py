@@ -1,0 +1,340 @@
+"""Layers made of layers: one after the other, side by side, around a shortcut, and as a factor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from fastconv.arrays import Array
+from fastconv.nn.activations import SIMPLE, Activation, ReLU, Sigmoid
+from fastconv.nn.compute import for_array
+from fastconv.nn.initialisation import Random
+from fastconv.nn.layer import Ending, Layer, Shape
+from fastconv.nn.plain import namespace
+from fastconv.nn.pools import GlobalAvgPool
+from fastconv.nn.shapes import Flatten
+from fastconv.nn.weighted import Linear
+
+if TYPE_CHECKING:
+    from fastconv.nn.graph import Graph, Value
+
+
+def _named(unnamed: tuple[Layer, ...], named: dict[str, Layer]) -> dict[str, Layer]:
+    """Return layers by name: those without one get their number."""
+    for name, layer in (*enumerate(unnamed), *named.items()):
+        if not isinstance(layer, Layer):
+            raise TypeError(f"{name}: expected a layer, got {layer!r}")
+    return {**{str(i): layer for i, layer in enumerate(unnamed)}, **named}
+
+
+class Sequential(Ending):
+    """One layer after the other; without layers, the identity.
+
+    An activation that follows a layer able to apply it (a convolution, a normalisation, a sum) is done by that one.
+
+    Parameters
+    ----------
+    *unnamed, **named : Layer
+        In this order. A layer's name is part of the paths of its parameters; one without has its number.
+    """
+
+    def __init__(self, *unnamed: Layer, **named: Layer) -> None:
+        self._layers = _named(unnamed, named)
+        # Which activation each layer does for the one after it, in the last forward pass.
+        self._skipped: set[int] = set()
+
+    def children(self) -> dict[str, Layer]:
+        return self._layers
+
+    def __iter__(self) -> Iterator[Layer]:
+        return iter(self._layers.values())
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __getitem__(self, index: int | str) -> Layer:
+        return self._layers[index] if isinstance(index, str) else list(self)[index]
+
+    def _last(self) -> Layer | None:
+        return list(self)[-1] if self._layers else None
+
+    @property
+    def fuses(self) -> frozenset[str]:
+        last = self._last()
+        return last.fuses if isinstance(last, Ending) else frozenset()
+
+    @property
+    def adds(self) -> bool:
+        last = self._last()
+        return isinstance(last, Ending) and last.adds
+
+    def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        layers, at = list(self), 0
+        self._skipped = set()
+        while at < len(layers):
+            layer, following = layers[at], layers[at + 1] if at + 1 < len(layers) else None
+            if isinstance(layer, Ending):
+                fused = following.fused if isinstance(following, Activation) else None
+                if fused is not None and fused in layer.fuses:
+                    x = layer.forward(x, fused)
+                    at += 1
+                    self._skipped.add(at)
+                elif following is None:
+                    x = layer.forward(x, activation, residual)
+                else:
+                    x = layer.forward(x)
+            else:
+                x = layer.forward(x)
+            at += 1
+        return x
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        gradient: Array | None = dy
+        for at, layer in reversed(list(enumerate(self))):
+            if at not in self._skipped:
+                gradient = layer.backward(gradient, wanted or at > 0)
+        return gradient
+
+    def output_shape(self, shape: Shape) -> Shape:
+        for layer in self:
+            shape = layer.output_shape(shape)
+        return shape
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        for name, layer in self._layers.items():
+            with graph.within(name):
+                value = layer.trace(graph, value)
+        return value
+
+
+class Residual(Ending):
+    """The sum of a body's output and of a shortcut's, or of the input itself (He et al., 2015).
+
+    Parameters
+    ----------
+    body : Layer
+    shortcut : Layer, optional
+        By default the identity.
+    """
+
+    def __init__(self, body: Layer, shortcut: Layer | None = None) -> None:
+        self.body, self.shortcut = body, shortcut
+
+    def children(self) -> dict[str, Layer]:
+        return {"body": self.body} | ({"shortcut": self.shortcut} if self.shortcut is not None else {})
+
+    @property
+    def fuses(self) -> frozenset[str]:
+        body = self.body
+        return (SIMPLE & body.fuses) if isinstance(body, Ending) and body.adds else SIMPLE
+
+    def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        # The shortcut last: its output is read while it is in the caches.
+        body = self.body
+        skip = x if self.shortcut is None else self.shortcut.forward(x)
+        if isinstance(body, Ending) and body.adds:
+            y = body.forward(x, activation, skip)
+        else:
+            y = for_array(x).add(body.forward(x), skip, activation, 0.01)
+        self._keep(y if activation else None, activation)
+        return y
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        y, activation = self._take()
+        dz = dy if activation is None else for_array(dy).activation_gradient(dy, y, activation, 0.01)
+        along = self.body.backward(dz, wanted)
+        across = dz if self.shortcut is None else self.shortcut.backward(dz, wanted)
+        return summed([along, across]) if wanted else None
+
+    def output_shape(self, shape: Shape) -> Shape:
+        result = self.body.output_shape(shape)
+        across = shape if self.shortcut is None else self.shortcut.output_shape(shape)
+        if result != across:
+            raise ValueError(f"shape: the body makes {result} of {shape}, the shortcut {across}")
+        return result
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        value.shared = True
+        with graph.within("body"):
+            along = self.body.trace(graph, value)
+        across = value
+        if self.shortcut is not None:
+            with graph.within("shortcut"):
+                across = self.shortcut.trace(graph, value)
+        return graph.add(along, across)
+
+
+class Concat(Layer):
+    """The outputs of several layers, side by side along the channels (Inception, DenseNet).
+
+    Parameters
+    ----------
+    *unnamed, **named : Layer
+        An empty `Sequential` passes the input on.
+    """
+
+    def __init__(self, *unnamed: Layer, **named: Layer) -> None:
+        self._branches = _named(unnamed, named)
+
+    def children(self) -> dict[str, Layer]:
+        return self._branches
+
+    def forward(self, x: Array) -> Array:
+        outputs = [branch.forward(x) for branch in self._branches.values()]
+        self._keep([output.shape[1] for output in outputs])
+        return namespace(x).concatenate(outputs, axis=1)
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        (channels,) = self._take()
+        gradients, start = [], 0
+        for branch, width in zip(self._branches.values(), channels, strict=True):
+            gradients.append(branch.backward(dy[:, start : start + width], wanted))
+            start += width
+        return summed(gradients) if wanted else None
+
+    def output_shape(self, shape: Shape) -> Shape:
+        first, *others = [branch.output_shape(shape) for branch in self._branches.values()]
+        if any(other[1:] != first[1:] for other in others):
+            raise ValueError(f"shape: outputs of {[first, *others]} cannot stand side by side")
+        return first[0] + sum(other[0] for other in others), *first[1:]
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        value.shared = True
+        outputs = []
+        for name, branch in self._branches.items():
+            with graph.within(name):
+                outputs.append(branch.trace(graph, value))
+        return graph.concat(outputs)
+
+
+class Gate(Ending):
+    """Every channel times a number that a layer computes from the whole map.
+
+    Parameters
+    ----------
+    gate : Layer
+        From maps (N, C, H, W) to factors (N, C).
+    """
+
+    def __init__(self, gate: Layer) -> None:
+        self.gate = gate
+
+    def children(self) -> dict[str, Layer]:
+        return {"gate": self.gate}
+
+    @property
+    def fuses(self) -> frozenset[str]:
+        return frozenset({"relu", "relu6"})
+
+    @property
+    def adds(self) -> bool:
+        return True
+
+    def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        factors = self.gate.forward(x)
+        if factors.shape != x.shape[:2]:
+            raise ValueError(f"gate: expected factors of shape {x.shape[:2]}, got {factors.shape}")
+        y = for_array(x).gate(x, factors, activation, residual)
+        own = None if residual is not None else activation
+        self._keep(x, factors, y if own else None, own)
+        return y
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        x, factors, y, activation = self._take()
+        compute = for_array(dy)
+        if activation is not None:
+            dy = compute.activation_gradient(dy, y, activation)
+        dx, dgate = compute.gate_gradient(dy, x, factors)
+        through = self.gate.backward(dgate, wanted)
+        return summed([dx, through]) if wanted else None
+
+    def output_shape(self, shape: Shape) -> Shape:
+        factors = self.gate.output_shape(shape)
+        if factors != shape[:1]:
+            raise ValueError(f"shape: {shape[0]} channels take as many factors, got {factors}")
+        return shape
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        value.shared = True
+        with graph.within("gate"):
+            factors = self.gate.trace(graph, value)
+        return graph.gate(value, factors)
+
+
+class SqueezeExcite(Gate):
+    """Squeeze and excitation (Hu et al., 2017): factors from every channel's mean, by two fully connected layers.
+
+    Parameters
+    ----------
+    channels : int
+    reduction : int
+        The first layer has this many times fewer outputs.
+    random, dtype
+        As in `Conv2d`.
+    """
+
+    def __init__(self, channels: int, reduction: int = 16, *, random: Random = None, dtype: Any = "float32") -> None:
+        narrow = channels // reduction
+        super().__init__(
+            Sequential(
+                squeeze=GlobalAvgPool(),
+                flatten=Flatten(),
+                fc1=Linear(channels, narrow, random=random, dtype=dtype),
+                relu=ReLU(),
+                fc2=Linear(narrow, channels, initialisation="xavier", random=random, dtype=dtype),
+                sigmoid=Sigmoid(),
+            )
+        )
+
+
+class Auxiliary(Layer):
+    """A second output, for training only; what follows gets this layer's input (GoogLeNet).
+
+    Attributes
+    ----------
+    output : array or None
+        What the branch made of the last input in training mode.
+    gradient : array or None
+        Set it to the gradient of the loss with respect to `output` before the backward pass, if it counts.
+
+    Parameters
+    ----------
+    branch : Layer
+    """
+
+    def __init__(self, branch: Layer) -> None:
+        self.branch = branch
+        self.output: Array | None = None
+        self.gradient: Array | None = None
+
+    def children(self) -> dict[str, Layer]:
+        return {"branch": self.branch}
+
+    def forward(self, x: Array) -> Array:
+        self._keep()
+        self.output = self.branch.forward(x) if self.training else None
+        self.gradient = None
+        return x
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        self._take()
+        gradient, self.gradient, self.output = self.gradient, None, None
+        if gradient is None:
+            return dy
+        through = self.branch.backward(gradient, wanted)
+        return summed([dy, through]) if wanted else None
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        return value
+
+
+def summed(gradients: list[Any]) -> Array:
+    """Return the sum of gradients of one shape, into none of them."""
+    first, second, *others = gradients if len(gradients) > 1 else (gradients[0], 0)
+    compute = for_array(first)
+    if isinstance(second, int):
+        return first
+    total = compute.add(first, second)
+    for other in others:
+        compute.add(total, other, out=total)
+    return total

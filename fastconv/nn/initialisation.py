@@ -1,0 +1,46 @@
+"""Initial weights: Xavier's and He's, and whatever function a user gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+
+Random: TypeAlias = "np.random.Generator | int | None"
+"""What `numpy.random.default_rng` takes: a generator, a seed, or None for one that differs every time."""
+
+Initialisation: TypeAlias = "str | Callable[[tuple[int, ...], int, int, np.random.Generator], Any]"
+"""``xavier``, ``he``, or ``function(shape, fan_in, fan_out, generator)``."""
+
+
+def xavier(shape: tuple[int, ...], fan_in: int, fan_out: int, generator: np.random.Generator) -> Any:
+    """Uniform with variance ``2 / (fan_in + fan_out)``: for sigmoid and tanh (Glorot and Bengio, 2010)."""
+    limit = math.sqrt(6 / (fan_in + fan_out))
+    return (2 * limit) * generator.random(shape, np.float32) - np.float32(limit)
+
+
+def he(shape: tuple[int, ...], fan_in: int, fan_out: int, generator: np.random.Generator) -> Any:
+    """Normal with variance ``2 / fan_in``: for rectifiers (He et al., 2015)."""
+    return generator.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / fan_in))
+
+
+_KNOWN = {"xavier": xavier, "he": he}
+
+
+def draw(how: Initialisation, shape: tuple[int, ...], fan_in: int, fan_out: int, random: Random, dtype: Any) -> Any:
+    """Return initial weights.
+
+    Raises
+    ------
+    ValueError
+        If there is no such initialisation, or a user's function returns another shape.
+    """
+    function = _KNOWN.get(how) if isinstance(how, str) else how
+    if function is None:
+        raise ValueError(f"initialisation: expected {', '.join(_KNOWN)} or a function, got {how!r}")
+    values = np.asarray(function(shape, fan_in, fan_out, np.random.default_rng(random)), dtype)
+    if values.shape != shape:
+        raise ValueError(f"initialisation: expected weights of shape {shape}, got {values.shape}")
+    return values

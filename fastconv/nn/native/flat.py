@@ -1,0 +1,47 @@
+"""Arrays as kernels take them: one dimension, and how far its images lie apart."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+
+class Flat(NamedTuple):
+    """A map in memory.
+
+    Attributes
+    ----------
+    data : ndarray, shape (elements,)
+    step : int
+        Elements from one image to the next; each image is contiguous.
+    """
+
+    data: Any
+    step: int
+
+
+def flat(array: Any) -> Flat:
+    """Return an array (N, ...) as kernels take it: without a copy if every image is contiguous."""
+    if array.flags.c_contiguous:
+        return Flat(array.reshape(-1), array.size // max(len(array), 1))
+    image = array.strides[1:] == contiguous_strides(array.shape[1:], array.itemsize)
+    if not image or array.strides[0] < 0:
+        return flat(np.ascontiguousarray(array))
+    step = array.strides[0] // array.itemsize
+    span = (len(array) - 1) * step + array[0].size
+    return Flat(as_strided(array, (span,), (array.itemsize,), writeable=array.flags.writeable), step)
+
+
+def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """Return the strides of a contiguous array."""
+    strides = [itemsize]
+    for size in shape[:0:-1]:
+        strides.append(strides[-1] * size)
+    return tuple(reversed(strides)) if shape else ()
+
+
+def nothing(like: Any) -> Any:
+    """Return what stands in for an array that a kernel was compiled not to read."""
+    return np.empty(0, like.dtype)

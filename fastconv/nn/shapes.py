@@ -1,0 +1,99 @@
+"""Layers without weights that are no activation: flattening, scaling by a constant, dropout."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fastconv.arrays import Array
+from fastconv.nn.compute import for_array
+from fastconv.nn.initialisation import Random
+from fastconv.nn.layer import Layer, Shape
+
+if TYPE_CHECKING:
+    from fastconv.nn.graph import Graph, Value
+
+
+class Flatten(Layer):
+    """A map as one vector."""
+
+    def forward(self, x: Array) -> Array:
+        self._keep(x.shape)
+        return x.reshape(len(x), -1)
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        (shape,) = self._take()
+        return dy.reshape(shape) if wanted else None
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return (math.prod(shape),)
+
+
+class Scale(Layer):
+    """Multiplication by a constant.
+
+    Parameters
+    ----------
+    factor : float
+    """
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+
+    def forward(self, x: Array) -> Array:
+        self._keep()
+        return x * x.dtype.type(self.factor)
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        self._take()
+        return dy * dy.dtype.type(self.factor) if wanted else None
+
+    def details(self) -> str:
+        return f"{self.factor}"
+
+
+class Dropout(Layer):
+    """While training, a share of the elements set to zero at random, and the others scaled up (Hinton et al., 2012).
+
+    Which elements is a hash of a random key and the element's index, so no mask is kept in memory.
+
+    Parameters
+    ----------
+    share : float
+        From 0 to below 1.
+    random : numpy.random.Generator or int, optional
+        What the keys are drawn from: one for each forward pass.
+
+    Raises
+    ------
+    ValueError
+        If the share is not in that range.
+    """
+
+    def __init__(self, share: float = 0.5, *, random: Random = None) -> None:
+        if not 0 <= share < 1:
+            raise ValueError(f"share: expected 0 <= share < 1, got {share}")
+        self.share = share
+        self._generator = np.random.default_rng(random)
+
+    def forward(self, x: Array) -> Array:
+        if not self.training or self.share == 0:
+            self._keep(None)
+            return x
+        key = int(self._generator.integers(2**63))
+        self._keep(key)
+        return for_array(x).dropout(x, key, self.share)
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        (key,) = self._take()
+        if not wanted:
+            return None
+        return dy if key is None else for_array(dy).dropout(dy, key, self.share)
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        return value
+
+    def details(self) -> str:
+        return f"{self.share}"

@@ -1,0 +1,185 @@
+"""Training: mini-batches, one step, early stopping, and the loop around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fastconv.arrays import Array
+from fastconv.nn.containers import Auxiliary
+from fastconv.nn.initialisation import Random
+from fastconv.nn.layer import Layer
+from fastconv.nn.losses import Loss
+from fastconv.nn.optimisers import Optimiser
+from fastconv.nn.plain import namespace
+
+# What an auxiliary classifier's loss counts for (Szegedy et al., 2014).
+AUXILIARY_WEIGHT = 0.3
+
+
+def minibatches(x: Array, targets: Array, size: int, random: Random = None) -> Iterator[tuple[Array, Array]]:
+    """Yield the data once, in random order, in batches of ``size``; the last may be smaller.
+
+    Raises
+    ------
+    ValueError
+        If there are not as many targets as inputs, or the size is not positive.
+    """
+    if len(x) != len(targets) or size < 1:
+        raise ValueError(f"minibatches: {len(x)} inputs, {len(targets)} targets, batches of {size}")
+    order = np.random.default_rng(random).permutation(len(x))
+    for start in range(0, len(x), size):
+        chosen = order[start : start + size]
+        yield x[chosen], targets[chosen]
+
+
+def train_step(network: Layer, loss: Loss, optimiser: Optimiser, x: Array, targets: Array) -> float:
+    """Run a batch forward and backward, change the parameters, and return the loss before.
+
+    Auxiliary classifiers' losses are added with a weight of 0.3.
+    """
+    outputs = network.forward(x)
+    value = loss.forward(outputs, targets)
+    gradient = loss.backward()
+    for _, layer in network.named_layers():
+        if isinstance(layer, Auxiliary) and layer.output is not None:
+            value += AUXILIARY_WEIGHT * loss.forward(layer.output, targets)
+            layer.gradient = loss.backward() * layer.output.dtype.type(AUXILIARY_WEIGHT)
+    network.backward(gradient, wanted=False)
+    optimiser.step()
+    return value
+
+
+def predict(network: Layer, x: Array, size: int = 256) -> Array:
+    """Return a network's outputs in evaluation mode, computed in batches; the network's mode stays as it was."""
+    mode = network.training
+    network.eval()
+    try:
+        parts = [network.forward(x[start : start + size]) for start in range(0, len(x), size)]
+    finally:
+        network.train(mode)
+    return namespace(x).concatenate(parts)
+
+
+def accuracy(network: Layer, x: Array, labels: Array, size: int = 256) -> float:
+    """Return the share of inputs whose largest output is at their label."""
+    return float((predict(network, x, size).argmax(axis=1) == labels).mean())
+
+
+class EarlyStopping:
+    """Tells when a score has stopped to rise, and keeps the best state.
+
+    Parameters
+    ----------
+    patience : int
+        How many epochs may pass without a better score.
+
+    Attributes
+    ----------
+    best : float
+        The best score so far.
+    state : dict or None
+        The network's state then: copies.
+    """
+
+    def __init__(self, patience: int) -> None:
+        if patience < 1:
+            raise ValueError(f"patience: expected 1 or more, got {patience}")
+        self.patience, self.best = patience, -np.inf
+        self.state: dict[str, Array] | None = None
+        self._waited = 0
+
+    def should_stop(self, score: float, network: Layer) -> bool:
+        """Note an epoch's score (the higher the better); tell whether patience is at an end."""
+        if score > self.best:
+            self.best, self._waited = score, 0
+            self.state = {name: array.copy() for name, array in network.state().items()}
+        else:
+            self._waited += 1
+        return self._waited >= self.patience
+
+    def restore(self, network: Layer) -> None:
+        """Give the network the best state back."""
+        if self.state is not None:
+            network.load_state(self.state)
+
+
+@dataclass
+class History:
+    """What happened in training.
+
+    Attributes
+    ----------
+    losses : list of float
+        Of every step, before its update.
+    scores : list of float
+        Of every epoch, on held-out data.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+
+
+def fit(
+    network: Layer,
+    loss: Loss,
+    optimiser: Optimiser,
+    x: Array,
+    targets: Array,
+    *,
+    epochs: int,
+    batch: int,
+    random: Random = None,
+    score: Callable[[Layer], float] | None = None,
+    stopping: EarlyStopping | None = None,
+    augment: Callable[[Array], Array] | None = None,
+    schedule: Callable[[int], float] | None = None,
+) -> History:
+    """Train a network by mini-batches.
+
+    Parameters
+    ----------
+    network, loss, optimiser
+    x, targets : array
+        The training data.
+    epochs, batch : int
+        How often to go through the data, and in batches of how many.
+    random : numpy.random.Generator or int, optional
+        For the order.
+    score : callable, optional
+        Called with the network after each epoch; the accuracy on held-out data, say.
+    stopping : EarlyStopping, optional
+        Stops by the score, and restores the best state.
+    augment : callable, optional
+        Called with every batch of inputs: shifts, noise, ...
+    schedule : callable, optional
+        Called with the number of each epoch, from 0, before it: returns its learning rate.
+
+    Returns
+    -------
+    History
+
+    Raises
+    ------
+    ValueError
+        If stopping is asked for without a score.
+    """
+    if stopping is not None and score is None:
+        raise ValueError("stopping: takes a score to go by")
+    generator, history = np.random.default_rng(random), History()
+    network.train()
+    for epoch in range(epochs):
+        if schedule is not None:
+            optimiser.rate = schedule(epoch)
+        for inputs, wanted in minibatches(x, targets, batch, generator):
+            given = inputs if augment is None else augment(inputs)
+            history.losses.append(train_step(network, loss, optimiser, given, wanted))
+        if score is not None:
+            history.scores.append(score(network))
+            if stopping is not None and stopping.should_stop(history.scores[-1], network):
+                break
+    if stopping is not None:
+        stopping.restore(network)
+    return history

@@ -1,0 +1,374 @@
+"""Layers with weights: convolutions, transposed and locally connected ones, and fully connected layers."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+
+from fastconv import arguments, grad
+from fastconv.arrays import Array
+from fastconv.grad import vjp
+from fastconv.nn.compute import for_array
+from fastconv.nn.initialisation import Initialisation, Random, draw
+from fastconv.nn.layer import Ending, Parameter, Shape
+from fastconv.ops import conv2d, conv_transpose2d, linear, locally_connected2d
+from fastconv.sizes import conv_output_size
+
+_FUSED = frozenset({"relu", "leaky_relu", "relu6", "sigmoid", "tanh"})
+_SLOPE = 0.01
+
+
+class Weighted(Ending):
+    """A layer that is one of fastconv's ops on its input, a weight and a bias.
+
+    Attributes
+    ----------
+    weight : Parameter
+    bias : Parameter or None
+    op : callable
+        The public function.
+    settings : dict
+        Its keyword arguments.
+    channel_axis : int
+        The weight's axis that belongs to output channels.
+    """
+
+    op: ClassVar[Any]
+    channel_axis: ClassVar[int] = 0
+
+    def __init__(self, weight: Any, bias: Any, settings: dict[str, Any]) -> None:
+        self.weight = Parameter(weight)
+        self.bias = None if bias is None else Parameter(bias)
+        self.settings = settings
+
+    @property
+    def fuses(self) -> frozenset[str]:
+        return _FUSED
+
+    def _arguments(self, x: Array) -> tuple[Array, Array, Array | None]:
+        return x, self.weight.value, None if self.bias is None else self.bias.value
+
+    def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        settings = {**self.settings, "activation": activation, "residual": residual}
+        if not self.training:
+            return type(self).op(*self._arguments(x), **settings)
+        y, pullback = vjp(type(self).op, *self._arguments(x), **settings)
+        self._keep(pullback)
+        return y
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        (pullback,) = self._take()
+        names = ("input",) * wanted + ("weight",) + ("bias",) * (self.bias is not None)
+        dx, self.weight.gradient, db, *_ = pullback(dy, wrt=names)
+        if self.bias is not None:
+            self.bias.gradient = db
+        return dx
+
+
+class Conv2d(Weighted):
+    """A convolution: `fastconv.conv2d` with a weight and a bias of its own.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size : int or (int, int)
+    stride, padding, dilation, groups, padding_mode
+        As `fastconv.conv2d` takes them.
+    bias : bool
+        Whether a number is added to each output channel.
+    initialisation : {'he', 'xavier'} or callable
+        Of the weight; biases begin at zero.
+    random : numpy.random.Generator or int, optional
+        What the weights are drawn from.
+    dtype : dtype
+
+    Raises
+    ------
+    ValueError
+        If the channels are no multiples of the groups.
+    """
+
+    op: ClassVar[Any] = staticmethod(conv2d)
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        *,
+        initialisation: Initialisation = "he",
+        random: Random = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        _check_groups(in_channels, out_channels, groups)
+        kernel = arguments.sizes("kernel_size", kernel_size, 2)
+        shape = (out_channels, in_channels // groups, *kernel)
+        window = math.prod(kernel)
+        fans = in_channels // groups * window, out_channels // groups * window
+        weight = draw(initialisation, shape, *fans, random, dtype)
+        super().__init__(
+            weight,
+            np.zeros(out_channels, dtype) if bias else None,
+            {
+                "stride": arguments.sizes("stride", stride, 2),
+                "padding": arguments.hashable("padding", padding),
+                "dilation": arguments.sizes("dilation", dilation, 2),
+                "groups": groups,
+                "padding_mode": padding_mode,
+            },
+        )
+
+    @property
+    def adds(self) -> bool:
+        return True
+
+    def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        y = conv2d(*self._arguments(x), activation=activation, residual=residual, **self.settings)
+        own = None if residual is not None else activation
+        self._keep(x, own, y if own else None)
+        return y
+
+    def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        # As the pullback of `vjp` does, but for the activation and the bias, which take one pass together.
+        x, activation, y = self._take()
+        compute = for_array(dy)
+        if self.bias is not None:
+            dy, self.bias.gradient = compute.bias_gradient(dy, y, activation, _SLOPE)
+        elif activation is not None:
+            dy = compute.activation_gradient(dy, y, activation, _SLOPE)
+        w = self.weight.value
+        self.weight.gradient = grad.conv2d_weight(x, w.shape, dy, **self.settings)
+        return grad.conv2d_input(x.shape, w, dy, **self.settings) if wanted else None
+
+    def output_shape(self, shape: Shape) -> Shape:
+        oc, ic, *kernel = self.weight.value.shape
+        _check_map(self, shape, ic * self.settings["groups"])
+        stride, dilation = self.settings["stride"], self.settings["dilation"]
+        padding = arguments.padding(self.settings["padding"], shape[1:], tuple(kernel), stride, dilation)
+        return (oc, *map(conv_output_size, shape[1:], kernel, stride, dilation, padding))
+
+    def macs(self, shape: Shape) -> int:
+        return int(math.prod(self.output_shape(shape)) * math.prod(self.weight.value.shape[1:]))
+
+    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        kernel, dilation = self.weight.value.shape[-2:], self.settings["dilation"]
+        span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+        return span, self.settings["stride"]
+
+    def details(self) -> str:
+        oc, ic, *kernel = self.weight.value.shape
+        shown = {k: v for k, v in self.settings.items() if v not in ((1, 1), 0, 1, "zeros")}
+        extra = "".join(f", {k}={v}" for k, v in shown.items()) + (", bias=False" if self.bias is None else "")
+        return f"{ic * self.settings['groups']}, {oc}, {tuple(kernel)}{extra}"
+
+
+class ConvTranspose2d(Weighted):
+    """A transposed convolution: `fastconv.conv_transpose2d` with a weight and a bias of its own.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    kernel_size : int or (int, int)
+    stride, padding, output_padding, groups, dilation
+        As `fastconv.conv_transpose2d` takes them.
+    bias, initialisation, random, dtype
+        As in `Conv2d`.
+
+    Raises
+    ------
+    ValueError
+        If the channels are no multiples of the groups.
+    """
+
+    op: ClassVar[Any] = staticmethod(conv_transpose2d)
+    channel_axis: ClassVar[int] = 1
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: Any = 1,
+        *,
+        initialisation: Initialisation = "he",
+        random: Random = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        _check_groups(in_channels, out_channels, groups)
+        kernel = arguments.sizes("kernel_size", kernel_size, 2)
+        window = math.prod(kernel)
+        fans = in_channels // groups * window, out_channels // groups * window
+        weight = draw(initialisation, (in_channels, out_channels // groups, *kernel), *fans, random, dtype)
+        super().__init__(
+            weight,
+            np.zeros(out_channels, dtype) if bias else None,
+            {
+                "stride": arguments.sizes("stride", stride, 2),
+                "padding": arguments.hashable("padding", padding),
+                "output_padding": arguments.sizes("output_padding", output_padding, 2, 0),
+                "groups": groups,
+                "dilation": arguments.sizes("dilation", dilation, 2),
+            },
+        )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        ic, oc, *kernel = self.weight.value.shape
+        _check_map(self, shape, ic)
+        settings = self.settings
+        if settings["padding"] == "same":
+            size = [i * s for i, s in zip(shape[1:], settings["stride"], strict=True)]
+        else:
+            pads = arguments.padding(
+                settings["padding"], shape[1:], tuple(kernel), settings["stride"], settings["dilation"]
+            )
+            size = [
+                (i - 1) * s - before - after + d * (k - 1) + extra + 1
+                for i, k, s, d, extra, (before, after) in zip(
+                    shape[1:],
+                    kernel,
+                    settings["stride"],
+                    settings["dilation"],
+                    settings["output_padding"],
+                    pads,
+                    strict=True,
+                )
+            ]
+        return (oc * settings["groups"], *size)
+
+    def macs(self, shape: Shape) -> int:
+        return int(math.prod(shape) * math.prod(self.weight.value.shape[1:]))
+
+    def details(self) -> str:
+        ic, oc, *kernel = self.weight.value.shape
+        return f"{ic}, {oc * self.settings['groups']}, {tuple(kernel)}, stride={self.settings['stride']}"
+
+
+class LocallyConnected2d(Weighted):
+    """A convolution that shares no weights: `fastconv.locally_connected2d`, for inputs of one size.
+
+    Parameters
+    ----------
+    in_channels, out_channels : int
+    input_size : (int, int)
+        Height and width of the inputs: there are filters of its own for every output position.
+    kernel_size : int or (int, int)
+    stride, padding, dilation
+        As `fastconv.locally_connected2d` takes them.
+    bias : bool
+        Whether a number is added to each output channel at each position.
+    initialisation, random, dtype
+        As in `Conv2d`.
+    """
+
+    op: ClassVar[Any] = staticmethod(locally_connected2d)
+    channel_axis: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        input_size: tuple[int, int],
+        kernel_size: int | tuple[int, int],
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        bias: bool = True,
+        *,
+        initialisation: Initialisation = "he",
+        random: Random = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        kernel = arguments.sizes("kernel_size", kernel_size, 2)
+        steps, holes = arguments.sizes("stride", stride, 2), arguments.sizes("dilation", dilation, 2)
+        pads = arguments.padding(padding, input_size, kernel, steps, holes)
+        size = tuple(map(conv_output_size, input_size, kernel, steps, holes, pads))
+        window = math.prod(kernel)
+        shape = (*size, out_channels, in_channels, *kernel)
+        weight = draw(initialisation, shape, in_channels * window, out_channels * window, random, dtype)
+        self.input_size = input_size
+        super().__init__(
+            weight,
+            np.zeros((*size, out_channels), dtype) if bias else None,
+            {"stride": steps, "padding": pads, "dilation": holes},
+        )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        oh, ow, oc, ic, *_ = self.weight.value.shape
+        _check_map(self, shape, ic)
+        if shape[1:] != self.input_size:
+            raise ValueError(f"shape: {type(self).__name__} is for maps of {self.input_size}, got {shape[1:]}")
+        return oc, oh, ow
+
+    def macs(self, shape: Shape) -> int:
+        return int(self.weight.value.size)
+
+    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        kernel, dilation = self.weight.value.shape[-2:], self.settings["dilation"]
+        span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
+        return span, self.settings["stride"]
+
+    def details(self) -> str:
+        _, _, oc, ic, *kernel = self.weight.value.shape
+        return f"{ic}, {oc}, {self.input_size}, {tuple(kernel)}"
+
+
+class Linear(Weighted):
+    """A fully connected layer: `fastconv.linear` with a weight and a bias of its own.
+
+    Parameters
+    ----------
+    in_features, out_features : int
+    bias, initialisation, random, dtype
+        As in `Conv2d`.
+    """
+
+    op: ClassVar[Any] = staticmethod(linear)
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        *,
+        initialisation: Initialisation = "he",
+        random: Random = None,
+        dtype: Any = np.float32,
+    ) -> None:
+        weight = draw(initialisation, (out_features, in_features), in_features, out_features, random, dtype)
+        super().__init__(weight, np.zeros(out_features, dtype) if bias else None, {})
+
+    def output_shape(self, shape: Shape) -> Shape:
+        features, expected = self.weight.value.shape
+        if shape != (expected,):
+            raise ValueError(f"shape: Linear takes {expected} features, got {shape}")
+        return (features,)
+
+    def macs(self, shape: Shape) -> int:
+        return int(self.weight.value.size)
+
+    def details(self) -> str:
+        oc, ic = self.weight.value.shape
+        return f"{ic}, {oc}" + (", bias=False" if self.bias is None else "")
+
+
+def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
+    if groups < 1 or in_channels % groups or out_channels % groups:
+        raise ValueError(f"groups: {in_channels} and {out_channels} channels cannot be divided into {groups} groups")
+
+
+def _check_map(layer: Weighted, shape: Shape, channels: int) -> None:
+    if len(shape) != 3 or shape[0] != channels:
+        raise ValueError(f"shape: {type(layer).__name__} takes maps of {channels} channels, got {shape}")

@@ -1,0 +1,83 @@
+"""The benchmark of whole networks: entrants agree, rows are filled, means are taken, modules run within a context."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("rich")
+
+from benchmarks.networks import __main__ as command
+from benchmarks.networks import entrants, measuring
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_entrants_agree_and_are_timed(training):
+    job = entrants.Job("lenet5", 2, training, 1)
+    names = ["fastconv", "torch", "torch channels-last", "onnxruntime"]
+    rows = {row.entrant: row for row in measuring.measure(job, names, 0.01, memory=False, layers=True)}
+    assert list(rows) == names
+    for name in names[:3]:
+        assert rows[name].failure is rows[name].refusal is None
+        assert rows[name].seconds > 0
+        assert rows[name].images == job.batch / rows[name].seconds
+    if training:
+        assert rows["onnxruntime"].refusal == "does not train"
+    parts = rows["fastconv"].layers
+    assert any(path.startswith("c3") for path, _, _ in parts)
+    assert all(seconds >= 0 for _, _, seconds in parts)
+    assert any("step" in what for _, what, _ in parts) == training
+
+
+def test_a_wrong_result_is_told(monkeypatch):
+    wrong = entrants.Entrant("torch", (), True, lambda job: lambda: 2 * entrants.torch_run(job)())
+    monkeypatch.setattr(measuring, "ENTRANTS", (entrants.ENTRANTS[0], wrong))
+    job = entrants.Job("lenet5", 1, False, 1)
+    _, row = measuring.measure(job, ["fastconv", "torch"], 0.01, memory=False)
+    assert "differs from fastconv's" in row.failure
+
+
+def test_modules_run_within_a_context():
+    entered = []
+
+    @contextmanager
+    def within():
+        entered.append(True)
+        yield
+
+    run = entrants.torch_run(entrants.Job("lenet5", 1, True, 1), within=within)
+    assert run() > run()
+    assert len(entered) == 2
+
+
+def test_memory_of_a_process_alone():
+    job = entrants.Job("lenet5", 64, False, 1)
+    assert measuring._memory(job, "fastconv") >= 0
+
+
+def test_command(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    given = ["lenet5", "--inference", "1", "--training", "--threads", "1", "--seconds", "0.01", "--no-memory"]
+    assert command.main([*given, "--entrants", "fastconv", "torch", "--save", "here"]) == 0
+    shown = capsys.readouterr().out
+    assert "lenet5, inference of 1, 1 thread" in shown
+    assert "times as fast as torch" in shown
+    saved = json.loads((tmp_path / "here.json").read_text())
+    assert [row["entrant"] for row in saved["rows"]] == ["fastconv", "torch"]
+    assert command.main(["lenet6"]) == 2
+    assert "unknown network 'lenet6'" in capsys.readouterr().err
+
+
+def test_means_are_geometric_and_of_the_best_rival():
+    seconds = {"fastconv": 1.0, "torch": 4.0, "torch channels-last": 2.0, "onnxruntime": 1.0}
+    rows = [
+        measuring.Row(network, 1, False, 2, entrant, value * factor)
+        for network, factor in (("a", 1), ("b", 1))
+        for entrant, value in {**seconds, "torch channels-last": 2.0 if network == "a" else 8.0}.items()
+    ]
+    eager, onnx = command.means(rows)
+    assert "2.83 times as fast as torch or torch channels-last" in eager  # the root of 2 * 4
+    assert "1.00 times as fast as onnxruntime" in onnx
