@@ -86,22 +86,25 @@ def copy_lanes(typingctx, lanes, bits, source, target, read, written):
 
 
 @intrinsic(prefer_literal=True)
-def transform_filter(typingctx, m, lanes, bits, fused, source, target, plane):
-    """Transform 3x3 adjacent vectors into (m+2)^2 vectors, ``plane`` bytes apart."""
-    if not _literal(m, lanes, bits, fused):
+def transform_filter(typingctx, m, lanes, bits, fused, turned, source, target, plane):
+    """Transform 3x3 adjacent vectors, ``turned``: in reverse order, into (m+2)^2 vectors, ``plane`` bytes apart."""
+    if not _literal(m, lanes, bits, fused, turned):
         return None
-    shape = [a.literal_value for a in (m, lanes, bits, fused)]
+    shape = [a.literal_value for a in (m, lanes, bits, fused, turned)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target, plane = args[4:]
-        m, lanes, bits, fused = shape
+        source, target, plane = args[5:]
+        m, lanes, bits, fused, turned = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         width = lanes * e.bytes
-        result = both_axes(e, matrices(m).filter, lambda i, j: e.load(e.at(source, (i * TAPS + j) * width)))
+        places = [i * width for i in range(TAPS * TAPS)]
+        if turned:
+            places.reverse()
+        result = both_axes(e, matrices(m).filter, lambda i, j: e.load(e.at(source, places[i * TAPS + j])))
         store_planes(e, result, target, plane)
         return context.get_dummy_value()
 
-    return types.void(m, lanes, bits, fused, *(types.int64,) * 3), codegen
+    return types.void(m, lanes, bits, fused, turned, *(types.int64,) * 3), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -163,6 +166,7 @@ def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, ro
 
 
 def store_planes(e: Emitter, square: Iterable[list[Any]], target: Any, plane: Any) -> None:
+    """Store the vectors of a square ``plane`` bytes apart."""
     for line in square:
         for vector in line:
             e.store(vector, target)

@@ -31,7 +31,7 @@ _OF_X, _OF_DY, _OF_SUMS = 4.5, 4.0, 4.5
 # Beside the shuffles, when a square is transposed.
 _TURN = 2.0
 # Cycles for a vector from beyond the core's own cache.
-_FAR_CYCLES = 4.0
+_FAR_CYCLES = 2.0
 
 
 class Block(NamedTuple):
@@ -188,7 +188,7 @@ class Work:
         return before, before + self.problem.iw + min(after, 0)
 
     def tables(self) -> list[np.ndarray]:
-        """Return the indices of x at every padded position that tiles read, of rows and of columns; then those of dy."""
+        """Return the indices of x at every padded position that tiles read, rows and columns; then those of dy."""
         found = []
         for size, (before, after), tiles in zip(
             self.problem.input_size, self.problem.padding, (self.down, self.across), strict=True
