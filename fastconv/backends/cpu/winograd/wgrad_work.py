@@ -220,7 +220,7 @@ class Work:
         if not self.alone and self.all_sums > self.cache // 2:
             products += 2 * _FAR_CYCLES * len(self.blocks) * sums
         leave = self.inputs * needed * (_OF_SUMS * self.points + turn * self.taps**2)
-        total = self.problem.groups * (enter + self.points * products + leave)
+        total: float = self.problem.groups * (enter + self.points * products + leave)
         units = self.kblocks * (self.parts if self.alone else self.points)
         uneven = -(-units // self.workers) / units
         return total / self.simd.fma_per_cycle * max(uneven, 1 / self.workers)
