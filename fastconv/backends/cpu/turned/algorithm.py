@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
@@ -18,8 +19,8 @@ from fastconv.problem import ConvProblem
 
 _OVERHEAD = 10e-6
 
-# Cycles, an element of a weight that is turned tap by tap, and a vector of one that is turned whole.
-_PICK_CYCLES, _VECTOR_CYCLES = 1.2, 6.0
+# Cycles, an element of a weight that is turned tap by tap, and a filter of one that is turned whole.
+_PICK_CYCLES, _FILTER_CYCLES = 2.0, 9.6
 
 # Bytes a second of a weight that is packed where it is.
 _COPY_RATE = 20e9
@@ -33,8 +34,8 @@ class Turned(Algorithm):
 
     backend = "numba"
     forward: ClassVar[Algorithm]
-    # Whether the forward algorithm packs a weight whose output channels are adjacent as fast as a contiguous one.
-    takes_transposed: ClassVar[bool] = False
+    # Whether the forward algorithm packs a weight that is turned by its strides alone, as `Work` has it.
+    views: ClassVar[int] = 0
 
     def refuses(self, problem: AnyProblem) -> str | None:
         if not isinstance(problem, ConvProblem) or problem.direction != "dgrad":
@@ -60,8 +61,9 @@ class Turned(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = self._work(problem)
-        forwards = [forward.replace(prepacked=forward.prepacked or work.as_view) for forward in work.forward]
-        seconds = work.rounds * sum(self.forward.predict(forward, machine) for forward in forwards)
+        copied = work.as_view and self.views == 1
+        forwards = [forward.replace(prepacked=forward.prepacked or copied) for forward in work.forward]
+        seconds = _OVERHEAD + work.rounds * sum(self.forward.predict(forward, machine) for forward in forwards)
         if not work.problem.prepacked:
             seconds += self._turning(work, machine)
         if work.interleaved:
@@ -74,7 +76,8 @@ class Turned(Algorithm):
         if work.as_view:
             return work.weight_bytes / _COPY_RATE / work.workers
         elements = work.weight_bytes / work.size
-        cycles = elements * (_VECTOR_CYCLES / work.lanes if work.whole else _PICK_CYCLES)
+        taps = math.prod(work.problem.kernel_size)
+        cycles = elements * (_FILTER_CYCLES / taps if work.whole and 1 < taps <= work.lanes else _PICK_CYCLES)
         seconds = _OVERHEAD + cycles / machine.hertz / work.workers
         if work.rounds > 1:
             seconds += sum(_packing_seconds(self.forward, forward, machine) for forward in work.forward)
@@ -89,7 +92,7 @@ class Turned(Algorithm):
         assert isinstance(problem, ConvProblem)
         lanes = simd().lanes(size_of(computed(format_of(problem))))
         workers, cache = machine().threads(), machine().l2_bytes
-        return Work(problem, lanes, workers, cache, self.takes_transposed)
+        return Work(problem, lanes, workers, cache, self.views)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.turned.run import Runner
@@ -120,7 +123,7 @@ class TurnedPointwise(Turned):
 
     name = "turned_pointwise"
     forward = Pointwise()
-    takes_transposed = True
+    views = 1
 
 
 class TurnedGrouped(Turned):
@@ -143,6 +146,7 @@ class TurnedWinograd2(Turned):
     name = "turned_winograd2"
     strict = False
     forward = Winograd2()
+    views = 2
 
 
 class TurnedWinograd4(Turned):
@@ -151,6 +155,7 @@ class TurnedWinograd4(Turned):
     name = "turned_winograd4"
     strict = False
     forward = Winograd4()
+    views = 2
 
 
 class TurnedWinograd2x5(Turned):
@@ -159,3 +164,4 @@ class TurnedWinograd2x5(Turned):
     name = "turned_winograd2_5x5"
     strict = False
     forward = Winograd2x5()
+    views = 2

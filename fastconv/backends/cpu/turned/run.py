@@ -48,6 +48,8 @@ class Runner:
         ]
         self._parts = np.array(parts, np.int64)
         self._turning = self._describe()
+        self._turning_one_tap = math.prod(self.problem.kernel_size) == 1
+        self._look = weights.looking(work.lanes, work.format).address if work.as_view and self._looks else 0
         self._reads = [_part(group) for group in work.groups]
         if work.interleaved:
             self._zeros = np.zeros(
@@ -72,17 +74,35 @@ class Runner:
             how = weights.TRANSPOSE
         elif work.whole and terms <= work.lanes:
             how = terms
-        kernel = weights.turning(how, work.lanes, work.format).address
+        kernel = 0 if work.as_view else weights.turning(how, work.lanes, work.format).address
         return kernel, np.array([fields.get(name, 0) for name in weights.FIELDS], np.int64), p.groups * blocks
 
     def pack(self, w: Any) -> Packed:
         """Return the weight as `run` takes it where the problem is prepacked."""
         if self.work.as_view:
-            return Packed([plan.pack(w.swapaxes(0, 1)) for plan in self._plans], None)
+            packed = [plan.pack(self._view(w)) for plan in self._plans]
+            return Packed(packed, np.array(w) if self._is_special(w) else None)
         targets = [np.empty(forward.w_shape, w.dtype) for forward in self.work.forward]
         special = self._turn(w, targets)
         packed = [plan.pack(target) for plan, target in zip(self._plans, targets, strict=True)]
         return Packed(packed, np.array(w) if special else None)
+
+    def _view(self, w: Any) -> Any:
+        """Return the weight turned by its strides alone."""
+        turned = w.swapaxes(0, 1)
+        backwards = (slice(None, None, -1),) * self.problem.ndim
+        return turned if self._turning_one_tap else turned[(slice(None), slice(None), *backwards)]
+
+    def _is_special(self, w: Any) -> bool:
+        """Return whether a weight that is not turned must not be multiplied by padding."""
+        if not self._looks:
+            return False
+        w = np.require(w, requirements=("C", "A"))
+        found = np.array([0, 1], np.int64)
+        job = self._turning[1].copy()
+        job[_W], job[_SPECIAL] = address(w), address(found)
+        threads.run(self._look, address(job), w.shape[0], self.work.workers)
+        return bool(found[0])
 
     def _turn(self, w: Any, targets: list[Any]) -> bool:
         """Turn the weight for every group of phases; return whether it must not be multiplied by padding."""
@@ -140,7 +160,7 @@ class Runner:
 
     def _packed(self, w: Any, places: list[Any]) -> Packed:
         if self.work.as_view and self.work.rounds == 1:
-            return Packed([w.swapaxes(0, 1)] * len(self._plans), None)
+            return Packed([], w) if self._is_special(w) else Packed([self._view(w)] * len(self._plans), None)
         if self.work.as_view:
             return self.pack(w)
         targets = places[-len(self._plans) :]

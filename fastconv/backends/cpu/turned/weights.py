@@ -191,6 +191,25 @@ def _pick(job, lanes, bits, part, room, first, channels, group, k, count):
 
 
 @cache
+def looking(lanes: int, bits: int) -> Any:
+    """Return the compiled ``look(job, start, stop, worker)``: of rows of a weight, whether all elements are finite."""
+    size = size_of(bits)
+    sources = fingerprint()
+
+    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    def look(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        row = job.outputs * job.terms
+        for k in range(start, stop):
+            if _special(lanes, bits, job.w + k * row * size, row):
+                move(job.special, job.special + 8, 8)
+
+    return look
+
+
+@cache
 def turning(how: int, lanes: int, bits: int) -> Any:
     """Return the compiled ``turn(job, start, stop, worker)``, which does a range of blocks of output channels.
 

@@ -26,11 +26,12 @@ class Work:
         Threads that will share the work.
     cache : int
         Bytes of a core's L2 cache.
-    views : bool
-        Whether the forward algorithm takes a weight of one tap that is transposed by its strides alone.
+    views : int
+        Whether the forward algorithm takes a weight that is turned by its strides alone: 1 if it has one tap, 2 if it
+        has more.
     """
 
-    def __init__(self, problem: ConvProblem, lanes: int, workers: int, cache: int, views: bool = False) -> None:
+    def __init__(self, problem: ConvProblem, lanes: int, workers: int, cache: int, views: int = 0) -> None:
         self.problem, self.lanes, self.workers, self.cache = problem, lanes, workers, cache
         self.format, self.size, self._views = format_of(problem), problem.itemsize, views
         # Columns of several phases lie between one another: no vectors of one phase can be stored.
@@ -51,8 +52,12 @@ class Work:
     @property
     def as_view(self) -> bool:
         """Whether the forward convolutions read the weight where it is."""
+        if self.problem.groups > 1 or not self._views:
+            return False
+        if self._views > 1:
+            return self.whole
         one_tap = all(group.taps == len(group.members) == 1 for group in self.groups)
-        return self._views and one_tap and self.problem.groups == math.prod(self.problem.kernel_size) == 1
+        return one_tap and math.prod(self.problem.kernel_size) == 1
 
     @property
     def image_bytes(self) -> int:

@@ -14,7 +14,8 @@ from fastconv.backends.cpu.winograd.transforms import gather_lanes, transform_fi
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
-    w stride                    | the weight: for each output channel adjacent elements, rows a stride apart
+    w stride down               | the weight: for each output channel adjacent elements, rows a stride apart; turned:
+                                | for each input channel, rows ``down`` apart, its filters a stride apart
     packed wblock wpoint wlast  | the result; a block of output channels, a point of it, and of the last
     ic padded                   | input channels of a group, and with those of zero that fill the last chunk
     oc blocks vectors tail      | output channels of a group, their blocks, vectors of a block and of the last
@@ -22,10 +23,16 @@ _FIELDS = """
 """
 JOB = np.dtype([(name, np.int64) for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split()])
 
+# How many input channels ahead a turned weight is fetched.
+_AHEAD = 4
+
 
 @cache
-def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
-    """Return the compiled packing ``run(job, start, stop, worker)``; a unit is a block of output channels."""
+def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int, turned: int) -> Any:
+    """Return the compiled packing ``run(job, start, stop, worker)``; a unit is a block of output channels.
+
+    ``turned``: the weight is that of the gradient's convolution, channels exchanged and taps in reverse order.
+    """
     size = bits // 8
     width = lanes * size
     points = extent**2
@@ -47,7 +54,15 @@ def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
                 rows = min(lanes, job.oc - first)
                 source = job.w + (group * job.oc + first) * job.stride
                 target = job.packed + unit * job.wblock + v * width
-                for c in range(job.ic):
+                for c in range(job.ic if turned else 0):
+                    source = job.w + c * job.down + first * job.stride
+                    for e in range(0, elements, lanes):
+                        gather_lanes(
+                            lanes, bits, source + e * size, job.stride, rows, min(lanes, elements - e),
+                            filters + e * width, _AHEAD * job.down,
+                        )  # fmt: skip
+                    transform_filter(m, extent, lanes, bits, fused, 1, filters, target + c * count * width, point)
+                for c in range(0 if turned else job.ic):
                     if c % lanes == 0:
                         terms = min(lanes, job.ic - c) * elements
                         for e in range(0, terms, lanes):
@@ -56,15 +71,9 @@ def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
                                 min(lanes, terms - e), filters + e * width, lanes * elements * size,
                             )  # fmt: skip
                     transform_filter(
-                        m,
-                        extent,
-                        lanes,
-                        bits,
-                        fused,
-                        filters + c % lanes * elements * width,
-                        target + c * count * width,
-                        point,
-                    )
+                        m, extent, lanes, bits, fused, 0,
+                        filters + c % lanes * elements * width, target + c * count * width, point,
+                    )  # fmt: skip
                 for c in range(job.ic, job.padded):
                     for p in range(points):
                         clear(target + c * count * width + p * point, width)

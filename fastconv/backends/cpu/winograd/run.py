@@ -37,7 +37,7 @@ class Runner:
     def __init__(self, work: Work) -> None:
         self.work = work
         kind = (work.lanes, 8 * work.size, int(work.simd.fma))
-        self._pack = packing.pack_kernel(work.m, work.extent, *kind).address
+        self._kind = kind
         self._loops = loops.loops(work.m, work.extent, *kind).address
         self._products = [products(work.tile.cols, vectors, *kind) for vectors in (work.tile.vectors, work.tile.tail)]
         self._activation = np.array(FUSED.get(work.problem.activation or "", (0, 0, 0)), work.problem.dtype)
@@ -59,15 +59,21 @@ class Runner:
 
     def _transform(self, w: Any, packed: int, room: int) -> None:
         work = self.work
-        rows = np.require(w, requirements="A").reshape(work.problem.oc, -1)
-        if rows.strides[1] != work.size:
-            rows = np.ascontiguousarray(rows)
-        fields = {"w": rows.ctypes.data, "stride": rows.strides[0], "packed": packed}
+        turned = is_turned(w)
+        if turned:
+            fields = {"w": w[:, :, ::-1, ::-1].ctypes.data, "stride": w.strides[0], "down": w.strides[1]}
+        else:
+            rows = np.require(w, requirements="A").reshape(work.problem.oc, -1)
+            if rows.strides[1] != work.size:
+                rows = np.ascontiguousarray(rows)
+            fields = {"w": rows.ctypes.data, "stride": rows.strides[0]}
+        fields["packed"] = packed
         fields |= {"ic": work.inputs, "padded": work.chunks * work.chunk, "oc": work.outputs, "blocks": work.blocks}
         fields |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
         fields |= {"scratch": room, "scratch_bytes": work.filters} | work.weight_strides
         job = _filled(packing.JOB, fields)
-        threads.run(self._pack, job.ctypes.data, work.problem.groups * work.blocks, work.workers)
+        kernel = packing.pack_kernel(work.m, work.extent, *self._kind, int(turned)).address
+        threads.run(kernel, job.ctypes.data, work.problem.groups * work.blocks, work.workers)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
@@ -139,6 +145,11 @@ class Runner:
         f |= {"row_bands": work.row_bands, "col_bands": work.col_bands}
         f["v_bytes"] = 0 if block.shared else work.v_bytes
         return f | work.scratch | work.weight_strides
+
+
+def is_turned(w: Any) -> bool:
+    """Whether a weight is that of a gradient's convolution, turned by its strides alone: filters lie backwards."""
+    return bool(w.flags.aligned and w.strides[2:] == (-w.shape[-1] * w.itemsize, -w.itemsize))
 
 
 def _filled(dtype: np.dtype[Any], fields: dict[str, int]) -> np.ndarray:

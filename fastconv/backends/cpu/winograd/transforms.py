@@ -86,22 +86,28 @@ def copy_lanes(typingctx, lanes, bits, source, target, read, written):
 
 
 @intrinsic(prefer_literal=True)
-def transform_filter(typingctx, m, extent, lanes, bits, fused, source, target, plane):
-    """Transform the adjacent vectors of a square filter into extent^2 vectors, ``plane`` bytes apart."""
-    if not _literal(m, extent, lanes, bits, fused):
+def transform_filter(typingctx, m, extent, lanes, bits, fused, turned, source, target, plane):
+    """Transform the adjacent vectors of a square filter into extent^2 vectors, ``plane`` bytes apart.
+
+    ``turned``: the filter's elements are in reverse order.
+    """
+    if not _literal(m, extent, lanes, bits, fused, turned):
         return None
-    shape = [a.literal_value for a in (m, extent, lanes, bits, fused)]
+    shape = [a.literal_value for a in (m, extent, lanes, bits, fused, turned)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target, plane = args[5:]
-        m, extent, lanes, bits, fused = shape
+        source, target, plane = args[6:]
+        m, extent, lanes, bits, fused, turned = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         width, taps = lanes * e.bytes, extent - m + 1
-        result = both_axes(e, matrices(m, taps).filter, lambda i, j: e.load(e.at(source, (i * taps + j) * width)))
+        places = [i * width for i in range(taps * taps)]
+        if turned:
+            places.reverse()
+        result = both_axes(e, matrices(m, taps).filter, lambda i, j: e.load(e.at(source, places[i * taps + j])))
         store_planes(e, result, target, plane)
         return context.get_dummy_value()
 
-    return types.void(m, extent, lanes, bits, fused, *(types.int64,) * 3), codegen
+    return types.void(m, extent, lanes, bits, fused, turned, *(types.int64,) * 3), codegen
 
 
 @intrinsic(prefer_literal=True)

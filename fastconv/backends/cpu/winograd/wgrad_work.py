@@ -31,7 +31,7 @@ _OF_X, _OF_DY, _OF_SUMS = 4.5, 4.0, 4.5
 # Beside the shuffles, when a square is transposed.
 _TURN = 2.0
 # Cycles for a vector from beyond the core's own cache.
-_FAR_CYCLES = 4.0
+_FAR_CYCLES = 2.0
 
 
 class Block(NamedTuple):
@@ -220,7 +220,7 @@ class Work:
         if not self.alone and self.all_sums > self.cache // 2:
             products += 2 * _FAR_CYCLES * len(self.blocks) * sums
         leave = self.inputs * needed * (_OF_SUMS * self.points + turn * self.taps**2)
-        total = self.problem.groups * (enter + self.points * products + leave)
+        total: float = self.problem.groups * (enter + self.points * products + leave)
         units = self.kblocks * (self.parts if self.alone else self.points)
         uneven = -(-units // self.workers) / units
         return float(total / self.simd.fma_per_cycle * max(uneven, 1 / self.workers))
