@@ -35,6 +35,7 @@ CONV_SHAPES = """
     conv2d n2 c3 i12 oc5 k3 d3 p2:3
     conv2d n1 c16 i7 oc33 k3 p1 bias residual relu
     conv2d n2 c16 i5 oc10 k5 bias
+    conv2d n1 c12 i9 oc20 k5 p2 bias
     conv2d n1 c2 ih5 iw17 oc3 kh1 kw7 pw3 sigmoid
     conv2d n1 c2 ih17 iw5 oc3 kh7 kw1 ph3 tanh residual
     conv2d n2 c3 i8 oc4 k3 p2 reflect
