@@ -12,6 +12,8 @@ from fastconv.problem import ConvProblem
 _OVERHEAD = 8e-6
 _EFFICIENCY = 0.97
 _PACK_RATE = 1.5e9  # weights a second
+# Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
+_EXPOSED = 0.25
 
 
 class Direct(Algorithm):
@@ -39,7 +41,8 @@ class Direct(Algorithm):
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
         computing = work.cycles / machine.hertz / _EFFICIENCY
         moving = problem.bytes / machine.bandwidth
-        return _OVERHEAD + packing + max(computing, moving) / work.workers
+        together = max(computing, moving) + _EXPOSED * min(computing, moving)
+        return _OVERHEAD + packing + together / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.direct.run import DirectRunner
