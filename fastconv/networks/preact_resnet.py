@@ -61,5 +61,5 @@ PREACT_RESNET50 = Network(
         avgpool=global_avg_pool(),
         fc=linear(1000),
     ),
-    representative="layer2.1.sum.conv2",
+    representative="layer2.1.conv2",
 )
