@@ -1,0 +1,101 @@
+"""The primitive: a fastconv problem as an operation of JAX's, with what its transformations need.
+
+A primitive of its own rather than `jax.custom_vjp`: convolutions are bilinear, so they have derivatives of either mode
+and of any order, and a batch of them is a larger convolution.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.ffi
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
+
+from fastconv.algorithm import AnyProblem
+from fastconv.jax import handler
+from fastconv.options import Options
+from fastconv.record import Operand
+
+run_p = Primitive("fastconv")
+run_p.multiple_results = True
+
+
+def run(problem: AnyProblem, options: Options, *inputs: Any) -> list[Any]:
+    """Return the outputs of a problem, traced or computed; `fastconv.algorithm` has the table of inputs."""
+    if problem.n == 0:
+        return [jnp.zeros(o.shape, handler.dtype_in_jax(o)) for o in problem.outputs]
+    return list(run_p.bind(*inputs, problem=problem, options=options))
+
+
+@run_p.def_impl
+def _now(*inputs: Any, problem: AnyProblem, options: Options) -> Any:
+    return _compiled(*inputs, problem=problem, options=options)
+
+
+@partial(jax.jit, static_argnames=("problem", "options"))
+def _compiled(*inputs: Any, problem: AnyProblem, options: Options) -> list[Any]:
+    return list(run_p.bind(*inputs, problem=problem, options=options))
+
+
+@run_p.def_abstract_eval
+def _abstract(*inputs: Any, problem: AnyProblem, options: Options) -> list[Any]:
+    for array, operand in zip(inputs, problem.inputs, strict=True):
+        expected = handler.dtype_in_jax(operand)
+        if array.shape != operand.shape or array.dtype != expected:
+            raise TypeError(f"{operand.name}: expected {expected}{list(operand.shape)}, got {array}")
+    return [_aval(operand) for operand in problem.outputs]
+
+
+def _aval(operand: Operand) -> Any:
+    return jax.core.ShapedArray(operand.shape, handler.dtype_in_jax(operand))
+
+
+def _lower(ctx: Any, *inputs: Any, problem: AnyProblem, options: Options) -> Any:
+    text = handler.describe(problem, options)
+    handler.prepare(text)
+    if not handler.register():
+        through = partial(_call_back, problem=problem, text=text)
+        return mlir.lower_fun(through, multiple_results=True)(ctx, *inputs)
+    rule = jax.ffi.ffi_lowering(
+        handler.TARGET,
+        operand_layouts=[_layout(o, problem) for o in problem.inputs],
+        result_layouts=[_layout(o, problem) for o in problem.outputs],
+    )
+    return rule(ctx, *inputs, problem=text)
+
+
+mlir.register_lowering(run_p, _lower, platform="cpu")
+
+
+def _layout(operand: Operand, problem: AnyProblem) -> tuple[int, ...]:
+    """Return the axes from the innermost in memory to the outermost, as XLA counts."""
+    return handler.order_in_memory(operand, problem.layout)[::-1]
+
+
+def _call_back(*inputs: Any, problem: AnyProblem, text: str) -> list[Any]:
+    """Compute through `jax.pure_callback`: the road where XLA's interface is not known."""
+    wanted = [jax.ShapeDtypeStruct(o.shape, handler.dtype_in_jax(o)) for o in problem.outputs]
+    return list(jax.pure_callback(partial(_compute, problem, text), wanted, *inputs))
+
+
+def _compute(problem: AnyProblem, text: str, *inputs: Any) -> list[Any]:
+    given = []
+    for array, operand in zip(inputs, problem.inputs, strict=True):
+        ordered = _empty(operand, problem)
+        ordered[...] = np.asarray(array)
+        given.append(ordered)
+    made = [_empty(operand, problem) for operand in problem.outputs]
+    handler.compute(text.encode(), [a.ctypes.data for a in given], [a.ctypes.data for a in made])
+    return made
+
+
+def _empty(operand: Operand, problem: AnyProblem) -> Any:
+    """Return a new array in the memory order that the problem says."""
+    order = handler.order_in_memory(operand, problem.layout)
+    array = np.empty([operand.shape[axis] for axis in order], handler.dtype_in_jax(operand))
+    return array.transpose(np.argsort(order))
