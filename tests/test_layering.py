@@ -31,6 +31,7 @@ FLOORS = (
     ("ops", "columns", "pooling"),
     ("grad",),
     ("choice",),
+    ("dask", "jax"),
     ("info",),
     ("cli",),
     ("__main__",),
