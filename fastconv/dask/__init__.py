@@ -1,9 +1,9 @@
 """fastconv on Dask arrays: convolutions and pools of what is larger than memory, on threads or on more machines.
 
 The functions are those of `fastconv`, with the same arguments (but ``out``), on Dask arrays in chunks along any axes.
-A block of the result reads just what its windows cover of the chunks around, so the result is that of one array: to the
-bit, where the same algorithm computes it (``algorithm=`` holds it to one; Winograd and FFT round differently where their
-tiles lie differently). Chunks of the result stay where the input's are, whatever the stride.
+A block of the result reads just what its windows cover of the chunks around, and the result is that of one array: to
+the bit, where the same algorithm computes both (``algorithm=`` holds them to one; Winograd and FFT round differently
+where their tiles lie differently). Chunks of the result stay where the input's are, whatever the stride.
 
 Tasks run with the `fastconv.options` in force where the array is made, and on one thread each unless these say how
 many: the scheduler's threads use the cores.
@@ -104,8 +104,11 @@ def _apply(name: str, ndim: int, call: Call, arguments: dict[str, Any], arrays: 
 def _axes(call: Call) -> list[Axis]:
     p = call.problem
     mode = p.padding_mode if isinstance(p, ConvProblem) else "zeros"
-    sizes = (p.input_size, p.output_size, p.kernel_size, p.stride, p.dilation, p.padding)
-    return [Axis(*axis, mode) for axis in zip(*sizes, strict=True)]
+    columns = (p.input_size, p.output_size, p.kernel_size, p.stride, p.dilation, p.padding)
+    return [
+        Axis(size, out, kernel, stride, dilation, padding, mode)
+        for size, out, kernel, stride, dilation, padding in zip(*columns, strict=True)
+    ]
 
 
 _made = {f"{family}{ndim}d": _op(f"{family}{ndim}d", ndim) for family in _FAMILIES for ndim in (1, 2, 3)}

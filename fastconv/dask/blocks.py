@@ -137,7 +137,7 @@ def build(
     )
     if residual is not None:
         residual = residual.rechunk(out)
-    name = f"fastconv-{op}-{tokenize(op, x, regions, arguments({}), options, weight, bias, residual, pair)}"
+    name = f"fastconv-{op}-{tokenize(op, x, regions, arguments(()), options, weight, bias, residual, pair)}"
     graph: dict[Any, Any] = {}
     dependencies = [x]
     given = [_whole(graph, dependencies, f"{name}-{what}", a) for what, a in (("weight", weight), ("bias", bias))]

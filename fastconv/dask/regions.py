@@ -93,8 +93,7 @@ def _conv_region(axis: Axis, chunks: Sequence[int], start: int, stop: int) -> Re
         return Region(start, stop, 0, end - first, (), 0, 0)
     # With ``ceil_mode`` the last window hangs over the padding, too: that is not made wider.
     after = min(max(end - axis.size, 0), axis.padding[1])
-    pieces = _split(chunks, 0, *source[1:])
-    return Region(start, stop, lo, hi - lo, tuple(pieces), at, after)
+    return Region(start, stop, lo, hi - lo, tuple(_split(chunks, 0, *source[1:])), at, after)
 
 
 class _Source(NamedTuple):
