@@ -25,13 +25,13 @@ def function(op: str) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True, eq=False)
-class Cut:
-    """Takes a part of a block for its neighbour: a copy, so that the block itself need not be kept for it."""
+class Edges:
+    """Takes what a block's neighbours read of it, as copies: the block itself need not be kept for them."""
 
-    where: tuple[slice, ...]
+    parts: tuple[tuple[slice, ...], ...]
 
-    def __call__(self, block: Any) -> Any:
-        return block[(..., *self.where)].copy()
+    def __call__(self, block: Any) -> list[Any]:
+        return [block[(..., *part)].copy() for part in self.parts]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,9 @@ class Job:
     regions : tuple of Region
         One for each spatial axis.
     pieces : tuple of tuple of Piece
-        Where each block that the task is given goes: one piece an axis.
+        Where each array goes that the task is given: one piece an axis.
+    edges : tuple of (int or None)
+        Of what the task is given, which of a block's edges it is to take; None for the block itself.
     shape : tuple of int
         Of the whole region.
     dtype : dtype
@@ -61,6 +63,7 @@ class Job:
     options: Options
     regions: tuple[Region, ...]
     pieces: tuple[tuple[Piece, ...], ...]
+    edges: tuple[int | None, ...]
     shape: tuple[int, ...]
     dtype: Any
     sizes: tuple[int, ...]
@@ -68,7 +71,7 @@ class Job:
     def __call__(self, blocks: Sequence[Any], weight: Any = None, bias: Any = None, residual: Any = None) -> Any:
         given = {"weight": weight, "bias": bias, "residual": residual}
         arrays = {name: array for name, array in given.items() if array is not None}
-        region = self._together(blocks)
+        region = self._together([b if e is None else b[e] for b, e in zip(blocks, self.edges, strict=True)])
         with applied(self.options):
             result = function(self.op)(region, **arrays, **self.arguments)
         if isinstance(result, tuple):
@@ -144,17 +147,19 @@ def build(
     if residual is not None:
         dependencies.append(residual)
     raw = f"{name}-pair" if pair else name
+    shared = _Shared(f"{name}-edges", x, ndim)
     for spatial in product(*(range(len(axis)) for axis in regions)):
         here = tuple(axis[i] for axis, i in zip(regions, spatial, strict=True))
         pieces = tuple(product(*(region.pieces for region in here)))
         words = arguments(here)
         for front in product(*(range(len(c)) for c in lead)):
             shape = (*(c[i] for c, i in zip(lead, front, strict=True)), *(region.size for region in here))
-            job = Job(op, words, options, here, pieces, shape, x.dtype, x.shape[-ndim:])
-            blocks = [_piece(graph, name, x, front, each) for each in pieces]
+            blocks, edges = zip(*(shared.find(front, each) for each in pieces), strict=True) if pieces else ((), ())
+            job = Job(op, words, options, here, pieces, edges, shape, x.dtype, x.shape[-ndim:])
             index = (*front, *spatial)
             extra = [None if residual is None else (residual.name, *index)]
-            graph[(raw, *index)] = (job, blocks, *given, *extra)
+            graph[(raw, *index)] = (job, list(blocks), *given, *extra)
+    graph |= shared.tasks()
     if not pair:
         return _array(graph, name, dependencies, out, x.dtype)
     results = []
@@ -181,14 +186,32 @@ def _whole(graph: dict[Any, Any], dependencies: list[Any], name: str, array: Any
     return name
 
 
-def _piece(graph: dict[Any, Any], name: str, x: da.Array, front: tuple[int, ...], pieces: tuple[Piece, ...]) -> Any:
-    """Return the key of a part of a block; a task that cuts it out is made unless the part is the whole block."""
-    blocks = tuple(p.block for p in pieces)
-    key = (x.name, *front, *blocks)
-    chunks = x.chunks[len(front) :]
-    where = tuple((p.start, p.stop) for p in pieces)
-    if where == tuple((0, c[b]) for c, b in zip(chunks, blocks, strict=True)):
-        return key
-    cut = (f"{name}-cut", *front, *blocks, *(bound for pair in where for bound in pair))
-    graph[cut] = (Cut(tuple(slice(*pair) for pair in where)), key)
-    return cut
+class _Shared:
+    """The blocks of the input, and what is taken of them: one task a block for all its neighbours.
+
+    A task for each neighbour would be run when that neighbour is, and the block be kept until the last of them.
+    """
+
+    def __init__(self, name: str, x: da.Array, ndim: int) -> None:
+        self._name, self._source, self._chunks = name, x.name, x.chunks[-ndim:]
+        self._parts: dict[tuple[int, ...], dict[tuple[tuple[int, int], ...], int]] = {}
+
+    def find(self, front: tuple[int, ...], pieces: tuple[Piece, ...]) -> tuple[Any, int | None]:
+        """Return a key and which of the edges behind it, or None if the key is the block's and all of it is wanted."""
+        spatial = tuple(p.block for p in pieces)
+        block = (*front, *spatial)
+        if all((p.start, p.stop) == (0, c[p.block]) for p, c in zip(pieces, self._chunks, strict=True)):
+            return (self._source, *block), None
+        parts = self._parts.setdefault(block, {})
+        bounds = tuple((p.start, p.stop) for p in pieces)
+        return (self._name, *block), parts.setdefault(bounds, len(parts))
+
+    def tasks(self) -> dict[Any, Any]:
+        """Return the tasks that take the edges."""
+        return {
+            (self._name, *block): (
+                Edges(tuple(tuple(slice(*bound) for bound in bounds) for bounds in parts)),
+                (self._source, *block),
+            )
+            for block, parts in self._parts.items()
+        }
