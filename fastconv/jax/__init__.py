@@ -5,8 +5,8 @@ The functions are those of `fastconv`, with the same arguments (but ``out``), an
 sends a program to them that calls `jax.lax`.
 
 Derivatives are of either mode and any order. The `fastconv.options` in force where a function is traced are those that
-it runs with. Calls go through XLA's foreign function interface; where a jaxlib has one of another version, through
-`jax.pure_callback`, with a warning.
+it runs with. Calls go through XLA's foreign function interface, without a copy; where a jaxlib has one of another
+version, through `jax.experimental.buffer_callback`, with a warning.
 """
 
 try:

@@ -225,7 +225,7 @@ def register() -> bool:
 
     why = _unknown(jax.ffi)
     if why is not None:
-        warnings.warn(f"fastconv.jax goes through jax.pure_callback, which is slower: {why}", stacklevel=2)
+        warnings.warn(f"fastconv.jax goes through jax.experimental.buffer_callback, which copies: {why}", stacklevel=2)
         return False
     address = ctypes.cast(_callback, ctypes.c_void_p).value
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(address), platform="cpu")

@@ -13,6 +13,7 @@ import jax
 import jax.ffi
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.buffer_callback import buffer_callback
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
@@ -78,20 +79,24 @@ def _layout(operand: Operand, problem: AnyProblem) -> tuple[int, ...]:
 
 
 def _call_back(*inputs: Any, problem: AnyProblem, text: str) -> list[Any]:
-    """Compute through `jax.pure_callback`: the road where XLA's interface is not known."""
+    """Compute through a callback of JAX's: the road where XLA's interface is not known.
+
+    `jax.pure_callback` will not do: it makes JAX arrays of what it hands over, and to read these can wait for a thread
+    that waits for the callback.
+    """
     wanted = [jax.ShapeDtypeStruct(o.shape, handler.dtype_in_jax(o)) for o in problem.outputs]
-    return list(jax.pure_callback(partial(_compute, problem, text), wanted, *inputs))
+    return list(buffer_callback(partial(_compute, problem, text), wanted)(*inputs))
 
 
-def _compute(problem: AnyProblem, text: str, *inputs: Any) -> list[Any]:
-    given = []
-    for array, operand in zip(inputs, problem.inputs, strict=True):
-        ordered = _empty(operand, problem)
-        ordered[...] = np.asarray(array)
-        given.append(ordered)
+def _compute(problem: AnyProblem, text: str, context: Any, outputs: Any, *inputs: Any) -> None:
+    """Compute on buffers of JAX's, which have the last axis innermost in memory, whatever the problem's order is."""
+    given = [_empty(operand, problem) for operand in problem.inputs]
     made = [_empty(operand, problem) for operand in problem.outputs]
+    for array, buffer in zip(given, inputs, strict=True):
+        array[...] = np.asarray(buffer)
     handler.compute(text.encode(), [a.ctypes.data for a in given], [a.ctypes.data for a in made])
-    return made
+    for array, buffer in zip(made, outputs, strict=True):
+        np.asarray(buffer)[...] = array
 
 
 def _empty(operand: Operand, problem: AnyProblem) -> Any:
