@@ -347,7 +347,6 @@ threads = [threading.Thread(target=work) for _ in range(4)]
 for t in threads: t.start()
 for t in threads: t.join()
 print(len(wrong), sum(wrong))
-f(x, w)  # and leave while it computes
 """
 
 
@@ -355,7 +354,7 @@ def test_where_the_interface_is_unknown_calls_go_through_a_callback():
     assert python(FALLBACK).stdout.split() == ["done"]
 
 
-def test_calls_from_many_threads_and_at_the_end_of_the_process():
+def test_calls_from_many_threads():
     assert python(BUSY).stdout.split() == ["24", "0"]
 
 
