@@ -51,7 +51,9 @@ class BoundPlan:
             packed = self._plan.packed(tuple(call.inputs.values()))
             self._inputs = dict(zip(call.inputs, packed, strict=True))
         plain = self._plan is not None and call.kind is arrays.NUMPY and call.shape == self.problem.outputs[0].shape
+        # The shape of an input whose outputs are what the caller gets; None if nothing is so simple.
         self._plain_shape = self.problem.inputs[0].shape if plain else None
+        self._run: Any = self._plan.run if self._plan is not None else None
         self._outputs = repeat.new_outputs(self.problem)
         self._dtype = arrays.dtype_named(self.problem.dtype)
         self._rest = tuple(self._inputs.values())[1:]
@@ -78,9 +80,13 @@ class BoundPlan:
         TypeError, ValueError
             If an array is not like the one that the plan was made with.
         """
-        if type(input) is np.ndarray and residual is None and out is None and self._is_plain(input):
+        # An array that is just what the algorithm takes: every step counts on small ones.
+        if (
+            type(input) is np.ndarray and residual is None and out is None
+            and input.shape == self._plain_shape and input.dtype == self._dtype
+        ):  # fmt: skip
             outputs = self._outputs()
-            cast(Plan, self._plan).run((input, *self._rest), outputs)
+            self._run((input, *self._rest), outputs)
             return outputs[0] if len(outputs) == 1 else outputs
         given = {self._first: input}
         if residual is not None:
@@ -92,10 +98,6 @@ class BoundPlan:
             inputs[name] = self._read(name, value)
         call = self._call.with_inputs(inputs, out=out)
         return call.finish(call.compute(self._plan))
-
-    def _is_plain(self, input: Any) -> bool:
-        """Whether an array is just what the algorithm takes, and what it makes just what the caller gets."""
-        return bool(input.shape == self._plain_shape and input.dtype == self._dtype)
 
     def _read(self, name: str, value: Any) -> Any:
         array = arrays.read_as(name, value, self._call.kind, "the plan's")

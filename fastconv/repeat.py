@@ -55,8 +55,8 @@ _known: dict[Form, Repeat] = {}
 
 def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form | None:
     """Return what a call's plan depends on; None for arguments that are no NumPy arrays, numbers or strings."""
-    parts: list[Any] = [function, current(), dispatch.generation()]
-    for value in args:
+    parts: list[Any] = [function, current(), dispatch.generation(), *kwargs]
+    for value in (*args, *kwargs.values()) if kwargs else args:
         kind = type(value)
         if kind is np.ndarray:
             parts += value.shape, value.strides, value.dtype
@@ -66,12 +66,6 @@ def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form 
             parts.append(value)
         else:
             return None
-    if kwargs:
-        named = form(None, tuple(kwargs.values()), {})
-        if named is None:
-            return None
-        parts += kwargs
-        parts.append(named)
     return tuple(parts)
 
 

@@ -47,7 +47,11 @@ LARGE = [
         "conv2d n1 c64 i56 oc64 k3 p1 bias relu",
         "conv2d n4 c64 i28 oc96 k1",
         "conv2d:dgrad n1 c64 i56 oc64 k3 p1",
+        "conv2d:dgrad n4 c64 i28 oc96 k1",
         "conv2d:wgrad n4 c64 i28 oc64 k3 p1",
+        "conv2d n4 c32 i28 oc32 k3 p1 g32",
+        "conv2d:dgrad n4 c32 i28 oc32 k3 p1 g32",
+        "conv2d:wgrad n4 c32 i28 oc32 k3 p1 g32",
         "max_pool2d n2 c32 i56 k3 s2 p1 indices",
         "avg_pool2d:dgrad n2 c32 i56 k3 s1 p1",
     )

@@ -9,6 +9,7 @@ from fastconv import epilogue
 
 if TYPE_CHECKING:
     from fastconv.backends.cpu.simd import Emitter
+    from fastconv.problem import ConvProblem
 
 # What fuses, as (slope below zero, floor, cap); the others are applied afterwards.
 FUSED = {
@@ -16,6 +17,13 @@ FUSED = {
     "relu6": (1.0, 0.0, 6.0),
     "leaky_relu": (epilogue.LEAKY_SLOPE, -math.inf, math.inf),
 }
+
+
+def unfused_half(problem: ConvProblem) -> str | None:
+    """Return why a problem is refused whose result would be rounded twice, before the activation and after it."""
+    if problem.dtype != problem.accumulator and problem.activation not in (None, *FUSED):
+        return f"would round {problem.dtype} before {problem.activation}"
+    return None
 
 
 def activate(e: Emitter, sums: list[Any], activation: Any) -> list[Any]:

@@ -46,7 +46,7 @@ def integer(typingctx: Any, address: Any) -> Any:
 
 @intrinsic
 def move(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
-    """Copy one element of 4 or 8 bytes."""
+    """Copy one element of 2, 4 or 8 bytes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         def word(bits: int) -> None:
@@ -56,11 +56,17 @@ def move(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
             stored = builder.store(loaded, builder.inttoptr(args[0], pointer))
             stored.align = 1
 
-        with builder.if_else(builder.icmp_signed("==", args[2], ir.IntType(64)(4))) as (four, eight):
-            with four:
-                word(32)
-            with eight:
-                word(64)
+        choice = builder.function.append_basic_block("eight")
+        after = builder.function.append_basic_block("moved")
+        switch = builder.switch(args[2], choice)
+        for bits in (16, 32, 64):
+            block = choice if bits == 64 else builder.function.append_basic_block("fewer")
+            if bits != 64:
+                switch.add_case(ir.IntType(64)(bits // 8), block)
+            builder.position_at_end(block)
+            word(bits)
+            builder.branch(after)
+        builder.position_at_end(after)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), codegen

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from numba import types
+import numpy as np
+from numba import carray, from_dtype, types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.compiling import fingerprint, function
+from fastconv.backends.cpu import threads
+from fastconv.backends.cpu.compiling import callback, fingerprint, function
+from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.memory import integer
+from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter
 
 
@@ -16,7 +23,7 @@ from fastconv.backends.cpu.simd import I64, Emitter
 def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
     """Transpose a square: ``count`` elements of ``rows`` rows, ``stride`` bytes apart, both at most ``lanes``.
 
-    Element ``e`` of all rows becomes a vector, zero beyond ``rows``, at ``target + offsets[e]``.
+    Element ``e`` of all rows becomes a vector, widened and zero beyond ``rows``, at ``target + offsets[e]``.
     """
     if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
         return None
@@ -35,7 +42,7 @@ def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
         loaded = [load(row) for row in range(width)]
         for i, vector in enumerate(e.transpose(loaded)):
             with builder.if_then(builder.icmp_signed("<", I64(i), count)):
-                e.store(vector, e.at(target, e.load_integer(e.at(offsets, 8 * i))))
+                e.wide.store(vector, e.at(target, e.load_integer(e.at(offsets, 8 * i))))
         return context.get_dummy_value()
 
     return types.void(lanes, bits, *(types.int64,) * 6), codegen
@@ -43,20 +50,21 @@ def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
 
 @cache
 def pack_kernel(bits: int, lanes: int) -> Any:
-    """Return the compiled packing for an element's bits and a vector's lanes.
+    """Return the compiled packing for a weight's format and a vector's lanes; what is packed is widened.
 
-    ``pack(w, stride, groups, outputs, terms, block, packed, offsets, tail_offsets)``: the weight at address ``w`` has
-    a row of ``terms`` adjacent elements for each output channel, rows ``stride`` bytes apart. The channels of a
-    group go into blocks of ``block`` lanes, the last smaller by whole vectors. ``offsets[e]`` says where in a block
-    the first vector of element ``e`` goes; ``tail_offsets`` says so for the last.
+    ``pack(w, stride, groups, outputs, terms, block, places, packed, offsets, tail_offsets)``: the weight at
+    address ``w`` has a row of ``terms`` adjacent elements for each output channel, rows ``stride`` bytes apart. The
+    channels of a group go into blocks of ``block`` lanes, the last smaller by whole vectors. ``offsets[e]`` says
+    where in a block the first vector of element ``e`` goes; ``tail_offsets`` says so for the last. A block has room
+    for ``places`` of them, at least ``terms``.
     """
-    size = bits // 8
-    vector = lanes * size
+    size = size_of(bits)
+    vector = lanes * size_of(computed(bits))
 
     sources = fingerprint()
 
-    @function(types.void(*(types.int64,) * 9))
-    def pack(w, stride, groups, outputs, terms, block, packed, offsets, tail_offsets):
+    @function(types.void(*(types.int64,) * 10))
+    def pack(w, stride, groups, outputs, terms, block, places, packed, offsets, tail_offsets):
         if sources == 0:
             return
         target = packed
@@ -79,6 +87,88 @@ def pack_kernel(bits: int, lanes: int) -> Any:
                             target + v * vector,
                             table + 8 * e,
                         )
-                target += terms * vectors * vector
+                target += places * vectors * vector
 
     return pack
+
+
+_COLUMNS = ("w", "stride", "inputs", "outputs", "block", "packed", "offsets", "tail_offsets")
+_COLUMNS_JOB = np.dtype([(name, np.int64) for name in _COLUMNS])
+
+# Input channels that are packed for every block in turn, before the next: their rows are then near.
+_ROWS = 16
+
+
+@intrinsic(prefer_literal=True)
+def _copy_vector(typingctx, lanes, bits, source, count, target):
+    """Copy ``count`` elements, widened, and fill the vector with zeros."""
+    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
+        return None
+    width, element = lanes.literal_value, bits.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, count, target = args[2:]
+        e = Emitter(builder, element, width)
+        with builder.if_else(builder.icmp_signed(">=", count, I64(width)), likely=True) as (whole, part):
+            with whole:
+                e.wide.store(e.load(source), target)
+            with part:
+                e.wide.store(e.load_masked(source, e.first(count)), target)
+        return context.get_dummy_value()
+
+    return types.void(lanes, bits, *(types.int64,) * 3), codegen
+
+
+@cache
+def _columns_kernel(bits: int, lanes: int) -> Any:
+    size = size_of(bits)
+    vector = lanes * size_of(computed(bits))
+    sources = fingerprint()
+
+    @callback(types.void(types.CPointer(from_dtype(_COLUMNS_JOB)), types.int64, types.int64, types.int64))
+    def pack(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        for unit in range(start, stop):
+            target = job.packed
+            for first in range(0, job.outputs, job.block):
+                there = min(job.block, job.outputs - first)
+                vectors = (there + lanes - 1) // lanes
+                table = job.offsets if first + job.block < job.outputs else job.tail_offsets
+                for k in range(unit * _ROWS, min((unit + 1) * _ROWS, job.inputs)):
+                    source = job.w + k * job.stride + first * size
+                    at = target + integer(table + 8 * k)
+                    for v in range(vectors):
+                        _copy_vector(lanes, bits, source + v * lanes * size, there - v * lanes, at + v * vector)
+                target += job.inputs * vectors * vector
+
+    return pack
+
+
+def has_adjacent_outputs(w: Any, groups: int) -> bool:
+    """Whether the output channels of a weight with one tap lie side by side, as in one that was transposed."""
+    one_tap = math.prod(w.shape[2:]) == 1
+    return bool(groups == 1 and one_tap and w.strides[0] == w.itemsize < w.strides[1] and w.flags.aligned)
+
+
+def pack_columns(
+    w: Any, format: int, lanes: int, block: int, packed: int, offsets: Sequence[int], workers: int
+) -> None:
+    """Pack a weight that `has_adjacent_outputs` as the kernel of `pack_kernel` does, by copying vectors.
+
+    Parameters
+    ----------
+    w : array
+        (output channels, input channels, one tap).
+    format, lanes, block, packed : int
+        As `pack_kernel` takes them.
+    offsets : sequence of int
+        Its two addresses of offsets, those of whole blocks and of the last.
+    workers : int
+        Threads that share the work.
+    """
+    outputs, inputs = w.shape[:2]
+    job = np.array([address(w), w.strides[1], inputs, outputs, block, packed, *offsets], np.int64)
+    kernel = _columns_kernel(format, lanes).address
+    threads.run(kernel, address(job), -(-inputs // _ROWS), workers)

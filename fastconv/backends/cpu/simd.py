@@ -13,6 +13,9 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
+from fastconv.backends.cpu import half
+from fastconv.backends.cpu.formats import computed, size_of
+
 I64 = ir.IntType(64)
 I32 = ir.IntType(32)
 
@@ -20,15 +23,20 @@ I32 = ir.IntType(32)
 class Emitter:
     """Emits instructions on vectors of one element type.
 
-    Addresses are 64-bit integers, in bytes.
+    Addresses are 64-bit integers, in bytes. In memory the elements have a format of their own (`formats`), which is
+    converted whenever they are loaded and stored.
     """
 
-    def __init__(self, builder: Any, bits: int, lanes: int, fma: bool = True) -> None:
+    def __init__(self, builder: Any, format: int, lanes: int, fma: bool = True) -> None:
         self.builder = builder
+        bits = computed(format)
+        self.format, self.has_fma = format, fma
         self.scalar = {32: ir.FloatType(), 64: ir.DoubleType()}[bits]
-        self.bytes = bits // 8
+        self.bytes = size_of(format)
         self.lanes = lanes
         self.vector = ir.VectorType(self.scalar, lanes)
+        self._is_half = computed(format) != format
+        self._stored = ir.VectorType(half.STORED, lanes) if self._is_half else self.vector
         self._fma = None
         if fma:
             kind = ir.FunctionType(self.vector, [self.vector] * 3)
@@ -51,30 +59,47 @@ class Emitter:
     def times(self, value: Any, factor: int) -> Any:
         return self.builder.mul(value, I64(factor)) if factor else I64(0)
 
+    @property
+    def wide(self) -> Emitter:
+        """The same on elements that are stored as they are computed."""
+        return Emitter(self.builder, computed(self.format), self.lanes, self.has_fma) if self._is_half else self
+
+    def _read(self, stored: Any) -> Any:
+        return half.widen(self.builder, self.format, stored) if self._is_half else stored
+
+    def _written(self, value: Any) -> Any:
+        return half.narrow(self.builder, self.format, value) if self._is_half else value
+
     def load(self, address: Any) -> Any:
-        loaded = self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()))
+        loaded = self.builder.load(self.builder.inttoptr(address, self._stored.as_pointer()))
         loaded.align = self.bytes
-        return loaded
+        return self._read(loaded)
 
     def store(self, value: Any, address: Any) -> None:
-        stored = self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()))
+        value = self._written(value)
+        stored = self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()))
         stored.align = self.bytes
 
     def load_integer(self, address: Any) -> Any:
         return self.builder.load(self.builder.inttoptr(address, I64.as_pointer()))
 
-    def load_scalar(self, address: Any) -> Any:
-        loaded = self.builder.load(self.builder.inttoptr(address, self.scalar.as_pointer()))
+    def _load_element(self, address: Any) -> Any:
+        loaded = self.builder.load(self.builder.inttoptr(address, self._stored.element.as_pointer()))
         loaded.align = self.bytes
         return loaded
 
-    def prefetch(self, address: Any) -> None:
-        """Ask for the memory at an address, which need not exist, to be brought near."""
+    def load_scalar(self, address: Any) -> Any:
+        if self._is_half:
+            return self.builder.extract_element(self.load_splat(address), I32(0))
+        return self._load_element(address)
+
+    def prefetch(self, address: Any, write: bool = False, level: int = 1) -> None:
+        """Ask for the memory at an address, which need not exist, to be brought near: to be written, to a cache."""
         b = self.builder
         pointer = ir.IntType(8).as_pointer()
         kind = ir.FunctionType(ir.VoidType(), [pointer, I32, I32, I32])
         function = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
-        b.call(function, [b.inttoptr(address, pointer), I32(0), I32(3), I32(1)])
+        b.call(function, [b.inttoptr(address, pointer), I32(int(write)), I32(4 - level), I32(1)])
 
     def splat(self, value: Any) -> Any:
         """Return a vector of one value, a scalar of any type."""
@@ -83,7 +108,7 @@ class Emitter:
         return self.shuffle(one, undefined, [0] * self.lanes)
 
     def load_splat(self, address: Any) -> Any:
-        return self.splat(self.load_scalar(address))
+        return self._read(self.splat(self._load_element(address)))
 
     def fma(self, a: Any, b: Any, c: Any) -> Any:
         if self._fma is None:
@@ -101,7 +126,7 @@ class Emitter:
         return self.builder.icmp_signed("<", lane, self.splat(count))
 
     def _masked(self, name: str, result: Any, arguments: Sequence[Any]) -> Any:
-        suffix = f"v{self.lanes}f{self.bytes * 8}"
+        suffix = f"v{self.lanes}{'i' if self._is_half else 'f'}{self.bytes * 8}"
         kind = ir.FunctionType(result, arguments)
         return cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.{name}.{suffix}.p0")
 
@@ -109,17 +134,39 @@ class Emitter:
         """Return a vector whose lanes outside the mask are zero; their memory is not touched. No mask: all lanes."""
         if mask is None:
             return self.load(address)
-        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
-        kinds = [self.vector.as_pointer(), I32, ir.VectorType(ir.IntType(1), self.lanes), self.vector]
-        return self.builder.call(self._masked("load", self.vector, kinds), [pointer, I32(self.bytes), mask, self.zero])
+        pointer = self.builder.inttoptr(address, self._stored.as_pointer())
+        kinds = [pointer.type, I32, ir.VectorType(ir.IntType(1), self.lanes), self._stored]
+        zero = ir.Constant(self._stored, [0 if self._is_half else 0.0] * self.lanes)
+        loaded = self.builder.call(self._masked("load", self._stored, kinds), [pointer, I32(self.bytes), mask, zero])
+        return self._read(loaded)
 
     def store_masked(self, value: Any, address: Any, mask: Any) -> None:
         if mask is None:
             self.store(value, address)
             return
-        pointer = self.builder.inttoptr(address, self.vector.as_pointer())
-        kinds = [self.vector, self.vector.as_pointer(), I32, ir.VectorType(ir.IntType(1), self.lanes)]
-        self.builder.call(self._masked("store", ir.VoidType(), kinds), [value, pointer, I32(self.bytes), mask])
+        if self._is_half and isinstance(mask, ir.Constant):
+            self._store_first(value, address, sum(lane.constant for lane in mask.constant))
+            return
+        pointer = self.builder.inttoptr(address, self._stored.as_pointer())
+        kinds = [self._stored, pointer.type, I32, ir.VectorType(ir.IntType(1), self.lanes)]
+        function = self._masked("store", ir.VoidType(), kinds)
+        self.builder.call(function, [self._written(value), pointer, I32(self.bytes), mask])
+
+    def _store_first(self, value: Any, address: Any, count: int) -> None:
+        """Store the first lanes in pieces: LLVM 22 stores 32 bits for one narrowed lane behind a constant mask."""
+        done = 0
+        while done < count:
+            size = 1 << ((count - done).bit_length() - 1)
+            self.store_part(value, address, done, size)
+            done += size
+
+    def store_part(self, value: Any, address: Any, first: int, count: int) -> None:
+        """Store ``count`` lanes from lane ``first`` on, each where a whole vector at the address would have it."""
+        lanes = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
+        written = self._written(value)
+        part = self.builder.shuffle_vector(written, written, lanes)
+        pointer = self.builder.inttoptr(self.at(address, first * self.bytes), part.type.as_pointer())
+        self.builder.store(part, pointer).align = self.bytes
 
     def transpose(self, rows: Sequence[Any]) -> list[Any]:
         """Transpose a square of vectors in registers: log2(lanes) rounds of two-input shuffles."""

@@ -67,7 +67,7 @@ def _set(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
-def _call(typingctx: Any, function: Any, job: Any, start: Any, stop: Any, worker: Any) -> Any:
+def call(typingctx: Any, function: Any, job: Any, start: Any, stop: Any, worker: Any) -> Any:
     """Call a compiled task by its address."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -109,7 +109,7 @@ def _take_units(board, worker):
     units, chunk = _get(board + _UNITS), _get(board + _CHUNK)
     start = _add(board + _NEXT, chunk)
     while start < units:
-        _call(function, job, start, min(start + chunk, units), worker)
+        call(function, job, start, min(start + chunk, units), worker)
         start = _add(board + _NEXT, chunk)
 
 
@@ -162,7 +162,7 @@ def _launch(board, post, number, function, job, units, chunk, helpers):
 
 @function(types.void(*(types.int64,) * 3))
 def _alone(function, job, units):
-    _call(function, job, 0, units, 0)
+    call(function, job, 0, units, 0)
 
 
 class _Team:

@@ -8,8 +8,10 @@ from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 10e-6
-_HERTZ = 3e9
+# Seconds a call takes beside its loops.
+_OVERHEAD = 4e-6
+# Arrays of more L2 sizes than this come from memory, smaller ones from a cache, at the speed of the micro-kernel.
+_CACHED = 16
 
 
 class Depthwise(Algorithm):
@@ -25,26 +27,35 @@ class Depthwise(Algorithm):
             return "computes forward only"
         if problem.is_local:
             return "shares weights between positions, which a locally connected layer does not"
-        if problem.ndim not in (1, 2):
-            return f"computes in one and two dimensions, not in {problem.ndim}"
+        if problem.ndim == 0:
+            return "slides over spatial axes, of which a linear layer has none"
         if problem.groups != problem.ic:
             return f"takes one input channel a group, not {problem.ic // problem.groups}"
         if problem.dtype != problem.accumulator:
             return f"computes in float32 and float64, not on {problem.dtype}"
+        if problem.ndim == 3 and _work(problem).slab:
+            return "pads volumes with zeros only, and steps by at most two columns there"
         return None
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
-        return work.workers * work.slab_bytes + work.packed_bytes
+        packed = 0 if work.problem.prepacked else work.packed_size * work.size
+        return packed + work.workers * work.slab_bytes + work.zero_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
-        return _OVERHEAD + max(work.cycles / _HERTZ, problem.bytes / machine.bandwidth) / work.workers
+        seconds = work.tile.cycles / machine.hertz
+        if problem.bytes > _CACHED * machine.l2_bytes:
+            # What is written is read before.
+            written = work.problem.n * work.problem.oc * work.positions * work.size
+            seconds = max(seconds, (problem.bytes + written) / machine.bandwidth)
+        return _OVERHEAD + seconds / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.depthwise.run import Runner
+        from fastconv.backends.cpu.depthwise.run import DepthwiseRunner
 
-        return Plan(problem, self, Runner(_work(problem)).run)
+        runner = DepthwiseRunner(_work(problem))
+        return Plan(problem, self, runner.run, runner.pack)
 
 
 def _work(problem: AnyProblem) -> Work:

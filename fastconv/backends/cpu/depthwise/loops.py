@@ -1,8 +1,7 @@
-"""The loops around the depthwise micro-kernel: slabs of padded rows, and the tiles that read them.
+"""The loops around the depthwise micro-kernel: which tile comes next, where it reads and where it writes.
 
-A slab's row holds the padded columns by phase: all that the first kernel column reads at stride ``s``, then all
-that lie one further, to ``s`` of them. So the columns of an output row read neighbours, whatever the stride.
-Channels-last needs no phases: there, lanes are channels.
+One function is compiled for a tile's form. All else about a problem is a record of integers (`JOB`), so the number of
+compiled functions does not grow with the shapes that come.
 """
 
 from __future__ import annotations
@@ -10,86 +9,51 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.depthwise.tile import depthwise_tile, split
-from fastconv.backends.cpu.memory import clear, copy, integer, move
+from fastconv.backends.cpu.depthwise.slab import fill
+from fastconv.backends.cpu.depthwise.tile import depthwise_tile
+from fastconv.backends.cpu.job import fields_of, job_type
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
-    x xn xc xh xw               | the input and its strides: image, channel, row, column
-    y yn yk yh yw               | the output and its strides
-    w wk wt bias activation     | the weight, from channel to channel, from tap to tap; 0 for none
-    taps ntaps                  | offsets of the kernel's positions into the slab, how many
-    channels multiplier         | input channels, output channels of each
-    oh ow bands band            | output sizes; bands of rows
+    x xn xc xd xh xw            | the input and its strides: image, channel, depth, row, column
+    depths heights widths       | input sizes
+    stride_d stride stride_w    | input positions from one output to the next
+    before_d before_h before_w  | padding before
+    reach_d reach_h reach_w     | input positions between the first and the last that an output reads
+    y yn yk yd yh yw            | the output and its strides
+    od oh ow bands band parts   | output sizes; bands of rows; parts of the channels
+    channels multiplier blocks  | output channels, of each input channel; vectors of channels
+    w wblock wgroup wrow wstep  | the weight; a channel (a vector of them), group, kernel row, kernel column of it
+    groups count                | offsets of groups of kernel positions: depth and row of each; how many
+    steps kernel spread         | offsets of the kernel's columns in bytes; how many; input columns between them
+    bias residual activation    | addresses, 0 for none
+    zeros                       | address of zeros that stand for padding
     slab slab_bytes             | where the workers' slabs begin, and how far apart they are
-    heights widths item         | rows of a slab; items of a row, and their bytes
-    lh sh sw phases phase       | bytes from row to row; of an output row and column; phases, bytes of one
-    first last stride           | items that lie inside the input; stride of the rows
-    table_h table_w             | input index of each padded position, -1 for zero
-    place_w                     | where in a slab's row each padded column goes, in bytes
+    slab_rows slab_row slab_cols item   | rows of a slab, bytes from one to the next; items of a row, and their bytes
+    first last together         | items that lie inside the input; whether they are neighbours in the slab
+    table_h table_w place_w     | input index of each padded position, -1 for zero; where it goes in a row
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 
 @njit
-def _gather(job, size, target, line, start, stop):
-    """Copy some items of a row of a slab one by one, as the table says; zeros stand there already."""
-    for w in range(start, stop):
-        index, at = integer(job.table_w + 8 * w), target + integer(job.place_w + 8 * w)
-        if index < 0:
-            continue
-        if job.item == size:
-            move(at, line + index * job.xw, size)
-        else:
-            copy(at, line + index * job.xw, job.item)
-
-
-@njit
-def _split_line(job, lanes, bits, target, source):
-    """Copy what lies inside the input to the two phases of a row of a slab."""
-    even, odd = target + integer(job.place_w + 8 * job.first), target + integer(job.place_w + 8 * job.first + 8)
-    left = job.last - job.first
-    while left >= 2 * lanes:
-        split(lanes, bits, 0, source, even, odd, left)
-        source, even, odd = source + lanes * bits // 4, even + lanes * bits // 8, odd + lanes * bits // 8
-        left -= 2 * lanes
-    if left > 0:
-        split(lanes, bits, 1, source, even, odd, left)
-
-
-@njit
-def _fill_line(job, lanes, bits, target, line):
-    """Copy one row of a slab: what lies inside the input at once where it can, the padding item by item."""
-    size = bits // 8
-    if job.xw == job.item and job.phases == 1:
-        copy(target + job.first * job.item, line, (job.last - job.first) * job.item)
-    elif job.xw == size and job.phases == 2 and job.last - job.first > 1:
-        _split_line(job, lanes, bits, target, line)
-    else:
-        _gather(job, size, target, line, job.first, job.last)
-    _gather(job, size, target, line, 0, job.first)
-    _gather(job, size, target, line, job.last, job.widths)
-
-
-@njit
-def _fill(job, lanes, bits, slab, x, row):
-    for h in range(job.heights):
-        source = integer(job.table_h + 8 * (row * job.stride + h))
-        if source < 0:
-            clear(slab + h * job.lh, job.lh)
-        else:
-            _fill_line(job, lanes, bits, slab + h * job.lh, x + source * job.xh)
+def _inside(first: int, extent: int, size: int) -> bool:
+    return first >= 0 and first + extent <= size
 
 
 @cache
-def columns(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
-    """Return compiled loops whose lanes are columns: ``run(job, start, stop, worker)`` does a range of units."""
-    width, step = vectors * lanes, bits // 8 * vectors * lanes
+def columns(
+    rows: int, vectors: int, lanes: int, bits: int, fused: int, height: int, stride: int, phases: int, slab: int
+) -> Any:
+    """Return compiled loops whose lanes are columns: ``run(job, start, stop, worker)`` does a range of units.
+
+    The parameters are those of `depthwise_tile`, and whether it reads slabs.
+    """
+    width, size = vectors * lanes, bits // 8
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
@@ -97,42 +61,91 @@ def columns(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
         if sources == 0:
             return
         job = carray(jobs, 1)[0]
-        slab = job.slab + worker * job.slab_bytes
-        clear(slab, job.slab_bytes)  # padding stays zero from unit to unit
-        for unit in range(start, stop):
-            band = unit % job.bands
-            channel = unit // job.bands % job.channels
-            image = unit // (job.bands * job.channels)
+        filled = -1
+        # Divisions take as long as a small tile: later units count on.
+        band, k, plane = start % job.bands, start // job.bands % job.channels, start // (job.bands * job.channels)
+        depth, image, channel, turn = plane % job.od, plane // job.od, k // job.multiplier, k % job.multiplier
+        for _ in range(start, stop):
             # The last band and tile overlap the ones before: what is computed twice comes out the same.
             first_row = min(band * job.band, job.oh - job.band)
-            _fill(job, lanes, bits, slab, job.x + image * job.xn + channel * job.xc, first_row)
-            for k in range(channel * job.multiplier, (channel + 1) * job.multiplier):
-                y = job.y + image * job.yn + k * job.yk + first_row * job.yh
-                w = job.w + k * job.wk
-                bias = job.bias + k * (bits // 8) if job.bias else 0
-                for r in range(0, job.band, rows):
-                    row = min(r, job.band - rows)
-                    source, target = slab + row * job.sh, y + row * job.yh
-                    left = job.ow
-                    while left >= width:
+            x = job.x + image * job.xn + channel * job.xc
+            if slab:
+                wanted = (image * job.channels + channel) * job.bands + band
+                at = job.slab + worker * job.slab_bytes
+                if wanted != filled:
+                    fill(job, size, at, x, first_row)
+                    filled = wanted
+                x, xh, origin = at, job.slab_row, first_row * job.stride
+            else:
+                xh, origin = job.xh, job.before_h
+            w = job.w + k * job.wblock
+            bias = job.bias + k * size if job.bias else 0
+            offset = image * job.yn + k * job.yk + depth * job.yd
+            deep = depth * job.stride_d - job.before_d
+            whole = _inside(deep, job.reach_d + 1, job.depths)
+            for r in range(0, job.band, rows):
+                row = first_row + min(r, job.band - rows)
+                high = row * job.stride - origin
+                level = whole and _inside(high, (rows - 1) * job.stride + job.reach_h + 1, job.heights)
+                for col in range(0, job.ow, width):
+                    left = job.ow - col
+                    across = col * phases - job.before_w
+                    at = offset + row * job.yh + col * size
+                    residual = job.residual + at if job.residual else 0
+                    if slab:
+                        if left >= width:
+                            depthwise_tile(
+                                rows, vectors, lanes, bits, fused, 0, 0, 0, height, stride, 1,
+                                x, 0, xh, size, 0, high, col, 1, 0, 0,
+                                job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
+                                w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
+                                bias, residual, job.activation, job.zeros,
+                            )  # fmt: skip
+                        else:
+                            depthwise_tile(
+                                rows, vectors, lanes, bits, fused, 0, 0, 1, height, stride, 1,
+                                x, 0, xh, size, 0, high, col, 1, 0, 0,
+                                job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
+                                w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
+                                bias, residual, job.activation, job.zeros,
+                            )  # fmt: skip
+                    elif level and left >= width and _inside(across, width * phases + job.reach_w, job.widths):
                         depthwise_tile(
-                            rows, vectors, lanes, bits, fused, 0, 0,
-                            source, job.sh, job.taps, job.ntaps, w, job.wt, target, job.yh, left, bias, job.activation,
+                            rows, vectors, lanes, bits, fused, 0, 0, 0, height, stride, phases,
+                            x, job.xd, xh, size, deep, high, across, job.depths, job.heights, job.widths,
+                            job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
+                            w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
+                            bias, residual, job.activation, job.zeros,
                         )  # fmt: skip
-                        source, target, left = source + step, target + step, left - width
-                    if left > 0:
+                    else:
                         depthwise_tile(
-                            rows, vectors, lanes, bits, fused, 0, 1,
-                            source, job.sh, job.taps, job.ntaps, w, job.wt, target, job.yh, left, bias, job.activation,
+                            rows, vectors, lanes, bits, fused, 0, 1, 1, height, stride, phases,
+                            x, job.xd, xh, size, deep, high, across, job.depths, job.heights, job.widths,
+                            job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
+                            w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
+                            bias, residual, job.activation, job.zeros,
                         )  # fmt: skip
+            band += 1
+            if band == job.bands:
+                band, k, turn = 0, k + 1, turn + 1
+                if turn == job.multiplier:
+                    turn, channel = 0, channel + 1
+                if k == job.channels:
+                    k, turn, channel, depth = 0, 0, 0, depth + 1
+                    if depth == job.od:
+                        depth, image = 0, image + 1
 
     return run
 
 
 @cache
-def channels(cols: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
-    """Return compiled loops whose lanes are channels: ``run(job, start, stop, worker)`` does a range of units."""
-    width, step = vectors * lanes, bits // 8 * vectors * lanes
+def channels(rows: int, vectors: int, lanes: int, bits: int, fused: int, height: int, stride: int, slab: int) -> Any:
+    """Return compiled loops whose lanes are channels: ``run(job, start, stop, worker)`` does a range of units.
+
+    The parameters are those of `depthwise_tile`, and whether it reads slabs.
+    """
+    size = bits // 8
+    step = lanes * size
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
@@ -140,30 +153,54 @@ def channels(cols: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
         if sources == 0:
             return
         job = carray(jobs, 1)[0]
-        slab = job.slab + worker * job.slab_bytes
-        clear(slab, job.slab_bytes)  # padding stays zero from unit to unit
+        filled = -1
         for unit in range(start, stop):
-            band, image = unit % job.bands, unit // job.bands
+            part, rest = unit % job.parts, unit // job.parts
+            band, plane = rest % job.bands, rest // job.bands
+            depth, image = plane % job.od, plane // job.od
             first_row = min(band * job.band, job.oh - job.band)
-            _fill(job, lanes, bits, slab, job.x + image * job.xn, first_row)
-            for r in range(job.band):
-                for q in range(0, job.ow, cols):
-                    col = min(q, job.ow - cols)
-                    source = slab + r * job.sh + col * job.sw
-                    target = job.y + image * job.yn + (first_row + r) * job.yh + col * job.yw
-                    w, bias, left = job.w, job.bias, job.channels
-                    while left >= width:
-                        depthwise_tile(
-                            cols, vectors, lanes, bits, fused, 1, 0,
-                            source, job.sw, job.taps, job.ntaps, w, job.wt, target, job.yw, left, bias, job.activation,
-                        )  # fmt: skip
-                        source, target, w, left = source + step, target + step, w + step, left - width
-                        if bias:
-                            bias += step
-                    if left > 0:
-                        depthwise_tile(
-                            cols, vectors, lanes, bits, fused, 1, 1,
-                            source, job.sw, job.taps, job.ntaps, w, job.wt, target, job.yw, left, bias, job.activation,
-                        )  # fmt: skip
+            x = job.x + image * job.xn
+            if slab:
+                at = job.slab + worker * job.slab_bytes
+                if rest != filled:
+                    fill(job, size, at, x, first_row)
+                    filled = rest
+                x, xh, xw, origin = at, job.slab_row, job.item, first_row * job.stride
+                heights, widths = job.slab_rows, job.slab_cols
+            else:
+                xh, xw, origin, heights, widths = job.xh, job.xw, job.before_h, job.heights, job.widths
+            deep = depth * job.stride_d - job.before_d
+            whole = _inside(deep, job.reach_d + 1, job.depths)
+            begin, end = part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts
+            for r in range(0, job.band, rows):
+                row = first_row + min(r, job.band - rows)
+                high = row * job.stride - origin
+                level = whole and _inside(high, (rows - 1) * job.stride + job.reach_h + 1, heights)
+                for q in range(0, job.ow, vectors):
+                    col = min(q, job.ow - vectors)
+                    across = col * job.stride_w - job.before_w
+                    inner = level and _inside(across, (vectors - 1) * job.stride_w + job.reach_w + 1, widths)
+                    offset = image * job.yn + depth * job.yd + row * job.yh + col * job.yw
+                    for block in range(begin, end):
+                        left = job.channels - block * lanes
+                        at = offset + block * step
+                        bias = job.bias + block * step if job.bias else 0
+                        residual = job.residual + at if job.residual else 0
+                        if inner and left >= lanes:
+                            depthwise_tile(
+                                rows, vectors, lanes, bits, fused, 1, 0, 0, height, stride, 1,
+                                x + block * step, job.xd, xh, xw, deep, high, across, job.depths, heights, widths,
+                                job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, job.stride_w,
+                                job.w + block * job.wblock, job.wgroup, job.wrow, job.wstep,
+                                job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros,
+                            )  # fmt: skip
+                        else:
+                            depthwise_tile(
+                                rows, vectors, lanes, bits, fused, 1, 1, 1, height, stride, 1,
+                                x + block * step, job.xd, xh, xw, deep, high, across, job.depths, heights, widths,
+                                job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, job.stride_w,
+                                job.w + block * job.wblock, job.wgroup, job.wrow, job.wstep,
+                                job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros,
+                            )  # fmt: skip
 
     return run

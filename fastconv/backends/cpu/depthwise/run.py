@@ -6,112 +6,114 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import epilogue
-from fastconv.backends.cpu import scratch, threads
-from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.depthwise.loops import FIELDS, channels, columns
 from fastconv.backends.cpu.depthwise.work import Work
+from fastconv.backends.cpu.packing import pack_kernel
+from fastconv.backends.cpu.runner import Packed, Runner
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
-from fastconv.problem import Sizes
-
-# Of arrays of how many different strides a plan remembers what it worked out.
-_MOST_RECORDS = 64
-
-# Where the addresses stand that every run fills in.
-_X, _Y, _W, _BIAS, _SLAB = (FIELDS.index(name) for name in ("x", "y", "w", "bias", "slab"))
+from fastconv.problem import AXES, Sizes
 
 
-class Runner:
+class DepthwiseRunner(Runner):
     """Runs one problem on arrays of any strides."""
 
+    fields = FIELDS
+
     def __init__(self, work: Work) -> None:
-        self.work, self.problem = work, work.problem
-        fused = self.problem.activation in FUSED and not self.problem.residual
-        self._constants = np.array(FUSED[self.problem.activation or ""], self.problem.dtype) if fused else None
-        kernel = (1, *self.problem.kernel_size)[-2:]
-        self._taps = np.array([work.tap_offset(r, c) for r in range(kernel[0]) for c in range(kernel[1])], np.int64)
-        self._tables = [source_line(axis) for axis in (work.height, work.width)]
-        width = np.arange(work.width.extent(work.width.out))
-        self._places = width % work.phases * work.phase + width // work.phases * work.item
-        compiled = (channels if work.last else columns)(
-            work.rows, work.vectors, work.lanes, 8 * work.size, int(work.simd.fma)
-        )
-        self._loops = compiled.address
+        super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
+        self.work = work
+        tile = work.tile
+        form = (tile.rows, tile.vectors, tile.lanes, 8 * work.size, int(work.simd.fma))
+        # The stride of rows is a literal only where rows are shared.
+        shared = (work.kernel_rows, work.height.stride if work.kernel_rows > 1 else 1)
+        if work.last:
+            self._loops = channels(*form, *shared, int(work.slab)).address
+        else:
+            self._loops = columns(*form, *shared, work.phases, int(work.slab)).address
+        self._make_tables()
         self._fields = self._known()
-        self._records: dict[tuple[Any, ...], Any] = {}
+        if work.last:
+            self._pack = pack_kernel(8 * work.size, tile.lanes)
+
+    def _make_tables(self) -> None:
+        """Make what the loops look at by address."""
+        work = self.work
+        depth, height, width = work.axes
+        groups = [
+            (d * depth.dilation, r * height.dilation)
+            for d in range(depth.kernel)
+            for r in range(0, height.kernel, work.kernel_rows)
+        ]
+        self._groups = np.array(groups, np.int64)
+        self._zeros = np.zeros(work.zero_bytes, np.uint8)
+        self._offsets = np.arange(work.taps) * (work.tile.lanes * work.size)
+        if work.slab:
+            self._lines = [source_line(axis) for axis in (height, width)]
+            extent = width.extent(width.out)
+            self._places = np.array([work.slab_offset(col) for col in range(extent)], np.int64)
 
     def _known(self) -> dict[str, int]:
-        work = self.work
-        first, last = inside(work.width)
-        f = {"taps": address(self._taps), "ntaps": work.taps, "channels": self.problem.ic}
-        f |= {"multiplier": work.multiplier, "oh": work.height.out, "ow": work.width.out}
-        f |= {"bands": work.bands, "band": work.band, "slab_bytes": work.slab_bytes}
-        f |= {"heights": work.height.extent(work.band), "widths": work.width.extent(work.width.out), "item": work.item}
-        f |= {"lh": work.row_bytes, "sh": work.height.stride * work.row_bytes, "sw": work.width.stride * work.item}
-        f |= {"phases": work.phases, "phase": work.phase, "first": first, "last": last, "stride": work.height.stride}
-        f |= {"table_h": address(self._tables[0]), "table_w": address(self._tables[1])}
-        f["place_w"] = address(self._places)
-        if self._constants is not None:
-            f["activation"] = address(self._constants)
+        work, p = self.work, self.problem
+        depth, height, width = work.axes
+        f = {"channels": p.oc, "multiplier": work.multiplier, "blocks": work.blocks, "parts": work.parts}
+        f |= {"od": depth.out, "oh": height.out, "ow": width.out, "bands": work.bands, "band": work.band}
+        f |= {"depths": depth.size, "heights": height.size, "widths": width.size}
+        f |= {"stride_d": depth.stride, "stride": height.stride, "stride_w": width.stride}
+        f |= {"before_d": depth.before, "before_h": height.before, "before_w": width.before}
+        f |= {"reach_" + name: axis.extent(1) - 1 for name, axis in zip(AXES, work.axes, strict=True)}
+        f |= {"groups": address(self._groups), "count": len(self._groups)}
+        f |= {"kernel": width.kernel, "spread": width.dilation, "zeros": address(self._zeros)}
+        step = (work.tile.lanes if work.last else 1) * work.size
+        f |= {"wstep": step, "wrow": width.kernel * step, "wgroup": work.kernel_rows * width.kernel * step}
+        f["wblock"] = work.taps * step
+        f["activation"] = self.activation
+        if work.slab:
+            f |= self._known_of_slab()
         return f
 
-    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        p = self.problem
-        x, w, (y,) = inputs[0], inputs[1], outputs
-        bias = np.ascontiguousarray(inputs[2]) if p.bias != "none" else None
-        source = x if self._reads(x) else self._like(x, copied=True)
-        result = y if self._writes(y) else self._like(y, copied=False)
-        self._compute(source, w, bias, result)
-        if p.residual or (self._constants is None and p.activation is not None):
-            epilogue.apply(p.activation, result, None, inputs[-1] if p.residual else None)
-        if result is not y:
-            y[...] = result
-
-    def _reads(self, x: Any) -> bool:
-        return bool(x.flags.aligned) and (not self.work.last or x.strides[1] == self.work.size)
-
-    def _writes(self, y: Any) -> bool:
-        return bool(y.flags.aligned) and y.strides[1 if self.work.last else -1] == self.work.size
-
-    def _like(self, array: Any, copied: bool) -> Any:
-        """Return an array in the order that the loops take, with the same values if they matter."""
-        shape = array.shape
-        if self.work.last:
-            made = np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), array.dtype), -1, 1)
-        else:
-            made = np.empty(shape, array.dtype)
-        if copied:
-            made[...] = array
-        return made
-
-    def _compute(self, x: Any, w: Any, bias: Any, y: Any) -> None:
+    def _known_of_slab(self) -> dict[str, int]:
+        """Return the fields of a slab, which has its padding inside."""
         work = self.work
-        weight = np.ascontiguousarray(w).reshape(-1, work.taps)
-        if work.last:
-            packed = np.zeros((work.taps, work.packed_width), weight.dtype)
-            packed[:, : work.along] = weight.T
-            weight = packed
-        job = self._record(x.strides, y.strides).copy()
-        job[_X], job[_Y], job[_W] = address(x), address(y), address(weight)
-        if bias is not None:
-            job[_BIAS] = address(bias)
-        job[_SLAB] = scratch.take(work.workers * work.slab_bytes)
-        threads.run(self._loops, address(job), work.units, work.workers)
+        first, last = inside(work.width)
+        f = {"slab_bytes": work.slab_bytes, "slab_rows": work.height.extent(work.band), "slab_row": work.row_bytes}
+        f |= {"slab_cols": len(self._places), "item": work.item, "first": first, "last": last}
+        f |= {"together": int(work.slab_phases == 1), "place_w": address(self._places)}
+        f |= {"table_h": address(self._lines[0]), "table_w": address(self._lines[1])}
+        return f | {"before_d": 0, "before_w": 0, "depths": 1}
 
-    def _record(self, x: Sizes, y: Sizes) -> Any:
-        """Return what is known of arrays of these strides; addresses are left open."""
-        try:
-            return self._records[x, y]
-        except KeyError:
-            pass
-        if len(self._records) >= _MOST_RECORDS:
-            self._records.clear()
-        work, size = self.work, self.work.size
-        f = self._fields | {"wk": work.taps * size, "wt": work.packed_width * size if work.last else size}
-        f |= dict(zip(("xn", "xc", "xh", "xw"), (*x[:2], *(0, *x[2:])[-2:]), strict=True))
-        f |= dict(zip(("yn", "yk", "yh", "yw"), (*y[:2], *(0, *y[2:])[-2:]), strict=True))
-        record = self._records[x, y] = np.array([f.get(name, 0) for name in FIELDS], np.int64)
-        return record
+    def pack(self, w: Any) -> Packed:
+        """Return the weight as the micro-kernel reads it."""
+        work = self.work
+        if not work.last:
+            rows = w if w.flags.c_contiguous and w.flags.aligned else w.copy(order="C")
+            return Packed(rows, address(rows))
+        rows = w.reshape(self.problem.oc, work.taps)
+        if rows.strides[1] != work.size or not rows.flags.aligned:
+            rows = rows.copy(order="C")
+        packed = np.empty(work.packed_size, w.dtype)
+        offsets, lanes = address(self._offsets), work.tile.lanes
+        where = address(packed)
+        self._pack(
+            address(rows), rows.strides[0], 1, self.problem.ic, work.taps, lanes, work.taps, where, offsets, offsets
+        )
+        return Packed(packed, where)
+
+    def _laid_out(self, shape: Sizes) -> Any:
+        if self.work.last:
+            return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), self.problem.dtype), -1, 1)
+        return np.empty(shape, self.problem.dtype)
+
+    def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
+        """See `Runner`."""
+        work = self.work
+        # Lanes are neighbours, be they channels or columns.
+        if any(strides[1 if work.last else -1] != work.size for strides in (x, y)):
+            return None
+        f = self._fields | dict(zip(("xn", "xc", "xd", "xh", "xw"), x, strict=True))
+        f |= dict(zip(("yn", "yk", "yd", "yh", "yw"), y, strict=True))
+        cols = [s * work.width.dilation for s in range(work.width.kernel)]
+        steps = np.array([work.slab_offset(col) if work.slab else col * x[-1] for col in cols], np.int64)
+        f["steps"] = address(steps)
+        return f, self._loops, steps

@@ -1,9 +1,10 @@
-"""One depthwise convolution made ready: which lanes, which tile, how large a slab."""
+"""One depthwise convolution made ready: which lanes, which tile, whether through a slab, how the work is cut."""
 
 from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import Simd
@@ -14,6 +15,27 @@ _SLAB = 24 << 10
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
 _LINE = 64
+
+# Kernel rows that are done together, and the output rows and vectors that a tile may have: not all, so that the
+# number of compiled functions stays small.
+_HEIGHTS = (7, 5, 3, 2, 1)
+_ROWS = (10, 7, 5, 4, 2, 1)
+_VECTORS = (5, 4, 3, 2, 1)
+# Cycles from a multiply-add to the next that needs its result.
+_LATENCY = 4
+# Output rows of a round of the weight gradient.
+WGRAD_ROWS = 4
+# Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
+_START = 60
+
+
+class Tile(NamedTuple):
+    """What is held in registers: output rows, vectors of a row, lanes of a vector; cycles that all tiles take."""
+
+    rows: int
+    vectors: int
+    lanes: int
+    cycles: float
 
 
 class Work:
@@ -28,87 +50,183 @@ class Work:
         Threads that will share the work.
     cache : int
         Bytes of a core's L2 cache.
-    last : bool, optional
-        Whether lanes are channels; by default if the problem says channels-last, and they can be.
+    slab : bool, optional
+        Whether rows are copied with their padding; by default if the micro-kernel does not read them in place.
     """
 
-    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int, last: bool | None = None) -> None:
+    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int, slab: bool | None = None) -> None:
         self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
         self.size = problem.itemsize
-        self.lanes = vectors.lanes(self.size)
-        _, self.height, self.width = lifted_axes(problem)
+        self.axes = self.depth, self.height, self.width = lifted_axes(problem)
         self.multiplier = problem.oc // problem.groups
         self.taps = math.prod(problem.kernel_size)
-        self.last = problem.layout == "channels_last" and self.multiplier == 1 if last is None else last
+        self.last = problem.layout == "channels_last" and self.multiplier == 1
         self.item = self.size * problem.ic if self.last else self.size
-        self.phases = 1 if self.last else self.width.stride
-        # What the vectors run along, and what the rows of a tile run along.
-        self.along, self.across = (problem.ic, self.width.out) if self.last else (self.width.out, self.height.out)
-        needed = -(-self.along // self.lanes)
-        self.vectors = min(range(1, min(needed, 4) + 1), key=lambda v: (-(-needed // v) * v, -v))
-        # Half of the registers hold sums; the others what is multiplied.
-        self.rows = max(1, min(self.across, vectors.registers // 2 // self.vectors))
+        self.slab = self._needs_slab() if slab is None else slab
+        # Input columns from one output to the next, where lanes are columns that are read in place.
+        self.phases = self._step if not self.last and not self.slab else 1
+        self.slab_phases = 1 if self.last else self.width.stride
 
     @property
-    def phase(self) -> int:
-        """Bytes of a phase of a slab's row."""
-        return -(-self.width.extent(self.width.out) // self.phases) * self.item
+    def _step(self) -> int:
+        return self.width.stride if self.width.out > 1 else 1
 
     @property
-    def row_bytes(self) -> int:
-        return self.phase * self.phases
+    def positions(self) -> int:
+        """Output positions of an image."""
+        return math.prod(self.problem.output_size)
+
+    @property
+    def padded(self) -> bool:
+        return any(not axis.is_inside((0, axis.out)) for axis in self.axes)
+
+    def _needs_slab(self) -> bool:
+        """Whether the micro-kernel does not read the input in place."""
+        if self.padded and self.problem.padding_mode != "zeros":
+            return True
+        # Where loads are not masked in hardware, padding is better copied. Maps of three axes have no slab.
+        masked = self.simd.name.startswith("avx") or self.depth.kernel > 1
+        return (not self.last and self._step > 2) or (self.padded and not masked)
+
+    @cached_property
+    def kernel_rows(self) -> int:
+        """Kernel rows that are done together, so that an input row is loaded once for all of them."""
+        if self.height.dilation > 1 or self.height.stride > 2:
+            return 1
+        return next(rows for rows in _HEIGHTS if self.height.kernel % rows == 0)
+
+    @cached_property
+    def tile(self) -> Tile:
+        """The tile that takes the fewest cycles."""
+        lanes = self.simd.lanes(self.size)
+        widths = (lanes, lanes // 2) if self.simd.vector_bytes > 32 else (lanes,)
+        tiles = [
+            Tile(rows, vectors, width, self._cycles(rows, vectors, width))
+            for width in widths
+            for rows in _ROWS
+            for vectors in _VECTORS
+            if rows <= self.height.out and vectors <= self._across(width) and self._fits(rows, vectors)
+        ]
+        return min(tiles, key=lambda tile: tile.cycles)
+
+    def _across(self, lanes: int) -> int:
+        """Return of how many vectors an output row is: of columns, or, where lanes are channels, columns."""
+        return self.width.out if self.last else -(-self.width.out // lanes)
+
+    def _fits(self, rows: int, vectors: int) -> bool:
+        """Whether the sums stay in registers, beside the weights of a kernel column and what is loaded."""
+        return rows == vectors == 1 or rows * vectors + self.kernel_rows + vectors < self.simd.registers
+
+    def rows_read(self, rows: int) -> int:
+        """Input rows that output rows read for one group of kernel rows."""
+        return rows if self.kernel_rows == 1 else (rows - 1) * self.height.stride + self.kernel_rows
+
+    def _cycles(self, rows: int, vectors: int, lanes: int) -> float:
+        """Return the cycles on one core of all tiles of this form."""
+        p = self.problem
+        whole = lanes * self.size == self.simd.vector_bytes
+        rate = self.simd.fma_per_cycle if whole else 2.0
+        loads = self.rows_read(rows) * vectors * self.phases
+        # Vectors of columns begin anywhere: most of them, as wide as a cache line, lie in two.
+        crossing = 1.0 if self.last else lanes * self.size / _LINE
+        column = max(
+            rows * vectors * self.kernel_rows / rate,
+            (loads * (1 + crossing) / 2 + self.kernel_rows + loads * (1 - 1 / self.phases) / 2) / rate,
+            _LATENCY * self.kernel_rows,
+        )
+        groups = self.taps // self.width.kernel // self.kernel_rows
+        tile = _START + groups * (2 * self.rows_read(rows) + self.width.kernel * (column + 1))
+        outer = p.n * self.depth.out * (-(-p.ic // lanes) if self.last else p.oc)
+        return outer * -(-self.height.out // rows) * -(-self._across(lanes) // vectors) * tile
+
+    @property
+    def kernel_cols(self) -> int:
+        """Kernel columns that the weight gradient sums together, so that the output's gradient is loaded once."""
+        fits = 3 * self.kernel_rows + WGRAD_ROWS + 2 <= self.simd.registers
+        return 3 if self.width.kernel % 3 == 0 and fits else 1
+
+    @property
+    def wgrad_cycles(self) -> float:
+        """Cycles on one core of the weight gradient."""
+        p, lanes, rows = self.problem, self.tile.lanes, WGRAD_ROWS
+        rate = self.simd.fma_per_cycle if lanes * self.size == self.simd.vector_bytes else 2.0
+        loads = (self.rows_read(rows) * self.phases + rows) * (1 + lanes * self.size / _LINE) / 2
+        rounds = self.height.out / rows * max(rows * self.kernel_rows, loads) / rate
+        columns = self.depth.out * -(-self.width.out // lanes) * self.taps // self.kernel_rows
+        return p.oc * (p.n * columns * (rounds + _START / self.kernel_cols) + 12 * self.taps)
+
+    @property
+    def sums_bytes(self) -> int:
+        """Bytes of a vector for each kernel position, which the weight gradient keeps."""
+        return -(-self.taps * self.tile.lanes * self.size // _LINE) * _LINE
+
+    @property
+    def blocks(self) -> int:
+        """Vectors of channels, where lanes are channels; channels, where they are not."""
+        return -(-self.problem.ic // self.tile.lanes) if self.last else self.problem.oc
 
     @cached_property
     def band(self) -> int:
-        """Output rows done together: few enough for the cache, and for every worker to get some."""
-        least = 1 if self.last else self.rows
-        limit = self.cache // 2 if self.last else _SLAB
-        outer = self.problem.n * (1 if self.last else self.problem.ic)
+        """Output rows done together: few enough for the slab's cache, and for every worker to get some."""
+        least = self.tile.rows
+        outer = self.problem.n * self.depth.out * (1 if self.last else self.problem.oc)
         wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 else 1
         band = max(least, -(-self.height.out // wanted))
-        while band > least and self.height.extent(band) * self.row_bytes > limit:
+        limit = self.cache // 2 if self.last else _SLAB
+        while self.slab and band > least and self.height.extent(band) * self.row_bytes > limit:
             band = max(least, band - least)
-        # Even bands: as few rows as may be are done twice.
-        return max(least, -(-self.height.out // -(-self.height.out // band)))
+        # Even bands of whole tiles: as few rows as may be are done twice.
+        band = -(-self.height.out // -(-self.height.out // band))
+        return min(self.height.out, -(-band // least) * least)
 
     @property
     def bands(self) -> int:
         return -(-self.height.out // self.band)
 
     @property
+    def parts(self) -> int:
+        """Pieces that the channels are cut into where lanes are channels, if bands alone do not feed all workers."""
+        units = self.problem.n * self.depth.out * self.bands
+        if self.workers == 1 or units >= 2 * self.workers:
+            return 1
+        return min(self.blocks, -(-_UNITS * self.workers // units))
+
+    @property
     def units(self) -> int:
-        return self.problem.n * self.bands * (1 if self.last else self.problem.ic)
+        outer = self.problem.n * self.depth.out * self.bands
+        return outer * (self.parts if self.last else self.problem.oc)
+
+    @property
+    def phase_bytes(self) -> int:
+        """Bytes of a phase of a slab's row."""
+        return -(-self.width.extent(self.width.out) // self.slab_phases) * self.item
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of a slab's row."""
+        return self.phase_bytes * self.slab_phases
 
     @property
     def slab_bytes(self) -> int:
-        """Bytes of what a band reads, and what lies behind, which lanes that are not stored read."""
-        beyond = self.vectors * self.lanes * self.size
+        """Bytes of what a band reads, and what lies behind, which lanes that are not stored read; 0 for no slab."""
+        if not self.slab:
+            return 0
+        beyond = self.tile.vectors * self.tile.lanes * self.size
         return -(-(self.height.extent(self.band) * self.row_bytes + beyond) // _LINE) * _LINE
 
     @property
-    def packed_width(self) -> int:
-        """Channels of a tap of the packed weight, where lanes are channels."""
-        step = self.vectors * self.lanes
-        return -(-self.along // step) * step
+    def zero_bytes(self) -> int:
+        """Bytes of the zeros that stand for a row of padding."""
+        if self.last:
+            return max(self.item, self.tile.lanes * self.size)
+        reach = (self.width.kernel - 1) * self.width.dilation + self.phases * self.tile.vectors * self.tile.lanes
+        return reach * self.size
 
     @property
-    def packed_bytes(self) -> int:
-        return self.taps * self.packed_width * self.size if self.last else 0
+    def packed_size(self) -> int:
+        """Elements of the packed weight; 0 where it is read as it is."""
+        return self.taps * self.blocks * self.tile.lanes if self.last else 0
 
-    def tap_offset(self, row: int, col: int) -> int:
-        """Return where in a slab the first output's kernel position lies, in bytes."""
-        down, right = row * self.height.dilation, col * self.width.dilation
-        return down * self.row_bytes + right % self.phases * self.phase + right // self.phases * self.item
-
-    @property
-    def cycles(self) -> float:
-        """Cycles on one core: a load and a multiplication a tap, and the copy into the slab."""
-        p = self.problem
-        tiles = -(-self.along // (self.vectors * self.lanes)) * self.vectors
-        outer = p.n * (1 if self.last else p.oc)
-        positions = self.height.out * (1 if not self.last else self.width.out)
-        filled = (
-            p.n * p.ic * self.bands * self.height.extent(self.band) * self.width.extent(self.width.out) / self.lanes
-        )
-        fill = filled * (1 if self.phases <= 2 else self.lanes)
-        return outer * positions * tiles * (self.taps + 1) + fill
+    def slab_offset(self, col: int) -> int:
+        """Return where in a slab's row a padded column lies, in bytes."""
+        return col % self.slab_phases * self.phase_bytes + col // self.slab_phases * self.item

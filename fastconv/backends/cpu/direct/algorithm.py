@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 10e-6
-_EFFICIENCY = 0.75
+_OVERHEAD = 8e-6
+_EFFICIENCY = 0.97
 _PACK_RATE = 1.5e9  # weights a second
-_HERTZ = 3e9
 
 
 class Direct(Algorithm):
@@ -27,26 +27,24 @@ class Direct(Algorithm):
             return "computes forward only"
         if problem.is_local:
             return "shares weights between positions, which a locally connected layer does not"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
-        return None
+        return unfused_half(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
         packed = 0 if work.problem.prepacked else work.packed_size * work.size
-        return packed + work.workers * (work.slab_bytes(work.band) if work.padded else 0)
+        return packed + work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
-        computing = work.seconds(_HERTZ) / _EFFICIENCY
+        computing = work.cycles / machine.hertz / _EFFICIENCY
         moving = problem.bytes / machine.bandwidth
         return _OVERHEAD + packing + max(computing, moving) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.direct.run import Runner
+        from fastconv.backends.cpu.direct.run import DirectRunner
 
-        runner = Runner(_work(problem))
+        runner = DirectRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 

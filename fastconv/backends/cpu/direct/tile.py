@@ -19,17 +19,18 @@ from fastconv.backends.cpu.simd import I64, Emitter
 @intrinsic(prefer_literal=True)
 def conv_tile(
     typingctx, rows, cols, vectors, lanes, bits, fused, last, partial,
-    x, xc, xr, xq, taps, ntaps, nc, w, y, yk, yr, yq, nk, bias, residual, activation,
+    x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept,
 ):  # fmt: skip
     """Compute a tile of ``rows x cols`` pixels by ``vectors * lanes`` output channels.
 
-    Literal integers: rows, cols, vectors, lanes, bits (of an element), fused (multiply-add exists),
+    Literal integers: rows, cols, vectors, lanes, bits (format of the output), fused (multiply-add exists),
     last (output is channels-last) and partial (``nk`` may be below ``vectors * lanes``).
 
-    Values, addresses and strides in bytes: x (of the tile's first pixel), xc, xr, xq (input channel, tile
-    row, tile column), taps (address of ntaps offsets into x), ntaps, nc, w (packed: channel, tap, lane), y, yk,
-    yr, yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation
-    (slope below zero, floor, cap); the last three are 0 for none.
+    Values, addresses and strides in bytes: x (of the tile's first pixel), xt, xr, xq (term of a run, tile row,
+    tile column), runs (address of nruns offsets into x), nruns, run (terms of each), w (packed: run, term, lane), y,
+    yk, yr, yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation
+    (slope below zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave
+    the sums, instead of in y); the last five are 0 for none.
     """
     literals = (rows, cols, vectors, lanes, bits, fused, last, partial)
     if not all(isinstance(a, types.IntegerLiteral) for a in literals):
@@ -41,7 +42,7 @@ def conv_tile(
         tile.emit(*args[len(literals) :])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 16), codegen
+    return types.void(*literals, *(types.int64,) * 18), codegen
 
 
 class _Tile:
@@ -59,59 +60,67 @@ class _Tile:
         last: int,
         partial: int,
     ) -> None:
-        self.e = Emitter(builder, bits, lanes, bool(fused))
+        # What is computed; and what bias, residual and output are in memory.
+        self.outer = Emitter(builder, bits, lanes, bool(fused))
+        self.e = self.outer.wide
         self.rows, self.cols, self.vectors = rows, cols, vectors
         self.last, self.is_partial = bool(last), bool(partial)
         self.pixels = [(r, q) for r in range(rows) for q in range(cols)]
         self.width = lanes * self.e.bytes
 
     def emit(
-        self, x: Any, xc: Any, xr: Any, xq: Any, taps: Any, ntaps: Any, nc: Any, w: Any,
-        y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any,
+        self, x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any,
+        y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any, resumed: Any, kept: Any,
     ) -> None:  # fmt: skip
         """Emit the whole kernel; sums are a list, pixel by pixel and vector by vector."""
-        strides = (yk, yr, yq, nk)
+        e, strides = self.e, (yk, yr, yq, nk)
         sums = self._start(bias, nk)
-        sums = self.e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
-        sums = self._multiply(sums, x, xc, xr, xq, taps, ntaps, nc, w)
-        sums = self.e.unless_zero(activation, sums, lambda s: activate(self.e, s, activation))
-        self._scatter(sums, y, *strides)
+        sums = e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
+        places = [i * self.width for i in range(len(sums))]
+        sums = e.unless_zero(resumed, sums, lambda _: [e.load(e.at(resumed, place)) for place in places])
+        sums = self._multiply(sums, x, xt, xr, xq, runs, nruns, run, w)
+        with e.builder.if_else(e.builder.icmp_signed("!=", kept, I64(0)), likely=False) as (keep, finish):
+            with keep:
+                for value, place in zip(sums, places, strict=True):
+                    e.store(value, e.at(kept, place))
+            with finish:
+                sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
+                self._scatter(sums, y, *strides)
 
     def _start(self, bias: Any, nk: Any) -> list[Any]:
-        e = self.e
+        e = self.outer
 
         def load(_: Any) -> list[Any]:
-            return [e.load_masked(e.at(bias, v * self.width), self._vector_mask(v, nk)) for v in range(self.vectors)]
+            places = [e.at(bias, v * e.lanes * e.bytes) for v in range(self.vectors)]
+            return [e.load_masked(place, self._vector_mask(v, nk)) for v, place in enumerate(places)]
 
         return e.unless_zero(bias, [e.zero] * self.vectors, load) * len(self.pixels)
 
     def _multiply(
-        self, sums: list[Any], x: Any, xc: Any, xr: Any, xq: Any, taps: Any, ntaps: Any, nc: Any, w: Any
+        self, sums: list[Any], x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any
     ) -> list[Any]:
         e = self.e
         offsets = [e.at(e.times(xr, r), e.times(xq, q)) for r, q in self.pixels]
         next_tile = e.times(xq, 2 * self.cols - 1)
 
-        # Kernel positions are innermost: they read what is in the first-level cache. The loops stay loops, since
-        # unrolled they make LLVM spill the sums.
-        def channel(_: Any, values: list[Any]) -> list[Any]:
-            source, *rest = values
+        # The loops stay loops, since unrolled they make LLVM spill the sums.
+        def one_run(index: Any, values: list[Any]) -> list[Any]:
+            source = e.at(x, e.load_integer(e.at(runs, e.times(index, 8))))
+            return e.loop(run, [source, *values], term)[1:]
+
+        def term(_: Any, values: list[Any]) -> list[Any]:
+            source, weight, *total = values
             # The next tile's pixels: what lies a channel apart no processor foresees.
             e.prefetch(e.at(source, next_tile))
-            return [e.at(source, xc), *e.loop(ntaps, rest, functools.partial(tap, source))]
-
-        def tap(source: Any, index: Any, values: list[Any]) -> list[Any]:
-            weight, *total = values
-            at = e.at(source, e.load_integer(e.at(taps, e.times(index, 8))))
             factors = [e.load(e.at(weight, v * self.width)) for v in range(self.vectors)]
             for p, offset in enumerate(offsets):
-                value = e.load_splat(e.at(at, offset))
+                value = e.load_splat(e.at(source, offset))
                 for v, factor in enumerate(factors):
                     i = p * self.vectors + v
                     total[i] = e.fma(value, factor, total[i])
-            return [e.at(weight, self.vectors * self.width), *total]
+            return [e.at(source, xt), e.at(weight, self.vectors * self.width), *total]
 
-        return e.loop(nc, [x, w, *sums], channel)[2:]
+        return e.loop(nruns, [w, *sums], one_run)[1:]
 
     def _add(self, a: list[Any], b: list[Any]) -> list[Any]:
         return [self.e.builder.fadd(u, v) for u, v in zip(a, b, strict=True)]
@@ -123,13 +132,13 @@ class _Tile:
 
     def _gather(self, y: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> list[Any]:
         """Load a tile of an array that lies like y."""
-        e = self.e
+        e = self.outer
         result: list[Any] = [None] * (len(self.pixels) * self.vectors)
         if self.last:
             for v in range(self.vectors):
                 mask = self._vector_mask(v, nk)
                 for p, (r, q) in enumerate(self.pixels):
-                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * self.width)
+                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * e.lanes * e.bytes)
                     result[p * self.vectors + v] = e.load_masked(address, mask)
             return result
         for v in range(self.vectors):
@@ -142,12 +151,12 @@ class _Tile:
         return result
 
     def _scatter(self, sums: list[Any], y: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> None:
-        e = self.e
+        e = self.outer
         if self.last:
             for v in range(self.vectors):
                 mask = self._vector_mask(v, nk)
                 for p, (r, q) in enumerate(self.pixels):
-                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * self.width)
+                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * e.lanes * e.bytes)
                     e.store_masked(sums[p * self.vectors + v], address, mask)
             return
         for v in range(self.vectors):
@@ -186,7 +195,7 @@ class _Tile:
         return self.e.unless_zero(inside, [self.e.zero], lambda _: [value()])[0]
 
     def _load_pixels(self, y: Any, yk: Any, yr: Any, k: int, first: int) -> Any:
-        e, lanes = self.e, self.e.lanes
+        e, lanes = self.outer, self.e.lanes
         result = e.zero
         for r, q, lane, length in self._runs(first):
             address = e.at(y, e.times(yk, k), e.times(yr, r), q * e.bytes)
@@ -196,7 +205,7 @@ class _Tile:
         return result
 
     def _store_pixels(self, vector: Any, y: Any, yk: Any, yr: Any, k: int, first: int) -> None:
-        e, lanes = self.e, self.e.lanes
+        e, lanes = self.outer, self.e.lanes
         for r, q, lane, length in self._runs(first):
             address = e.at(y, e.times(yk, k), e.times(yr, r), q * e.bytes)
             piece = e.shuffle(vector, vector, [(i + lane) % lanes for i in range(lanes)]) if lane else vector

@@ -7,11 +7,23 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.registers import Simd
+from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem, Sizes
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
+_LINE = 64  # bytes of a cache line
+
+# Pixels so many bytes apart contend for the same two sets of a first-level cache.
+_CROWDED = 2048
+
+# Cycles that a vector of a slab takes.
+_FILL = 8
+
+# The weights of a stage take this part of the second-level cache.
+_STAGE = 4
 
 
 class Tile(NamedTuple):
@@ -23,8 +35,10 @@ class Tile(NamedTuple):
     tail: int
 
 
-def choose_tile(output: Sizes, channels: int, lanes: int, registers: int) -> tuple[Tile, float]:
-    """Return the tile that takes the fewest cycles, and these cycles for one input channel and kernel position.
+def choose_tile(
+    output: Sizes, channels: int, lanes: int, registers: int, rate: float = 2.0, terms: int = 1024
+) -> tuple[Tile, float]:
+    """Return the tile that takes the fewest cycles, and these cycles a term, stores included.
 
     Parameters
     ----------
@@ -33,6 +47,10 @@ def choose_tile(output: Sizes, channels: int, lanes: int, registers: int) -> tup
         Output channels of a group.
     lanes, registers : int
         Of the vector unit.
+    rate : float
+        Multiply-adds that it starts in a cycle.
+    terms : int
+        Products that are summed for an output element.
     """
     rows_out, cols_out = output
     needed = -(-channels // lanes)
@@ -45,15 +63,24 @@ def choose_tile(output: Sizes, channels: int, lanes: int, registers: int) -> tup
         for cols in range(1, min(cols_out, pixels) + 1):
             rows = min(rows_out, pixels // cols) if cols == cols_out else 1
             tiles = -(-rows_out // rows) * -(-cols_out // cols)
-            cost = tiles * ((blocks - 1) * _step_cycles(rows * cols, vectors) + _step_cycles(rows * cols, tail))
+            step = (blocks - 1) * _step_cycles(rows * cols, vectors, rate) + _step_cycles(rows * cols, tail, rate)
+            # Storing a tile takes as long whether the vectors that are turned are all needed or not.
+            squares = ((blocks - 1) * vectors + tail) * -(-rows * cols // lanes)
+            cost = tiles * (step + squares * _square_cycles(lanes) / terms)
             if cost < best_cost:
                 best, best_cost = Tile(rows, cols, vectors, tail), cost
     return best, best_cost
 
 
-def _step_cycles(pixels: int, vectors: int) -> float:
-    """Two multiply-adds or two loads a cycle, and the loop's own; fewer sums than eight wait for their predecessors."""
-    return max(pixels * vectors, pixels + vectors, 8) / 2 + 1
+def _step_cycles(pixels: int, vectors: int, rate: float) -> float:
+    """Multiply-adds, or two loads a cycle, or six instructions; sums wait four cycles for their predecessors."""
+    sums, loads = pixels * vectors, pixels + vectors
+    return max(sums / rate, loads / 2, (sums + (loads if vectors > 1 else 1) + 5) / 6, 4.0)
+
+
+def _square_cycles(lanes: int) -> float:
+    """Turning a square of vectors and storing it, in pieces that cross cache lines."""
+    return lanes * (math.log2(lanes) + 1.5)
 
 
 class Work:
@@ -72,19 +99,41 @@ class Work:
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        self.size = problem.itemsize
+        # Of what is computed; arrays may hold less.
+        self.format = format_of(problem)
+        self.size = size_of(computed(self.format))
+        self.is_half = self.format != computed(self.format)
         self.lanes = vectors.lanes(self.size)
         self.axes = lifted_axes(problem)
         self.inputs = problem.ic // problem.groups
         self.outputs = problem.oc // problem.groups
         self.taps = math.prod(problem.kernel_size)
-        self.padded = any(not axis.is_inside((0, axis.out)) for axis in self.axes)
+        padded = any(not axis.is_inside((0, axis.out)) for axis in self.axes)
+        first = problem.layout == "channels_first"
+        pixels = math.prod(problem.output_size)
         # Where an image has one output position (a fully connected layer), a tile takes one pixel of several images.
-        self.across = not self.padded and problem.n > 1 and math.prod(problem.output_size) == 1
+        self.across = not padded and problem.n > 1 and pixels == 1 and (self.taps == 1 or not self.is_half)
+        if self.across and self.taps == 1:
+            point = Axis(1, 1, 1, 1, 1, 0, "zeros")
+            self.axes = (point, Axis(problem.n, problem.n, 1, 1, 1, 0, "zeros"), point)
+        # What tiles read is put together in a slab, unless it lies together already, or would be read only once.
+        if self.taps == 1:
+            step = problem.ic * self.size * (1 if self.across else self.axes[2].stride)
+            crowded = step % _CROWDED == 0 and not (first and pixels > 1) and pixels * problem.n > 1
+            self.staged = padded or crowded
+        else:
+            self.staged = padded or (first and pixels > 1)
+        self.staged |= self.is_half  # widened on the way
+        # A pixel's chunk of channels is a cache line of the slab, or less.
+        self.chunks = -(-self.inputs * self.size // _LINE) if self.staged else 1
+        self.item = -(-self.inputs // self.chunks)
+        self.terms = self.chunks * self.item * self.taps
         self.images = 1 if self.across else problem.n
         _, rows, cols = self.axes
-        self.output = (1, problem.n) if self.across else (rows.out, cols.out)
-        self.tile, self.step_cycles = choose_tile(self.output, self.outputs, self.lanes, vectors.registers)
+        self.output = (problem.n, 1) if self.across else (rows.out, cols.out)
+        self.tile, self.step_cycles = choose_tile(
+            self.output, self.outputs, self.lanes, vectors.registers, vectors.fma_per_cycle, self.terms
+        )
 
     @property
     def block(self) -> int:
@@ -99,24 +148,32 @@ class Work:
     def packed_size(self) -> int:
         """Elements of the packed weight."""
         channels = (self.blocks - 1) * self.block + self.tile.tail * self.lanes
-        return self.problem.groups * channels * self.inputs * self.taps
+        return self.problem.groups * channels * self.terms
 
     @cached_property
     def band(self) -> int:
         """Output rows done together: few enough for half of the cache, and for every worker to get some."""
-        _, rows, _ = self.axes
+        rows = self.output[0]
         outer = self.images * self.problem.groups * self.axes[0].out
-        wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 else 1
-        band = max(self.tile.rows, -(-rows.out // wanted))
-        while band > self.tile.rows and self.slab_bytes(band) > self.cache // 2:
-            band = max(self.tile.rows, band - self.tile.rows)
-        # Even bands: as few rows as may be are done twice.
-        bands = -(-rows.out // band)
-        return max(self.tile.rows, -(-rows.out // bands))
+        wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 and not self._by_blocks else 1
+        band = max(self.tile.rows, -(-rows // wanted))
+        while self.staged and band > self.tile.rows and self.slab_bytes(band) > self.cache // 2:
+            band -= 1
+        band = max(self.tile.rows, -(-rows // -(-rows // band)))  # even bands
+        # Of whole tiles, since the last of a band overlaps the one before.
+        return band if band >= rows else -(-band // self.tile.rows) * self.tile.rows
+
+    @property
+    def _by_blocks(self) -> bool:
+        """Whether workers share out the output channels and not the rows: where the weight is the larger by far."""
+        weight = self.packed_size // self.problem.groups * self.size
+        return self.blocks >= _UNITS * self.workers and weight > 2 * self.slab_bytes(
+            max(self.tile.rows, self.output[0])
+        )
 
     @property
     def bands(self) -> int:
-        return -(-self.axes[1].out // self.band)
+        return -(-self.output[0] // self.band)
 
     @property
     def parts(self) -> int:
@@ -124,19 +181,47 @@ class Work:
         units = self.images * self.problem.groups * self.axes[0].out * self.bands
         if self.workers == 1 or units >= 2 * self.workers:
             return 1
-        return min(self.blocks, -(-2 * self.workers // units))
+        return min(self.blocks, -(-_UNITS * self.workers // units))
 
     @property
     def units(self) -> int:
         return self.images * self.problem.groups * self.axes[0].out * self.bands * self.parts
 
     def slab_bytes(self, band: int) -> int:
-        """Bytes of the input, padding included, that a band of output rows reads."""
+        """Bytes of the input, padding included, that a band of output rows reads; 0 if it is read where it is."""
+        if not self.staged:
+            return 0
         depth, rows, cols = self.axes
-        return self.inputs * depth.extent(1) * rows.extent(band) * cols.extent(cols.out) * self.size
+        pixels = depth.extent(1) * rows.extent(band) * cols.extent(cols.out)
+        return _lines(self.chunks * self.item * pixels * self.size)
 
-    def seconds(self, hertz: float) -> float:
-        """Return what the micro-kernel should take on one core."""
-        p = self.problem
-        steps = self.images * p.groups * self.axes[0].out * self.inputs * self.taps
-        return steps * self.step_cycles / hertz
+    def stage(self, run: int) -> int:
+        """Return how many runs of terms are summed before the next tile's turn comes."""
+        runs = self.terms // run
+        if self._tiles == 1:
+            return runs
+        weights = run * self.block * self.size
+        stages = -(-runs // max(1, self.cache // _STAGE // weights))
+        return -(-runs // stages)
+
+    @property
+    def _tiles(self) -> int:
+        """Tiles of a band."""
+        return -(-self.band // self.tile.rows) * -(-self.output[1] // self.tile.cols)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of a worker's slab, and of sums that wait for the next stage."""
+        sums = self._tiles * self.tile.rows * self.tile.cols * self.block * self.size
+        return self.slab_bytes(self.band) + (_lines(sums) if self.stage(self.item) < self.terms // self.item else 0)
+
+    @property
+    def cycles(self) -> float:
+        """Cycles on one core: all tiles, and the filling of slabs."""
+        outer = self.images * self.problem.groups * self.axes[0].out
+        filled = self.bands * self.parts * self.slab_bytes(self.band) / self.size
+        return outer * (self.terms * self.step_cycles + filled * _FILL / self.lanes)
+
+
+def _lines(size: int) -> int:
+    return -(-size // _LINE) * _LINE

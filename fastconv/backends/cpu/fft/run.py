@@ -48,8 +48,7 @@ class Runner:
         p, (x, w, *rest), (y,) = self.work.problem, inputs, outputs
         packed = w if p.prepacked else self.pack(w)
         if packed.transformed is None or not np.isfinite(x).all():
-            plain = Direct().plan(p.replace(prepacked=False))
-            plain.run((x, packed.plain, *rest), outputs)
+            self._run_plainly((x, packed.plain, *rest), y)
             return
         bias = rest[0] if p.bias != "none" else None
         residual = rest[-1] if p.residual else None
@@ -63,6 +62,16 @@ class Runner:
         with ThreadPoolExecutor(self.work.workers) as pool:
             for done in [pool.submit(self._compute, u, x, packed.transformed, bias, residual, y) for u in units]:
                 done.result()
+
+    def _run_plainly(self, inputs: tuple[Any, ...], y: Any) -> None:
+        """Sum term by term, by an algorithm that computes in the accumulator's type."""
+        p = self.work.problem
+        plain = Direct().plan(p.replace(prepacked=False, dtype=p.accumulator))
+        wide = tuple(array.astype(p.accumulator, copy=False) for array in inputs)
+        result = y if p.dtype == p.accumulator else np.empty(y.shape, p.accumulator)
+        plain.run(wide, (result,))
+        if result is not y:
+            y[...] = result
 
     def _compute(self, unit: tuple[int, ...], x: Any, w: Any, bias: Any, residual: Any, y: Any) -> None:
         """Compute a tile of an image, for some groups."""
@@ -91,7 +100,8 @@ class Runner:
             None if bias is None else bias[channels].reshape(-1, *(1,) * len(tile)),
             None if residual is None else residual[where],
         )
-        y[where] = result
+        with np.errstate(over="ignore"):  # narrowed, a large sum is infinite
+            y[where] = result
 
     def _outputs(self, axis: Axis, length: int, index: int) -> tuple[int, int]:
         step = self.work.outputs_of(axis, length)

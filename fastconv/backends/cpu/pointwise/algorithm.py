@@ -1,20 +1,17 @@
-"""1x1 convolution as a matrix product in place."""
+"""1x1 convolution as a matrix product."""
 
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.pointwise.work import Work
+from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 10e-6
-_EFFICIENCY = 0.85
-_PACK_RATE = 1.5e9  # weights a second
-_HERTZ = 3e9
-
 
 class Pointwise(Algorithm):
-    """Pixels in the lanes of vectors: for maps in channels-first order, whose pixels lie together."""
+    """Panels of pixels times blocks of the weight; pixels or output channels in the lanes; any stride and layout."""
 
     name = "pointwise"
     backend = "numba"
@@ -22,31 +19,27 @@ class Pointwise(Algorithm):
     def refuses(self, problem: AnyProblem) -> str | None:
         if not isinstance(problem, ConvProblem) or problem.direction != "fprop":
             return "solves 1x1 convolutions forward only"
-        if set(problem.kernel_size) != {1} or set(problem.stride) != {1} or any(map(any, problem.padding)):
-            return "needs a kernel of 1, a stride of 1 and no padding"
-        if problem.is_local or problem.layout != "channels_first":
-            return "needs pixels that lie together and share their weights"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
-        return None
+        if problem.is_local:
+            return "shares weights between positions, which a locally connected layer does not"
+        if set(problem.kernel_size) != {1} or any(max(pad) > 0 for pad in problem.padding):
+            return "needs a kernel of 1 and no padding"
+        return unfused_half(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
-        return 0 if work.problem.prepacked else work.packed_size * work.problem.itemsize
+        packed = 0 if work.problem.prepacked else work.packed_bytes
+        return packed + work.workers * work.slab_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        work = _work(problem)
-        packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
-        moving = problem.bytes / machine.bandwidth
-        return _OVERHEAD + packing + max(work.cycles / _HERTZ / _EFFICIENCY, moving) / work.workers
+        return _work(problem).seconds(machine)
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.pointwise.run import Runner
+        from fastconv.backends.cpu.pointwise.run import PointwiseRunner
 
-        runner = Runner(_work(problem))
+        runner = PointwiseRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 
 def _work(problem: AnyProblem) -> Work:
     assert isinstance(problem, ConvProblem)
-    return Work(problem, machine().threads(), machine().l2_bytes)
+    return Work(problem, simd(), machine().threads(), machine().l2_bytes)

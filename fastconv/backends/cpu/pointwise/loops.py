@@ -1,6 +1,6 @@
-"""1x1 convolution of maps whose pixels lie together: lanes are pixels, so that nothing is turned round.
+"""The loops of a 1x1 convolution: panels of a band of pixels are made once, then every block of the weight meets them.
 
-A matrix product in place: the weight (output by input channels) times the map (input channels by pixels).
+One function is compiled for all problems: tiles and copying are called by address.
 """
 
 from __future__ import annotations
@@ -8,105 +8,156 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numba import carray, from_dtype, types
+from llvmlite import ir
+from numba import carray, from_dtype, njit, types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.job import fields_of, job_type
+from fastconv.backends.cpu.memory import clear
+from fastconv.backends.cpu.pointwise.work import TABLE_BYTES
+from fastconv.backends.cpu.simd import I64
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
-    x xn xg xc                  | the input and its strides: image, group, channel
-    y yn yk                     | the output and its strides: image, channel
-    w wblock blocks             | the packed weight, a block of output channels, how many blocks a group has
-    nc oc pixels                | input and output channels of a group, pixels of a map
+    x xn xg xc xd xh xw         | the input and its strides: image, group, channel, output depth, row, column
+    y yn yk yp ystep            | the output and its strides: image, channel, pixel, what a tile steps by
+    w wgroup wblock             | the packed weight, a group of it, a block of output channels
+    wstep0 wstep1               | a step of an input channel in a block, in the last block
+    blocks width                | blocks of a group, output channels of a block
+    nc oc oh ow pixels          | input and output channels of a group, rows and columns and pixels of the output
+    tiles total full cut unit   | tiles of an image and in all, how many are of full size, this size, pixels of its unit
+    bands band parts            | a unit of work: group, band of tiles, part of the blocks
+    slab slab_bytes panel       | where the workers' panels begin, how far workers' and panels are apart
+    layout last                 | how pixels lie: one of `FLAT`, `ROWS`, `TABLE`; the last place in a tile's table
+    run                         | pixels of a row copied at once, at most
+    copy0 copy1 step0 step1     | what makes a panel, and a panel's step of a channel: of full size, one smaller
+    tile00 tile01 tile10 tile11 | the tiles: of full size or one smaller, by a whole block or the last
+    keep0 keep1                 | tiles that make the panel on the way
+    rows                        | whether the output channels are rows
+    item stored                 | bytes of an element as it is computed, and in the arrays
+    streams                     | whether the weight comes from beyond the cache for every band
     bias residual activation    | addresses, 0 for none; the residual lies like y
-    groups bands band           | a unit of work: image, group, band of tiles
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
+
+# How far ahead a weight that streams past is prefetched: a page and more, at whose end processors stop foreseeing.
+_DISTANCE = 8192
+
+# How the pixels of an image lie: all side by side; some in each row; channels are side by side.
+FLAT, ROWS, TABLE = range(3)
 
 
-@intrinsic(prefer_literal=True)
-def _tile(typingctx, rows, vectors, lanes, bits, fused, x, xc, nc, w, y, yk, nk, count, bias, residual, activation):
-    """Compute ``rows`` output channels by ``vectors * lanes`` pixels, of which ``nk`` and ``count`` exist."""
-    literals = (rows, vectors, lanes, bits, fused)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
-        return None
-    shape = [a.literal_value for a in literals]
+def _caller(count: int) -> Any:
+    """Return the code of a call, by its address, of a function of integers."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _emit(builder, *shape, *args[len(literals) :])
+        kind = ir.FunctionType(ir.VoidType(), [I64] * count)
+        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 11), codegen
+    return codegen
 
 
-def _emit(
-    builder: Any, rows: int, vectors: int, lanes: int, bits: int, fused: int,
-    x: Any, xc: Any, nc: Any, w: Any, y: Any, yk: Any, nk: Any, count: Any, bias: Any, residual: Any, activation: Any,
-) -> None:  # fmt: skip
-    e = Emitter(builder, bits, lanes, bool(fused))
-    width = lanes * e.bytes
-    masks = [e.first(builder.sub(count, I64(v * lanes))) for v in range(vectors)]
-    is_whole = builder.icmp_signed(">=", count, I64(vectors * lanes))
+@intrinsic
+def _call_copy(typingctx, function, source, channel, channels, target, step, pixels):
+    return types.void(*(types.int64,) * 7), _caller(6)
 
-    def exists(row: int) -> Any:
-        return builder.icmp_signed("<", I64(row), nk)
 
-    def bias_of(row: int) -> Any:
-        # A row that does not exist reads the last one's.
-        last = builder.select(exists(row), I64(row), builder.sub(nk, I64(1)))
-        return e.load_splat(e.at(bias, e.times(last, e.bytes)))
+@intrinsic
+def _call_tile(
+    typingctx, function,
+    a, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel,
+):  # fmt: skip
+    return types.void(*(types.int64,) * 15), _caller(14)
 
-    def product(load: Any) -> list[Any]:
-        def channel(_: Any, values: list[Any]) -> list[Any]:
-            source, weight, *total = values
-            pixels = [load(v, e.at(source, v * width)) for v in range(vectors)]
-            # The next tile's: what lies a channel apart no processor foresees.
-            for v in range(vectors):
-                e.prefetch(e.at(source, (vectors + v) * width))
-            for r in range(rows):
-                factor = e.load_splat(e.at(weight, r * e.bytes))
-                for v, value in enumerate(pixels):
-                    total[r * vectors + v] = e.fma(factor, value, total[r * vectors + v])
-            return [e.at(source, xc), e.at(weight, rows * e.bytes), *total]
 
-        start = e.unless_zero(bias, [e.zero] * rows, lambda _: [bias_of(r) for r in range(rows)])
-        return e.loop(nc, [x, w, *(value for value in start for _ in range(vectors))], channel)[2:]
+@intrinsic
+def _put(typingctx, address, value):
+    """Write a 64-bit integer to an address."""
 
-    def finish(sums: list[Any], store: Any, load: Any) -> None:
-        def add(values: list[Any]) -> list[Any]:
-            # A row that does not exist reads the first one's.
-            starts = [e.at(residual, builder.select(exists(r), e.times(yk, r), I64(0))) for r in range(rows)]
-            loaded = [load(v, e.at(start, v * width)) for start in starts for v in range(vectors)]
-            return [builder.fadd(a, b) for a, b in zip(values, loaded, strict=True)]
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], I64.as_pointer()))
+        return context.get_dummy_value()
 
-        sums = e.unless_zero(residual, sums, add)
-        sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
-        for r in range(rows):
-            with builder.if_then(exists(r), likely=True):
-                for v in range(vectors):
-                    store(v, sums[r * vectors + v], e.at(y, e.times(yk, r), v * width))
+    return types.void(types.int64, types.int64), codegen
 
-    with builder.if_else(is_whole, likely=True) as (whole, part):
-        with whole:
-            finish(product(lambda v, a: e.load(a)), lambda v, s, a: e.store(s, a), lambda v, a: e.load(a))
-        with part:
 
-            def load(v: int, address: Any) -> Any:
-                return e.load_masked(address, masks[v])
+@njit
+def _first(job, tile):
+    """Return the first pixel of a tile, which may be the one after the last."""
+    return (tile * job.cut - max(0, tile - job.full)) * job.unit
 
-            finish(product(load), lambda v, s, a: e.store_masked(s, a, masks[v]), load)
+
+@njit
+def _pixel(job, pixel):
+    """Return where a pixel is in an image of the input."""
+    row = pixel // job.ow
+    return row // job.oh * job.xd + row % job.oh * job.xh + pixel % job.ow * job.xw
+
+
+@njit
+def _source(job, group, index):
+    """Return where the pixels of a tile begin."""
+    return job.x + index // job.tiles * job.xn + group * job.xg + _pixel(job, _first(job, index % job.tiles))
+
+
+@njit
+def _in_place(job, index):
+    """Whether a tile can read its pixels where they are: whole vectors of them, stored as they are computed."""
+    return (
+        job.item == job.stored
+        and job.layout == FLAT
+        and (job.rows == 0 or _first(job, index % job.tiles + 1) <= job.pixels)
+    )
+
+
+@njit
+def _make_panel(job, group, index, target, table):
+    """Copy what a tile reads."""
+    tile = index % job.tiles
+    copy, step = (job.copy0, job.step0) if tile < job.full else (job.copy1, job.step1)
+    first, stop = _first(job, tile), min(_first(job, tile + 1), job.pixels)
+    if job.layout == FLAT:
+        _call_copy(copy, _source(job, group, index), job.xc, job.nc, target, step, stop - first)
+        return
+    image = job.x + index // job.tiles * job.xn + group * job.xg
+    if job.layout == TABLE:
+        # Divisions would cost as much as the copying.
+        evenly = job.oh == 1 and job.ow == job.pixels
+        for i in range(job.last + 1):
+            pixel = min(first + i, stop - 1)
+            _put(table + 8 * i, image + (pixel * job.xw if evenly else _pixel(job, pixel)))
+        _call_copy(copy, table, 0, job.nc, target, step, stop - first)
+        return
+    if stop - first < job.cut * job.unit:
+        clear(target, job.panel)  # lanes that do not exist
+    while first < stop:
+        pixels = min(stop - first, job.ow - first % job.ow, job.run)
+        _call_copy(copy, image + _pixel(job, first), job.xc, job.nc, target, step, pixels)
+        target += pixels * job.item
+        first += pixels
+
+
+@njit
+def _ahead(job, group, block, index, current, stop, total):
+    """Return where to prefetch from during a tile, and by which step: what will be read next and is far away."""
+    w = job.w + group * job.wgroup + block * job.wblock
+    if job.streams and index == current and stop > current + 1 and block + 1 < job.blocks:
+        return w + job.wblock, job.wstep0
+    following = index + job.band
+    if block < 2 and following < total:
+        if job.layout == TABLE:
+            return _source(job, group, following) + block * job.nc * 64, 128
+        return _source(job, group, following) + block * 128, job.xc
+    # The weight itself, of which no later tile of the band will find the next piece near.
+    return w + _DISTANCE, job.wstep0 if job.streams and stop == current + 1 else 0
 
 
 @cache
-def loops(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
-    """Return the compiled loops for a tile's shape: ``run(job, start, stop, worker)`` does a range of units."""
-    size = bits // 8
-    step = vectors * lanes
+def loops() -> Any:
+    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units."""
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
@@ -114,23 +165,56 @@ def loops(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
         if sources == 0:
             return
         job = carray(jobs, 1)[0]
+        table = job.slab + worker * job.slab_bytes
+        panels = table + TABLE_BYTES
+        made = kept = -1
         for unit in range(start, stop):
-            band, rest = unit % job.bands, unit // job.bands
-            group, image = rest % job.groups, rest // job.groups
-            x = job.x + image * job.xn + group * job.xg
-            first = group * job.oc
-            y = image * job.yn + first * job.yk
-            for block in range(job.blocks):
-                k = block * rows
-                w = job.w + (group * job.blocks + block) * job.wblock
-                bias = job.bias + (first + k) * size if job.bias else 0
-                for pixel in range(band * job.band, min((band + 1) * job.band, job.pixels), step):
-                    at = y + k * job.yk + pixel * size
+            part, rest = unit % job.parts, unit // job.parts
+            group = rest // job.bands
+            begin = rest % job.bands * job.band
+            end = min(begin + job.band, job.total)
+            if rest != made:
+                for index in range(begin, end):
+                    if not _in_place(job, index):
+                        _make_panel(job, group, index, panels + (index - begin) * job.panel, table)
+                made = rest
+            first_block, stop_block = part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts
+            is_single = stop_block - first_block == 1
+            for block in range(first_block, stop_block):
+                k = block * job.width
+                channel = group * job.oc + k
+                w = job.w + group * job.wgroup + block * job.wblock
+                bias = job.bias + channel * job.stored if job.bias else 0
+                is_last = block == job.blocks - 1
+                wstep = job.wstep1 if is_last else job.wstep0
+                # The first block reads the pixels where they are, and makes the panel for the others.
+                reads = is_single or (block == first_block and rest != kept)
+                for index in range(begin, end):
+                    tile = index % job.tiles
+                    pixel = _first(job, tile)
+                    panel = panels + (index - begin) * job.panel
+                    source, step = panel, job.step1
+                    function = job.tile11 if is_last else job.tile10
+                    if tile < job.full:
+                        function, step = job.tile01 if is_last else job.tile00, job.step0
+                    if reads and _in_place(job, index):
+                        source, step = _source(job, group, index), job.xc
+                        if not is_single:
+                            function = job.keep0 if tile < job.full else job.keep1
+                    at = index // job.tiles * job.yn + channel * job.yk + pixel * job.yp
                     residual = job.residual + at if job.residual else 0
-                    _tile(
-                        rows, vectors, lanes, bits, fused,
-                        x + pixel * size, job.xc, job.nc, w, job.y + at, job.yk,
-                        job.oc - k, job.pixels - pixel, bias, residual, job.activation,
-                    )  # fmt: skip
+                    ahead, ahead_step = _ahead(job, group, block, index, begin, end, job.total)
+                    if job.rows:
+                        _call_tile(
+                            function, w, wstep, source, step, job.nc, job.y + at, job.ystep, job.pixels - pixel,
+                            bias, residual, job.activation, ahead, ahead_step, panel,
+                        )  # fmt: skip
+                    else:
+                        _call_tile(
+                            function, source, step, w, wstep, job.nc, job.y + at, job.ystep, job.oc - k,
+                            bias, residual, job.activation, ahead, ahead_step, panel,
+                        )  # fmt: skip
+            if not is_single:
+                kept = rest
 
     return run

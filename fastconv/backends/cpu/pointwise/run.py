@@ -1,4 +1,4 @@
-"""Running a 1x1 convolution in place."""
+"""Running a 1x1 convolution: addresses into the record of integers, workers onto the units."""
 
 from __future__ import annotations
 
@@ -6,64 +6,133 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import epilogue
-from fastconv.backends.cpu import threads
-from fastconv.backends.cpu.activation import FUSED
-from fastconv.backends.cpu.packing import pack_kernel
-from fastconv.backends.cpu.pointwise.loops import FIELDS, loops
-from fastconv.backends.cpu.pointwise.work import Work
+from fastconv.backends.cpu.packing import has_adjacent_outputs, pack_columns, pack_kernel
+from fastconv.backends.cpu.pointwise.loops import FIELDS, FLAT, ROWS, TABLE, loops
+from fastconv.backends.cpu.pointwise.panel import copy_every, copy_lines, copy_one, turn_lines
+from fastconv.backends.cpu.pointwise.tile import tile
+from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, Work
+from fastconv.backends.cpu.runner import Packed, Runner
 from fastconv.backends.cpu.scratch import address
-
-# Where the addresses stand that every run fills in.
-_PLACES = [FIELDS.index(name) for name in ("x", "y", "w", "bias", "residual", "activation")]
+from fastconv.problem import Sizes
 
 
-class Runner:
-    """Runs one problem; arrays whose pixels do not lie together are copied."""
+class PointwiseRunner(Runner):
+    """Runs one problem on arrays of any strides."""
+
+    fields = FIELDS
 
     def __init__(self, work: Work) -> None:
+        super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
         self.work = work
-        p, size = work.problem, work.problem.itemsize
-        bands = -(-work.pixels // work.band)
-        fields = {
-            "xn": p.ic * work.pixels * size, "xg": work.inputs * work.pixels * size, "xc": work.pixels * size,
-            "yn": p.oc * work.pixels * size, "yk": work.pixels * size,
-            "wblock": work.rows * work.inputs * size, "blocks": work.blocks,
-            "nc": work.inputs, "oc": work.outputs, "pixels": work.pixels,
-            "groups": p.groups, "bands": bands, "band": work.band,
-        }  # fmt: skip
-        self._record = np.array([fields.get(name, 0) for name in FIELDS], np.int64)
-        self._loops = loops(work.rows, work.vectors, work.lanes, 8 * size, int(work.simd.fma)).address
-        self._units = p.n * p.groups * bands
-        self._pack = pack_kernel(8 * size, work.rows)
-        self._offsets = np.arange(work.inputs) * (work.rows * size)
-        self._constants = np.array(FUSED[p.activation], p.dtype) if p.activation in FUSED else None
+        self._rows = work.tile.form == ROWS_ARE_CHANNELS
+        self._pack = pack_kernel(work.format, work.width if self._rows else work.lanes)
+        # A last block of fewer rows has the room of a whole one.
+        widths = (work.width, work.width if self._rows else work.tile.tail * work.lanes)
+        self._offsets = [np.arange(work.inputs) * (width * work.size) for width in widths]
+        self._loops = loops().address
+        self._tiles = self._compile()
 
-    def pack(self, w: Any) -> Any:
-        """Return the weight block by block, a block's channels side by side."""
+    def _compile(self) -> dict[str, int]:
+        """Return the addresses of the tiles: of full size or one smaller, by a whole block or the last."""
+        work, t = self.work, self.work.tile
+        addresses = {}
+        for i in (0, 1):
+            for j, channels in enumerate((t.block, t.tail)):
+                pixels = t.cut.size - i
+                if (i and t.cut.full == t.cut.pieces) or (not j and t.blocks == 1):
+                    continue
+                addresses[f"tile{i}{j}"] = self._tile(pixels, channels, 0)
+                if j == 0:
+                    # A panel of pixels in the lanes is as wide as the tile.
+                    kept = pixels * work.lanes if self._rows else work.stride
+                    addresses[f"keep{i}"] = self._tile(pixels, channels, kept)
+        return addresses
+
+    def _tile(self, pixels: int, channels: int, kept: int) -> int:
         work = self.work
-        rows = np.require(w, requirements=("C", "A")).reshape(work.problem.oc, work.inputs)
-        packed = np.empty(work.packed_size, w.dtype)
-        offsets = address(self._offsets)
-        self._pack(
-            address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.rows,
-            address(packed), offsets, offsets,
-        )  # fmt: skip
-        return packed
+        rows, vectors = (channels, pixels) if self._rows else (pixels, channels)
+        compiled = tile(rows, vectors, work.lanes, work.format, int(work.simd.fma), work.tile.form, kept)
+        address: int = compiled.address
+        return address
 
-    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        p, (y,) = self.work.problem, outputs
-        x, w, *rest = inputs
-        x, target, *rest = (np.require(a, requirements=("C", "A")) for a in (x, y, *rest))
-        packed = w if p.prepacked else self.pack(w)
-        bias = rest[0] if p.bias != "none" else None
-        residual = rest[-1] if p.residual else None
-        job = self._record.copy()
-        for place, array in zip(_PLACES, (x, target, packed, bias, residual, self._constants), strict=True):
-            job[place] = 0 if array is None else address(array)
-        threads.run(self._loops, address(job), self._units, self.work.workers)
-        if p.activation is not None and self._constants is None:
-            epilogue.apply(p.activation, target)
-        if target is not y:
-            y[...] = target
+    def pack(self, w: Any) -> Packed:
+        """Return the weight as the micro-kernel reads it."""
+        work = self.work
+        packed = np.empty(work.packed_bytes, np.uint8)
+        start = address(packed)
+        start += -start % 64
+        if has_adjacent_outputs(w, work.problem.groups):
+            lanes = work.width if self._rows else work.lanes
+            pack_columns(w, work.format, lanes, work.width, start, [*map(address, self._offsets)], work.workers)
+            return Packed(packed, start)
+        rows = np.require(w, requirements=("C", "A")).reshape(work.problem.oc, work.inputs)
+        self._pack(
+            address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.width, work.inputs,
+            start, *map(address, self._offsets),
+        )  # fmt: skip
+        return Packed(packed, start)
+
+    def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
+        """See `Runner`."""
+        work, p, size, t = self.work, self.work.problem, self.work.size, self.work.tile
+        output = [axis.out for axis in work.axes]
+        xn, xc, *x_axes = x
+        yn, yk, *y_axes = y
+        x_axes = [axis.stride * step for axis, step in zip(work.axes, x_axes, strict=True)]
+        xp, yp = _together(p.n, output, xn, x_axes, work.merged), _together(p.n, output, yn, y_axes, work.merged)
+        if yp is None or (work.merged and xp is None):
+            return None
+        channels_last = t.form == LANES_ARE_CHANNELS
+        if (yk if channels_last else yp) != p.itemsize and (p.oc if channels_last else work.pixels) > 1:
+            return None
+        if xp is not None:
+            x_axes, output = [0, 0, xp], [1, 1, work.pixels]
+        f = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": x_axes[0], "xh": x_axes[1], "xw": x_axes[2]}
+        f |= {"yn": yn, "yk": yk, "yp": yp, "ystep": yp if channels_last else yk}
+        f |= {"wgroup": work.group_size * size, "wblock": work.width * work.inputs * size, "wstep0": work.width * size}
+        f["wstep1"] = (work.width if self._rows else t.tail * work.lanes) * size
+        f |= {"blocks": t.blocks, "width": work.width, "nc": work.inputs, "oc": work.outputs}
+        f |= {"oh": output[1], "ow": output[2], "pixels": work.pixels}
+        f |= {"tiles": t.cut.pieces, "total": work.images * t.cut.pieces, "full": t.cut.full, "cut": t.cut.size}
+        f |= {"unit": t.unit, "bands": work.bands, "band": work.band, "parts": work.parts}
+        f |= {"slab_bytes": work.slab_bytes, "panel": work.panel_bytes, "rows": int(self._rows)}
+        f |= {"item": size, "stored": p.itemsize}
+        f["streams"] = int(not work.is_small)
+        f["activation"] = self.activation
+        return f | self._tiles | self._copying(xc, x_axes[2], xp), self._loops, None
+
+    def _copying(self, channel: int, column: int, pixel: int | None) -> dict[str, int]:
+        """Return how panels are made of an input of such strides, of which all pixels may be ``pixel`` apart."""
+        work, size, stored = self.work, self.work.size, self.work.problem.itemsize
+        bits, lanes = work.format, work.lanes
+        steps = [work.stride, work.stride - lanes if self._rows else work.stride]
+        f = {"step0": steps[0] * size, "step1": steps[1] * size}
+        if pixel == stored or work.pixels == 1:
+            vectors = [max(1, -(-step // lanes)) for step in steps]
+            copies = [copy_lines(count, lanes, bits).address for count in vectors]
+            return f | {"layout": FLAT, "copy0": copies[0], "copy1": copies[1]}
+        if channel == stored and not self._rows:
+            last = -(-work.tile.cut.size // lanes) * lanes - 1
+            copy = turn_lines(lanes, bits).address
+            return f | {"layout": TABLE, "last": last, "copy0": copy, "copy1": copy}
+        if column in (stored, 2 * stored):
+            copy = copy_every(column // stored, lanes, bits).address
+            return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": work.pixels}
+        copy = copy_one(bits).address
+        return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": 1}
+
+
+def _together(n: int, output: list[int], image: int, axes: list[int], merged: bool) -> int | None:
+    """Return the bytes between neighbouring pixels, if these are the same for all of them."""
+    lines = [*zip(reversed(output), reversed(axes), strict=True), (n if merged else 1, image)]
+    step: int | None = None
+    expected = 0
+    for count, stride in lines:
+        if count == 1:
+            continue
+        if step is None:
+            step = expected = stride
+        elif stride != expected:
+            return None
+        expected *= count
+    return step or 0

@@ -1,46 +1,240 @@
-"""A 1x1 convolution made ready: its tile, its bands of pixels, its cost."""
+"""A 1x1 convolution made ready: its tile, how the work is cut, what it costs."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
+from typing import NamedTuple
 
-from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.formats import computed, format_of, size_of
+from fastconv.backends.cpu.registers import Simd
+from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
+
+# How a tile is stored: the rows are output channels; the lanes are, and a pixel's lie together; the lanes are, and
+# a channel's pixels lie together.
+ROWS_ARE_CHANNELS, LANES_ARE_CHANNELS, TURNED = range(3)
+
+_LATENCY = 4  # cycles before a sum can be added to again
+_CALL = 40  # cycles of a tile's beginning and end
+_EVEN = 0.95  # which share of their time all workers should have something to do
+_OVERHEAD = 5e-6
+TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
+_UNITS = 4  # units of work a thread, so that an uneven end costs little
+
+
+class Cut(NamedTuple):
+    """A length in pieces that differ by one at most: ``full`` pieces of ``size``, the others one smaller."""
+
+    pieces: int
+    size: int
+    full: int
+
+
+def even(length: int, most: int) -> Cut:
+    """Return the fewest pieces of at most a size."""
+    pieces = -(-length // most)
+    size = -(-length // pieces)
+    return Cut(pieces, size, length - pieces * (size - 1))
+
+
+class Tile(NamedTuple):
+    """A way to tile a problem.
+
+    Pixels are cut evenly, in vectors or one by one (``unit``). Output channels come in blocks of ``block`` rows or
+    vectors, the last block of ``tail``.
+    """
+
+    form: int
+    cut: Cut
+    unit: int
+    blocks: int
+    block: int
+    tail: int
 
 
 class Work:
-    """A problem as the loops take it."""
+    """A problem as the loops take it.
 
-    def __init__(self, problem: ConvProblem, workers: int, cache: int) -> None:
-        self.problem, self.workers, self._cache = problem, workers, cache
-        self.simd = simd()
-        self.lanes = self.simd.lanes(problem.itemsize)
-        self.rows = 8 if self.simd.registers >= 32 else 4
-        self.pixels = math.prod(problem.output_size)
+    Parameters
+    ----------
+    problem : ConvProblem
+    vectors : Simd
+        The register file.
+    workers : int
+        Threads that will share the work.
+    cache : int
+        Bytes of a core's L2 cache.
+    """
+
+    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
+        # Of what is computed; arrays may hold less.
+        self.format = format_of(problem)
+        self.size = size_of(computed(self.format))
+        self.lanes = vectors.lanes(self.size)
+        self.axes = lifted_axes(problem)
         self.inputs, self.outputs = problem.ic // problem.groups, problem.oc // problem.groups
-        self.blocks = -(-self.outputs // self.rows)
-        self.vectors = min((3, 2, 1), key=self._cycles)
+        pixels = math.prod(problem.output_size)
+        # Where a pixel's channels lie together and none is left out, all images are one.
+        self.merged = problem.layout == "channels_last" and problem.input_size == problem.output_size
+        self.images, self.pixels = (1, problem.n * pixels) if self.merged else (problem.n, pixels)
+        self.tile = min(self._tiles(), key=self.tile_cycles)
 
-    def _cycles(self, vectors: int) -> float:
-        """Two multiply-adds or two loads a cycle, and the loop's own."""
-        step = max(self.rows * vectors, self.rows + vectors) / 2 + 1
-        tiles = self.blocks * -(-self.pixels // (vectors * self.lanes))
-        return self.problem.n * self.problem.groups * tiles * self.inputs * step
+    def _tiles(self) -> Iterator[Tile]:
+        """Yield every tiling worth a thought."""
+        registers = self.simd.registers
+        if self.problem.layout == "channels_last":
+            forms = [LANES_ARE_CHANNELS]
+        else:
+            forms = [TURNED]
+            few = registers // 4
+            for rows, vectors in ((few, 3), (few, 2), (few, 1), (2 * few, 1)):
+                blocks = -(-self.outputs // rows)
+                cut = even(-(-self.pixels // self.lanes), vectors)
+                yield Tile(ROWS_ARE_CHANNELS, cut, self.lanes, blocks, rows, self.outputs - (blocks - 1) * rows)
+        needed = -(-self.outputs // self.lanes)
+        for form in forms:
+            for vectors in range(1, min(needed, 3) + 1):
+                blocks = -(-needed // vectors)
+                # Beside the sums: a step's vectors, and one value that is broadcast.
+                most = min((registers - 1 - vectors) // vectors, 28)
+                yield Tile(form, even(self.pixels, most), 1, blocks, vectors, needed - (blocks - 1) * vectors)
+
+    def _shape(self, tile: Tile, pixels: int, channels: int) -> tuple[int, int]:
+        """Return (rows, vectors) of a tile."""
+        return (channels, pixels) if tile.form == ROWS_ARE_CHANNELS else (pixels, channels)
+
+    def _cycles(self, form: int, rows: int, vectors: int) -> float:
+        """Cycles of one tile."""
+        rate = self.simd.fma_per_cycle
+        # Broadcasts come two a cycle; whole vectors as fast as they are multiplied.
+        step = max(rows * vectors / rate, rows / 2 + vectors / rate, _LATENCY)
+        end: float = rows * vectors
+        if form == TURNED:
+            squares = vectors * -(-rows // self.lanes)
+            end = squares * self.lanes * (math.log2(self.lanes) + 2)
+        return self.inputs * step + 2 * end + _CALL
+
+    def _packing(self, tile: Tile) -> float:
+        """Cycles of copying the pixels of a tile of full size."""
+        if self.problem.layout == "channels_last":
+            return self.inputs * (math.log2(self.lanes) + 2) * -(-tile.cut.size // self.lanes)
+        vectors = -(-tile.cut.size * tile.unit // self.lanes)
+        # Where they lie together, the first block copies them on its way.
+        in_passing = self.problem.input_size == self.problem.output_size and self.size == self.problem.itemsize
+        return self.inputs * vectors * (0.5 if in_passing else 2)
+
+    def tile_cycles(self, tile: Tile) -> float:
+        """Cycles of the whole problem."""
+        total = 0.0
+        for pixels, pieces in ((tile.cut.size, tile.cut.full), (tile.cut.size - 1, tile.cut.pieces - tile.cut.full)):
+            if not pieces:
+                continue
+            block, tail = (
+                self._cycles(tile.form, *self._shape(tile, pixels, channels)) for channels in (tile.block, tile.tail)
+            )
+            total += pieces * ((tile.blocks - 1) * block + tail + self._packing(tile))
+        return self.images * self.problem.groups * total
 
     @property
-    def cycles(self) -> float:
-        return self._cycles(self.vectors)
+    def width(self) -> int:
+        """Output channels of a block."""
+        return self.tile.block * (1 if self.tile.form == ROWS_ARE_CHANNELS else self.lanes)
+
+    @property
+    def group_size(self) -> int:
+        """Elements of the packed weight of a group."""
+        if self.tile.form == ROWS_ARE_CHANNELS:
+            channels = self.tile.blocks * self.width
+        else:
+            channels = (self.tile.blocks - 1) * self.width + self.tile.tail * self.lanes
+        return channels * self.inputs
 
     @property
     def packed_size(self) -> int:
         """Elements of the packed weight."""
-        return self.problem.groups * self.blocks * self.rows * self.inputs
+        return self.problem.groups * self.group_size
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weight, which begins on a cache line."""
+        return self.packed_size * self.size + 64
+
+    @property
+    def stride(self) -> int:
+        """Elements from one channel of a panel to the next."""
+        if self.tile.form == ROWS_ARE_CHANNELS:
+            return self.tile.cut.size * self.lanes
+        rows = self.tile.cut.size
+        return rows if rows <= self.lanes else -(-rows // self.lanes) * self.lanes
+
+    @property
+    def panel_bytes(self) -> int:
+        """Bytes from one panel to the next."""
+        return -(-self.stride * self.inputs * self.size // 64) * 64
 
     @cached_property
     def band(self) -> int:
-        """Pixels done with every block of the weight in turn: few if the weight stays in the cache."""
-        tile = self.vectors * self.lanes
-        if self.packed_size * self.problem.itemsize <= self._cache // 2:
-            return tile
-        return max(1, self._cache // 2 // (self.inputs * self.problem.itemsize * tile)) * tile
+        """Tiles whose panels are made together: few if the weight stays in the cache, else as many as fit there."""
+        total = self.images * self.tile.cut.pieces
+        if self.is_small:
+            room, share = self.cache // 16, -(-total * self.problem.groups // (_UNITS * self.workers))
+        else:
+            room, share = self.cache // 2, total
+        most = max(1, min(room // self.panel_bytes, share, total))
+        return even(total, most).size
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a group's weight stays in the cache."""
+        return self.group_size * self.size <= self.cache // 2
+
+    @property
+    def bands(self) -> int:
+        return -(-self.images * self.tile.cut.pieces // self.band)
+
+    @cached_property
+    def parts(self) -> int:
+        """Pieces that the blocks of output channels are cut into, where bands alone do not feed all workers evenly."""
+        if self.workers == 1:
+            return 1
+        least = (_UNITS // 2 if self.is_small else _UNITS) * self.workers
+        units = self.bands * self.problem.groups
+        most = min(self.tile.blocks, 4 * self.workers)
+        choices = range(min(most, -(-least // units)), most)
+        return next((parts for parts in choices if self._balance(parts) >= _EVEN), most)
+
+    def _balance(self, parts: int) -> float:
+        """Return which share of their time the workers have something to do."""
+        units = self.bands * self.problem.groups * parts
+        rounds = -(-units // self.workers) * -(-self.tile.blocks // parts)
+        return self.bands * self.problem.groups * self.tile.blocks / (rounds * self.workers)
+
+    @property
+    def units(self) -> int:
+        return self.bands * self.problem.groups * self.parts
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of a worker's panels, and of the table of pixels before them."""
+        taken = TABLE_BYTES + self.band * self.panel_bytes + 4 * self.simd.vector_bytes
+        return -(-taken // 64) * 64
+
+    def seconds(self, machine: Machine) -> float:
+        """Return what a run should take."""
+        packing = 0.0 if self.problem.prepacked else _moving(2 * self.packed_size * self.size, machine)
+        moving = _moving(self.problem.bytes, machine)
+        computing = self.tile_cycles(self.tile) / machine.hertz
+        return _OVERHEAD + packing + max(computing, moving) / (self.workers * self._balance(self.parts))
+
+
+def _moving(count: int, machine: Machine) -> float:
+    """Return what moving bytes should take.
+
+    Beyond the second level is a cache of unknown size, several times as large and as fast as memory.
+    """
+    near = min(count, 8 * machine.l2_bytes)
+    return (near / 4 + count - near) / machine.bandwidth

@@ -3,6 +3,7 @@
 A unit of work is a block of tiles. Its input is transformed for all channels: ``v[point][chunk][tile][lane]``, where a
 chunk is what input channels the lanes hold. Then, for one block of output channels after another, each point is a
 matrix product, ``m[point][tile][lane]``, which is transformed back, given bias and activation, and stored.
+Where there are few blocks of tiles, all workers do one together, in two stages: they share what is transformed.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from numba import carray, from_dtype, njit, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import clear, integer, move
-from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.backends.cpu.winograd.product import call_products
 from fastconv.backends.cpu.winograd.transforms import (
     copy_lanes,
@@ -38,144 +38,165 @@ _FIELDS = """
     bias activation             | addresses, 0 for none
     vectors tail                | vectors of output channels in a block, and in a group's last block
     product product_last        | addresses of the compiled products for either
-    blocks parts                | blocks of output channels of a group, and pieces that they are cut into
+    blocks                      | blocks of output channels of a group
     down across all_rows        | rows of tiles of an image, tiles of a row, rows of tiles of all images
     rows cols                   | a block of tiles: rows, over image borders too, and tiles of a row
     row_bands col_bands         | blocks of tiles along rows and columns
+    stage unit                  | 0: units are blocks of tiles; 1 and 2: stages of this one
+    v v_bytes                   | where the transformed input is; how far apart those of workers are, 0 if they share it
     scratch scratch_bytes       | where the workers' scratch begins, and how far apart they are
-    v_plane m_plane slab_row    | strides in it: points of v and of m, rows of the slab
-    m slab strip                | offsets in it of the products, the padded input, the output
+    v_plane m_plane slab_row    | strides: points of v and of m, rows of the slab
+    slab strip                  | offsets in the scratch, behind the products: the padded input, the output
     special                     | set to 1 if NaN or infinity is met
 """
 JOB = np.dtype([(name, np.int64) for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split()])
 
 
-@cache
-def loops(m: int, lanes: int, bits: int, fused: int) -> Any:
-    """Return the compiled loops for F(m, 3): ``run(job, start, stop, worker)`` does a range of units."""
+@njit
+def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
+    """Copy what a row of tiles reads of some channels into the slab: padded, lanes together.
+
+    Tiles are ``m`` apart and read ``extent`` rows and columns.
+    """
     size = bits // 8
     width = lanes * size
-    extent = m + TAPS - 1
-    points = extent * extent
+    columns = job.cols * m + extent - m
+    low = max(job.first - col, 0)
+    high = max(low, min(job.last - col, columns))
+    for i in range(extent):
+        source_h = integer(job.table_h + 8 * (row + i))
+        target = slab + i * job.slab_row
+        if source_h < 0:
+            clear(target, columns * width)
+            continue
+        source = x + source_h * job.xh
+        inside = source + (col - job.before) * job.xw
+        if job.xw == size:
+            for j in range(low, high, lanes):
+                count = min(lanes, high - j)
+                gather_lanes(
+                    lanes, bits, inside + j * size, job.xc, channels, count, target + j * width, ahead
+                )  # fmt: skip
+        elif job.xc == size:
+            for j in range(low, high):
+                copy_lanes(lanes, bits, inside + j * job.xw, target + j * width, channels, lanes)
+        else:
+            high = low
+        for edge in range(low + columns - high):
+            j = edge if edge < low else edge - low + high
+            source_w = integer(job.table_w + 8 * (col + j))
+            if source_w < 0:
+                clear(target + j * width, width)
+            else:
+                for c in range(channels):
+                    move(target + j * width + c * size, source + source_w * job.xw + c * job.xc, size)
+
+
+@njit
+def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
+    """Transform the input of a block of tiles: a range of its pieces, each a row of tiles of a chunk."""
+    width = lanes * (bits // 8)
+    slab, tiles = scratch + job.slab, job.rows * job.cols
+    for piece in range(start, stop):
+        r, c = piece // job.chunks, piece % job.chunks
+        image, tile_row = (row + r) // job.down, (row + r) % job.down
+        x = job.x + image * job.xn + group * job.xg
+        channels = min(job.chunk, job.ic - c * job.chunk)
+        # Meanwhile the next chunk is fetched, after the last one the next row of tiles.
+        ahead = (job.chunk if c < job.chunks - 1 else -c * job.chunk) * job.xc
+        ahead += 0 if c < job.chunks - 1 else m * job.xh
+        fill(m, extent, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * m, col * m)
+        target = v + (c * tiles + r * job.cols) * width
+        for t in range(job.cols):
+            source = slab + t * m * width
+            transform_input(extent, lanes, bits, fused, source, job.slab_row, target + t * width, job.v_plane)
+
+
+@njit
+def _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, channel, row, col):
+    """Transform the products of a block of tiles and output channels, and store."""
+    size = bits // 8
+    width = lanes * size
+    strip, strip_row = scratch + job.strip, job.cols * m * width
+    special = 0
+    for r in range(job.rows):
+        image, tile_row = (row + r) // job.down, (row + r) % job.down
+        columns = min(job.cols * m, job.ow - col * m)
+        for v in range(vectors):
+            first = (block * job.vectors + v) * lanes
+            channels = min(lanes, job.oc - first)
+            bias = job.bias + (channel + first) * size if job.bias else 0
+            source = scratch + (r * job.cols * vectors + v) * width
+            for i in range(min(m, job.oh - tile_row * m) if job.yw == size else 0):
+                for k in range(channels):
+                    y = job.y + image * job.yn + (channel + first + k) * job.yk
+                    y += (tile_row * m + i) * job.yh + col * m * job.yw
+                    for j in range(0, columns * size, 64):
+                        will_write(y + j)
+            for t in range(job.cols):
+                special |= transform_output(
+                    m, extent, lanes, bits, fused, source + t * vectors * width, job.m_plane,
+                    strip + t * m * width, strip_row, bias, channels, job.activation,
+                )  # fmt: skip
+            for i in range(min(m, job.oh - tile_row * m)):
+                y = job.y + image * job.yn + (channel + first) * job.yk
+                y += (tile_row * m + i) * job.yh + col * m * job.yw
+                if job.yw == size:
+                    for j in range(0, columns, lanes):
+                        scatter_lanes(
+                            lanes, bits, strip + i * strip_row + j * width, min(lanes, columns - j),
+                            y + j * size, job.yk, channels,
+                        )  # fmt: skip
+                else:
+                    for j in range(columns):
+                        copy_lanes(lanes, bits, strip + i * strip_row + j * width, y + j * job.yw, lanes, channels)
+    return special
+
+
+@njit
+def _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
+    """Multiply a block of tiles by a range of blocks of output channels, transform and store."""
+    points = extent**2
+    tiles, special = job.rows * job.cols, 0
+    for block in range(start, stop):
+        last = block == job.blocks - 1
+        w = job.w + (group * job.blocks + block) * job.wblock
+        call_products(
+            job.product_last if last else job.product, points, tiles, job.chunks, job.chunk,
+            v, job.v_plane, w, job.wlast if last else job.wpoint, scratch, job.m_plane,
+        )  # fmt: skip
+        vectors = job.tail if last else job.vectors
+        special |= _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, group * job.oc, row, col)
+    return special
+
+
+@cache
+def loops(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return the compiled loops for tiles of m outputs that read ``extent`` inputs along each axis.
+
+    ``run(job, start, stop, worker)`` does a range of units.
+    """
     # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
     sources = fingerprint()
-
-    @njit
-    def fill(job, slab, x, ahead, channels, row, col):
-        """Copy what a row of tiles reads of some channels into the slab: padded, lanes together."""
-        columns = job.cols * m + TAPS - 1
-        low = max(job.first - col, 0)
-        high = max(low, min(job.last - col, columns))
-        for i in range(extent):
-            source_h = integer(job.table_h + 8 * (row + i))
-            target = slab + i * job.slab_row
-            if source_h < 0:
-                clear(target, columns * width)
-                continue
-            source = x + source_h * job.xh
-            inside = source + (col - job.before) * job.xw
-            if job.xw == size:
-                for j in range(low, high, lanes):
-                    count = min(lanes, high - j)
-                    gather_lanes(
-                        lanes, bits, inside + j * size, job.xc, channels, count, target + j * width, ahead
-                    )  # fmt: skip
-            elif job.xc == size:
-                for j in range(low, high):
-                    copy_lanes(lanes, bits, inside + j * job.xw, target + j * width, channels, lanes)
-            else:
-                high = low
-            for edge in range(low + columns - high):
-                j = edge if edge < low else edge - low + high
-                source_w = integer(job.table_w + 8 * (col + j))
-                if source_w < 0:
-                    clear(target + j * width, width)
-                else:
-                    for c in range(channels):
-                        move(target + j * width + c * size, source + source_w * job.xw + c * job.xc, size)
-
-    @njit
-    def enter(job, scratch, group, row, col):
-        """Transform the input of a block of tiles."""
-        slab, tiles = scratch + job.slab, job.rows * job.cols
-        for r in range(job.rows):
-            image, tile_row = (row + r) // job.down, (row + r) % job.down
-            x = job.x + image * job.xn + group * job.xg
-            for c in range(job.chunks):
-                channels = min(job.chunk, job.ic - c * job.chunk)
-                # Meanwhile the next chunk is fetched, after the last one the next row of tiles.
-                ahead = (job.chunk if c < job.chunks - 1 else -c * job.chunk) * job.xc
-                ahead += 0 if c < job.chunks - 1 else m * job.xh
-                fill(job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * m, col * m)
-                v = scratch + (c * tiles + r * job.cols) * width
-                for t in range(job.cols):
-                    transform_input(
-                        m, lanes, bits, fused, slab + t * m * width, job.slab_row, v + t * width, job.v_plane
-                    )
-
-    @njit
-    def leave(job, scratch, block, vectors, channel, row, col):
-        """Transform the products of a block of tiles and output channels, and store."""
-        strip, strip_row = scratch + job.strip, job.cols * m * width
-        special = 0
-        for r in range(job.rows):
-            image, tile_row = (row + r) // job.down, (row + r) % job.down
-            columns = min(job.cols * m, job.ow - col * m)
-            for v in range(vectors):
-                first = (block * job.vectors + v) * lanes
-                channels = min(lanes, job.oc - first)
-                bias = job.bias + (channel + first) * size if job.bias else 0
-                source = scratch + job.m + (r * job.cols * vectors + v) * width
-                for i in range(min(m, job.oh - tile_row * m) if job.yw == size else 0):
-                    for k in range(channels):
-                        y = job.y + image * job.yn + (channel + first + k) * job.yk
-                        y += (tile_row * m + i) * job.yh + col * m * job.yw
-                        for j in range(0, columns * size, 64):
-                            will_write(y + j)
-                for t in range(job.cols):
-                    special |= transform_output(
-                        m, lanes, bits, fused, source + t * vectors * width, job.m_plane,
-                        strip + t * m * width, strip_row, bias, channels, job.activation,
-                    )  # fmt: skip
-                for i in range(min(m, job.oh - tile_row * m)):
-                    y = job.y + image * job.yn + (channel + first) * job.yk
-                    y += (tile_row * m + i) * job.yh + col * m * job.yw
-                    if job.yw == size:
-                        for j in range(0, columns, lanes):
-                            scatter_lanes(
-                                lanes, bits, strip + i * strip_row + j * width, min(lanes, columns - j),
-                                y + j * size, job.yk, channels,
-                            )  # fmt: skip
-                    else:
-                        for j in range(columns):
-                            copy_lanes(lanes, bits, strip + i * strip_row + j * width, y + j * job.yw, lanes, channels)
-        return special
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
         job = carray(jobs, 1)[0]
-        scratch = job.scratch + worker * job.scratch_bytes
-        tiles = job.rows * job.cols
-        filled = -1
-        for unit in range(start, stop):
-            part, rest = unit % job.parts, unit // job.parts
-            group = rest // (job.col_bands * job.row_bands)
+        v, scratch = job.v + worker * job.v_bytes, job.scratch + worker * job.scratch_bytes
+        whole = job.stage == 0
+        for unit in range(start if whole else job.unit, stop if whole else job.unit + 1):
+            group = unit // (job.col_bands * job.row_bands)
             # The last blocks overlap the ones before: what is computed twice comes out the same.
-            row = min(rest // job.col_bands % job.row_bands * job.rows, job.all_rows - job.rows)
-            col = min(rest % job.col_bands * job.cols, job.across - job.cols)
-            if rest != filled:
-                enter(job, scratch, group, row, col)
-                filled = rest
-            for block in range(part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts):
-                last = block == job.blocks - 1
-                w = job.w + (group * job.blocks + block) * job.wblock
-                call_products(
-                    job.product_last if last else job.product, points, tiles, job.chunks, job.chunk,
-                    scratch, job.v_plane, w, job.wlast if last else job.wpoint, scratch + job.m, job.m_plane,
-                )  # fmt: skip
-                if leave(job, scratch, block, job.tail if last else job.vectors, group * job.oc, row, col):
+            row = min(unit // job.col_bands % job.row_bands * job.rows, job.all_rows - job.rows)
+            col = min(unit % job.col_bands * job.cols, job.across - job.cols)
+            if job.stage != 2:
+                first, end = (0, job.rows * job.chunks) if whole else (start, stop)
+                enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, first, end)
+            if job.stage != 1:
+                first, end = (0, job.blocks) if whole else (start, stop)
+                if _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, first, end):
                     job.special = 1
 
     return run

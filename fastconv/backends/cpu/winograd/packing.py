@@ -10,7 +10,6 @@ from numba import carray, from_dtype, types
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.memory import clear
-from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.backends.cpu.winograd.transforms import gather_lanes, transform_filter
 
 # Addresses, sizes and (in bytes) strides.
@@ -23,15 +22,14 @@ _FIELDS = """
 """
 JOB = np.dtype([(name, np.int64) for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split()])
 
-_FILTER = TAPS * TAPS
-
 
 @cache
-def pack_kernel(m: int, lanes: int, bits: int, fused: int) -> Any:
+def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
     """Return the compiled packing ``run(job, start, stop, worker)``; a unit is a block of output channels."""
     size = bits // 8
     width = lanes * size
-    points = (m + TAPS - 1) ** 2
+    points = extent**2
+    elements = (extent - m + 1) ** 2  # of a filter
     sources = fingerprint()
 
     @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
@@ -51,14 +49,21 @@ def pack_kernel(m: int, lanes: int, bits: int, fused: int) -> Any:
                 target = job.packed + unit * job.wblock + v * width
                 for c in range(job.ic):
                     if c % lanes == 0:
-                        terms = min(lanes, job.ic - c) * _FILTER
+                        terms = min(lanes, job.ic - c) * elements
                         for e in range(0, terms, lanes):
                             gather_lanes(
-                                lanes, bits, source + (c * _FILTER + e) * size, job.stride, rows,
-                                min(lanes, terms - e), filters + e * width, lanes * _FILTER * size,
+                                lanes, bits, source + (c * elements + e) * size, job.stride, rows,
+                                min(lanes, terms - e), filters + e * width, lanes * elements * size,
                             )  # fmt: skip
                     transform_filter(
-                        m, lanes, bits, fused, filters + c % lanes * _FILTER * width, target + c * count * width, point
+                        m,
+                        extent,
+                        lanes,
+                        bits,
+                        fused,
+                        filters + c % lanes * elements * width,
+                        target + c * count * width,
+                        point,
                     )
                 for c in range(job.ic, job.padded):
                     for p in range(points):

@@ -25,7 +25,8 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
     Literal integers: tiles, vectors, lanes, bits (of an element) and fused (multiply-add exists). Input channels lie
     in ``chunks`` of ``chunk``: those of a tile adjacent at ``v``, the next tile's a vector further, the next chunk's
     ``step`` bytes; the weight at ``w`` is as packed: channel, lane. What will be needed next is fetched from ``fetch``,
-    ``ahead`` bytes further for each channel.
+    ``ahead`` bytes further for each channel: into the second-level cache, since the first holds no more than the
+    input, of which the next chunk is fetched.
     """
     literals = (tiles, vectors, lanes, bits, fused)
     if not all(isinstance(a, types.IntegerLiteral) for a in literals):
@@ -39,20 +40,28 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
         width = lanes * e.bytes
 
         def channel(_: Any, values: list[Any]) -> list[Any]:
-            source, weight, fetch, *sums = values
+            source, weight, fetch, upcoming, *sums = values
             factors = [e.load(e.at(weight, k * width)) for k in range(vectors)]
             for k in range(vectors):
-                prefetch(e, e.at(fetch, k * width))
+                prefetch(e, e.at(fetch, k * width), locality=2)
+            prefetch(e, upcoming)
             for t in range(tiles):
                 value = e.load_splat(e.at(source, t * width))
                 for k, factor in enumerate(factors):
                     sums[t * vectors + k] = e.fma(value, factor, sums[t * vectors + k])
-            return [e.at(source, e.bytes), e.at(weight, vectors * width), e.at(fetch, ahead), *sums]
+            return [
+                e.at(source, e.bytes),
+                e.at(weight, vectors * width),
+                e.at(fetch, ahead),
+                e.at(upcoming, width),
+                *sums,
+            ]
 
         def several(_: Any, values: list[Any]) -> list[Any]:
-            source, *rest = values
-            _, *rest = e.loop(chunk, [source, *rest], channel)
-            return [e.at(source, step), *rest]
+            source, weight, fetch, *sums = values
+            following = e.at(source, step)
+            _, weight, fetch, _, *sums = e.loop(chunk, [source, weight, fetch, following, *sums], channel)
+            return [following, weight, fetch, *sums]
 
         _, _, _, *sums = e.loop(chunks, [v, w, fetch, *[e.zero] * (tiles * vectors)], several)
         for i, total in enumerate(sums):
@@ -62,12 +71,15 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
     return types.void(*literals, *(types.int64,) * 8), codegen
 
 
-def prefetch(e: Emitter, address: Any, write: int = 0) -> None:
-    """Bring a line near that will be read or written soon; of an address that does not exist, nothing comes."""
+def prefetch(e: Emitter, address: Any, write: int = 0, locality: int = 3) -> None:
+    """Bring a line near that will be read or written soon; of an address that does not exist, nothing comes.
+
+    ``locality`` is 3 for the first-level cache, 2 for the second.
+    """
     byte = ir.IntType(8).as_pointer()
     kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
     fetch = cgutils.get_or_insert_function(e.builder.module, kind, "llvm.prefetch.p0")
-    e.builder.call(fetch, [e.builder.inttoptr(address, byte), I32(write), I32(3), I32(1)])
+    e.builder.call(fetch, [e.builder.inttoptr(address, byte), I32(write), I32(locality), I32(1)])
 
 
 @cache

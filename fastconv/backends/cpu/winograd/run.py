@@ -37,13 +37,12 @@ class Runner:
     def __init__(self, work: Work) -> None:
         self.work = work
         kind = (work.lanes, 8 * work.size, int(work.simd.fma))
-        self._pack = packing.pack_kernel(work.m, *kind).address
-        self._loops = loops.loops(work.m, *kind).address
+        self._pack = packing.pack_kernel(work.m, work.extent, *kind).address
+        self._loops = loops.loops(work.m, work.extent, *kind).address
         self._products = [products(work.tile.cols, vectors, *kind) for vectors in (work.tile.vectors, work.tile.tail)]
         self._activation = np.array(FUSED.get(work.problem.activation or "", (0, 0, 0)), work.problem.dtype)
         # The loops look at these by address.
         self._tables = work.tables()
-        self._units = work.units
         self._fields = self._describe()
         self._room = work.room
         self._records: dict[Any, np.ndarray] = {}
@@ -90,8 +89,8 @@ class Runner:
         job[_AT["x"]], job[_AT["y"]], job[_AT["w"]] = x.ctypes.data, target.ctypes.data, weight
         job[_AT["bias"]] = 0 if bias is None else bias.ctypes.data
         job[_AT["activation"]] = self._activation.ctypes.data if fused and problem.activation else 0
-        job[_AT["scratch"]] = room
-        threads.run(self._loops, job.ctypes.data, self._units, work.workers)
+        job[_AT["v"]], job[_AT["scratch"]] = room, room + work.v_room
+        self._compute(job)
         if job[_AT["special"]]:
             # A transform smears NaN and infinity over its tile.
             named["w"] = plain
@@ -101,6 +100,17 @@ class Runner:
             epilogue.apply(problem.activation, target, None, named.get("residual"))
         if target is not y:
             y[...] = target
+
+    def _compute(self, job: np.ndarray) -> None:
+        work, where = self.work, job.ctypes.data
+        if not work.block.shared:
+            threads.run(self._loops, where, work.units, work.workers)
+            return
+        for unit in range(work.units):
+            job[_AT["unit"]] = unit
+            for stage, pieces in ((1, work.block.rows * work.chunks), (2, work.blocks)):
+                job[_AT["stage"]] = stage
+                threads.run(self._loops, where, pieces, work.workers)
 
     def _record(self, x: tuple[int, ...], y: tuple[int, ...]) -> np.ndarray:
         """Return the record for arrays of these strides, addresses left open."""
@@ -124,9 +134,10 @@ class Runner:
         f |= dict(zip(("product", "product_last"), (p.address for p in self._products), strict=True))
         f |= {"table_h": table_h.ctypes.data, "table_w": table_w.ctypes.data}
         f |= {"before": first, "first": first, "last": last}
-        f |= {"blocks": work.blocks, "parts": work.parts, "rows": block.rows, "cols": block.cols}
+        f |= {"blocks": work.blocks, "rows": block.rows, "cols": block.cols}
         f |= {"down": work.down, "across": work.across, "all_rows": work.all_rows}
         f |= {"row_bands": work.row_bands, "col_bands": work.col_bands}
+        f["v_bytes"] = 0 if block.shared else work.v_bytes
         return f | work.scratch | work.weight_strides
 
 

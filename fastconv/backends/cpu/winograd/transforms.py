@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.simd import I64, Emitter
-from fastconv.backends.cpu.winograd.points import TAPS, Matrix, matrices
+from fastconv.backends.cpu.winograd.points import Matrix, matrices
 from fastconv.backends.cpu.winograd.product import prefetch
 
 
@@ -86,67 +86,67 @@ def copy_lanes(typingctx, lanes, bits, source, target, read, written):
 
 
 @intrinsic(prefer_literal=True)
-def transform_filter(typingctx, m, lanes, bits, fused, source, target, plane):
-    """Transform 3x3 adjacent vectors into (m+2)^2 vectors, ``plane`` bytes apart."""
-    if not _literal(m, lanes, bits, fused):
+def transform_filter(typingctx, m, extent, lanes, bits, fused, source, target, plane):
+    """Transform the adjacent vectors of a square filter into extent^2 vectors, ``plane`` bytes apart."""
+    if not _literal(m, extent, lanes, bits, fused):
         return None
-    shape = [a.literal_value for a in (m, lanes, bits, fused)]
+    shape = [a.literal_value for a in (m, extent, lanes, bits, fused)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target, plane = args[4:]
-        m, lanes, bits, fused = shape
+        source, target, plane = args[5:]
+        m, extent, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
-        width = lanes * e.bytes
-        taps = [[e.load(e.at(source, (i * TAPS + j) * width)) for j in range(TAPS)] for i in range(TAPS)]
-        _store_planes(e, _both_axes(e, matrices(m).filter, taps), target, plane)
+        width, taps = lanes * e.bytes, extent - m + 1
+        result = both_axes(e, matrices(m, taps).filter, lambda i, j: e.load(e.at(source, (i * taps + j) * width)))
+        store_planes(e, result, target, plane)
         return context.get_dummy_value()
 
-    return types.void(m, lanes, bits, fused, *(types.int64,) * 3), codegen
+    return types.void(m, extent, lanes, bits, fused, *(types.int64,) * 3), codegen
 
 
 @intrinsic(prefer_literal=True)
-def transform_input(typingctx, m, lanes, bits, fused, source, row, target, plane):
-    """Transform a square of (m+2)^2 vectors, its rows ``row`` bytes apart, into as many, ``plane`` bytes apart."""
-    if not _literal(m, lanes, bits, fused):
+def transform_input(typingctx, extent, lanes, bits, fused, source, row, target, plane):
+    """Transform a square of extent^2 vectors, its rows ``row`` bytes apart, into as many, ``plane`` bytes apart."""
+    if not _literal(extent, lanes, bits, fused):
         return None
-    shape = [a.literal_value for a in (m, lanes, bits, fused)]
+    shape = [a.literal_value for a in (extent, lanes, bits, fused)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, row, target, plane = args[4:]
-        m, lanes, bits, fused = shape
+        extent, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
-        points = range(m + TAPS - 1)
-        square = [[e.load(e.at(source, e.times(row, i), j * lanes * e.bytes)) for j in points] for i in points]
-        _store_planes(e, _both_axes(e, matrices(m).data, square), target, plane)
+        rows = [e.at(source, e.times(row, i)) for i in range(extent)]
+        matrix = matrices(1, extent).data  # it depends on the points alone, not on how many are taps
+        store_planes(e, both_axes(e, matrix, lambda i, j: e.load(e.at(rows[i], j * lanes * e.bytes))), target, plane)
         return context.get_dummy_value()
 
-    return types.void(m, lanes, bits, fused, *(types.int64,) * 4), codegen
+    return types.void(extent, lanes, bits, fused, *(types.int64,) * 4), codegen
 
 
 @intrinsic(prefer_literal=True)
-def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, row, bias, channels, activation):
-    """Transform (m+2)^2 vectors into a square of m^2, add bias, activate; return whether NaN or infinity was met.
+def transform_output(typingctx, m, extent, lanes, bits, fused, source, plane, target, row, bias, channels, activation):
+    """Transform extent^2 vectors into a square of m^2, add bias, activate; return whether NaN or infinity was met.
 
     Strides as in `transform_input`. Of the bias, ``channels`` values exist; addresses of 0 for no bias and no
     activation (slope below zero, floor, cap).
     """
-    if not _literal(m, lanes, bits, fused):
+    if not _literal(m, extent, lanes, bits, fused):
         return None
-    shape = [a.literal_value for a in (m, lanes, bits, fused)]
+    shape = [a.literal_value for a in (m, extent, lanes, bits, fused)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, plane, target, row, bias, channels, activation = args[4:]
-        m, lanes, bits, fused = shape
+        source, plane, target, row, bias, channels, activation = args[5:]
+        m, extent, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         (start,) = e.unless_zero(bias, [e.zero], lambda _: [e.load_masked(bias, e.first(channels))])
-        points, address = range(m + TAPS - 1), source
-        square: list[list[Any]] = []
-        for _ in points:
-            square.append([])
-            for _ in points:
-                square[-1].append(e.load(address))
-                address = builder.add(address, plane)
-        result = [[builder.fadd(v, start) for v in line] for line in _both_axes(e, matrices(m).output, square)]
+        # They come from the second-level cache: the sooner all are asked for, the better.
+        square, address = [], source
+        for _ in range(extent**2):
+            square.append(e.load(address))
+            address = builder.add(address, plane)
+        matrix = matrices(m, extent - m + 1).output
+        rows = both_axes(e, matrix, lambda i, j: square[i * extent + j])
+        result = [[builder.fadd(v, start) for v in line] for line in rows]
         # Zero times anything finite is zero; before activation, which could hide it.
         doubt = e.zero
         for line in result:
@@ -159,20 +159,27 @@ def transform_output(typingctx, m, lanes, bits, fused, source, plane, target, ro
         met = builder.bitcast(builder.fcmp_unordered("uno", doubt, doubt), ir.IntType(lanes))
         return builder.zext(builder.icmp_unsigned("!=", met, ir.IntType(lanes)(0)), I64)
 
-    return types.int64(m, lanes, bits, fused, *(types.int64,) * 7), codegen
+    return types.int64(m, extent, lanes, bits, fused, *(types.int64,) * 7), codegen
 
 
-def _store_planes(e: Emitter, square: list[list[Any]], target: Any, plane: Any) -> None:
+def store_planes(e: Emitter, square: Iterable[list[Any]], target: Any, plane: Any) -> None:
+    """Store vectors one after another, ``plane`` bytes apart."""
     for line in square:
         for vector in line:
             e.store(vector, target)
             target = e.builder.add(target, plane)
 
 
-def _both_axes(e: Emitter, matrix: Matrix, square: list[list[Any]]) -> list[list[Any]]:
-    """Return ``matrix @ square @ matrix.T``."""
-    columns = [_multiply(e, matrix, column) for column in zip(*square, strict=True)]
-    return [_multiply(e, matrix, row) for row in zip(*columns, strict=True)]
+def both_axes(e: Emitter, matrix: Matrix, load: Callable[[int, int], Any]) -> Iterator[list[Any]]:
+    """Yield the rows of ``matrix @ square @ matrix.T``.
+
+    A square does not fit into registers: each column is loaded when its turn comes, and each row of the result is
+    to be used before the next is emitted.
+    """
+    extent = range(len(matrix[0]))
+    columns = [_multiply(e, matrix, [load(i, j) for i in extent]) for j in extent]
+    for row in zip(*columns, strict=True):
+        yield _multiply(e, matrix, row)
 
 
 def _multiply(e: Emitter, matrix: Matrix, values: Sequence[Any]) -> list[Any]:

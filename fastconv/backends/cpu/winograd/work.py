@@ -10,61 +10,76 @@ import numpy as np
 
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
-from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.geometry import source_index
 from fastconv.problem import ConvProblem
 
 _LINE = 64
 
-# Tiles of a block at most, and the share of the cache that their transformed input may take.
-_TILES, _SHARE = 112, 3 / 4
+# Tiles of a block at most, and what their transformed input may take, in caches of a core.
+_TILES, _CACHES = 112, 4
 
 # Of the cache, what a block works on (the weight too, if it fits) before parts of it are evicted and come back.
 _KEPT = 0.6
 
 # Cycles to bring a vector from the core's own cache and from beyond, and the share that arithmetic never hides.
-_NEAR_CYCLES, _FAR_CYCLES, _EXPOSED = 2.0, 7.0, 0.25
+_NEAR_CYCLES, _FAR_CYCLES, _EXPOSED = 2.0, 7.0, 0.15
 
-# Cycles of a step of the micro-kernel beside its multiply-adds or loads, two a cycle, and the fewest of these.
-_STEP_CYCLES, _IN_FLIGHT = 2.0, 8
+# What follows is counted in instructions on vectors, of which as many start in a cycle as multiply-adds do.
+# A step of the micro-kernel takes its multiply-adds, or its loads, but no fewer than are in flight, and a little more.
+_STEP, _IN_FLIGHT = 1.0, 4
+# A tile of the micro-kernel, beside its steps: to begin, and to store a vector.
+_BEGIN, _STORE = 10.0, 2.0
+# A transform, a point: loads, arithmetic along both axes, a store, and what does not fit into registers.
+_TRANSFORM = {4: 3.0, 6: 4.5, 8: 5.0}
 
-# Cycles of a transform, a point: loads, arithmetic along both axes, a store, and what does not fit into registers.
-_TRANSFORM_CYCLES = 2.5
+# Instructions on a vector, beside its shuffles, when a square is transposed.
+_TURN = 2.0
 
-# Cycles, a vector, to transpose a square: so that lanes are channels, or back.
-_TURN_CYCLES = 4.0
+# Cycles until two stages of a block have begun and ended on all workers.
+_MEETING = 6000.0
 
 # Output vectors of a tile: with more, weights and addresses crowd the sums out of registers.
 _VECTORS = 3
 
 
 class Block(NamedTuple):
-    """Tiles that are done together: so many rows of so many, and the cycles that this takes for all blocks."""
+    """Tiles that are done together: so many rows of so many, by one worker or by all.
+
+    ``cycles`` are those of one worker for the whole problem, all doing their share of it.
+    """
 
     rows: int
     cols: int
+    shared: bool
     cycles: float
 
 
 @lru_cache(maxsize=4096)
-def _choose_tile(tiles: int, needed: int, registers: int) -> tuple[Tile, float]:
-    """Return the micro-kernel's tile for a block, and its cycles for one input channel and all ``needed`` vectors."""
+def _choose_tile(tiles: int, needed: int, terms: int, vectors: Simd) -> tuple[Tile, float]:
+    """Return the micro-kernel's tile for a block, and its cycles for ``terms`` channels and all ``needed`` vectors."""
 
     def cycles(tile: Tile) -> float:
-        # Sums, or loads of inputs and weights with what is fetched ahead.
         whole, last = (
-            max(tile.cols * v, tile.cols + 2 * v, _IN_FLIGHT) / 2 + _STEP_CYCLES for v in (tile.vectors, tile.tail)
-        )
-        return -(-tiles // tile.cols) * ((-(-needed // tile.vectors) - 1) * whole + last)
+            terms * (_STEP + max(tile.cols * v, tile.cols + 2 * v + 1, _IN_FLIGHT * vectors.fma_per_cycle))
+            + _BEGIN + _STORE * tile.cols * v
+            for v in (tile.vectors, tile.tail)
+        )  # fmt: skip
+        passes = -(-tiles // tile.cols)
+        return passes * ((-(-needed // tile.vectors) - 1) * whole + last) / vectors.fma_per_cycle
 
     choices = [
-        Tile(1, cols, vectors, needed - (-(-needed // vectors) - 1) * vectors)
-        for vectors in range(1, min(needed, _VECTORS) + 1)
+        Tile(1, cols, count, needed - (-(-needed // count) - 1) * count)
+        for count in range(1, min(needed, _VECTORS) + 1)
         # Beside the sums: the weights of a step, and one value that is broadcast.
-        for cols in range(1, min(tiles, (registers - 1 - vectors) // vectors) + 1)
+        for cols in range(1, min(tiles, (vectors.registers - 1 - count) // count) + 1)
     ]
     best = min(choices, key=cycles)
     return best, cycles(best)
+
+
+def _uneven(units: int, workers: int) -> float:
+    """Return the share of the work that the busiest worker does."""
+    return -(-units // workers) / units
 
 
 class Work:
@@ -74,6 +89,8 @@ class Work:
     ----------
     m : int
         Outputs of a tile, along each axis.
+    taps : int
+        Elements of the filter, along each axis.
     problem : ConvProblem
     vectors : Simd
         The register file.
@@ -83,12 +100,12 @@ class Work:
         Bytes of a core's L2 cache.
     """
 
-    def __init__(self, m: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+    def __init__(self, m: int, taps: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        self.taps, self.extent = taps, m + taps - 1
         self.m, self.problem, self.simd, self.workers, self.cache = m, problem, vectors, workers, cache
         self.size = problem.itemsize
         self.lanes = vectors.lanes(self.size)
         self.width = self.lanes * self.size
-        self.extent = m + TAPS - 1
         self.points = self.extent**2
         self.inputs = problem.ic // problem.groups
         self.outputs = problem.oc // problem.groups
@@ -100,40 +117,54 @@ class Work:
     @cached_property
     def block(self) -> Block:
         """The tiles that are done together: many, so that the weight is read seldom, but kept in cache."""
-        most = max(1, min(_TILES, int(self.cache * _SHARE) // (self.points * self.chunks * self.width)))
-        best = Block(1, 1, math.inf)
+        most = max(1, min(_TILES, int(self.cache * _CACHES) // (self.points * self.chunks * self.width)))
+        best = Block(1, 1, False, math.inf)
         fewest = -(-self.across // most)
         for col_bands in range(fewest, 2 * fewest + 1):
             cols = -(-self.across // col_bands)
             for rows in range(1, min(self.all_rows, most // cols) + 1):
-                cycles = self._cycles(rows, cols)
-                if cycles < best.cycles:
-                    best = Block(rows, cols, cycles)
+                for shared in (False, True)[: 1 if self.workers == 1 else 2]:
+                    cycles = self._cycles(rows, cols, shared)
+                    if cycles < best.cycles:
+                        best = Block(rows, cols, shared, cycles)
         return best
 
-    def _cycles(self, rows: int, cols: int) -> float:
-        tiles, needed = rows * cols, -(-self.outputs // self.lanes)
-        tile, step = _choose_tile(tiles, needed, self.simd.registers)
-        weight = self.points * self.chunks * self.chunk * needed * self.width
+    def _cycles(self, rows: int, cols: int, shared: bool) -> float:
+        tiles, needed, terms = rows * cols, -(-self.outputs // self.lanes), self.chunks * self.chunk
+        tile, products = _choose_tile(tiles, needed, terms, self.simd)
+        weight = self.points * terms * needed * self.width
         fits = weight < self.cache // 2
-        stream = needed * (_NEAR_CYCLES if fits else _FAR_CYCLES)
-        products = self.points * self.chunks * self.chunk * (max(step, stream) + _EXPOSED * stream)
-        work = self.points * tiles * (self.chunks + tile.vectors) * self.width + (weight if fits else 0)
+        stream = terms * needed * (_NEAR_CYCLES if fits else _FAR_CYCLES)
+        products = self.points * (max(products, stream) + _EXPOSED * stream)
+        transformed = self.points * tiles * self.chunks
+        work = transformed * self.width + self.points * tiles * tile.vectors * self.width + (weight if fits else 0)
+        blocks = -(-needed // tile.vectors)
+        if work > self.cache * _KEPT or shared:
+            products += _FAR_CYCLES * transformed * _EXPOSED * blocks
+        per_cycle, turn = self.simd.fma_per_cycle, math.log2(self.lanes) + _TURN
+        read, written = (-(-min(cols * self.m + more, self.problem.ow) // self.lanes) for more in (self.taps - 1, 0))
+        enter = _TRANSFORM[self.extent] * transformed + turn * self.lanes * rows * self.extent * read * self.chunks
+        leave = _TRANSFORM[self.extent] * self.points * tiles * needed
+        leave += turn * self.lanes * rows * self.m * written * needed
         if work > self.cache * _KEPT:
-            products += 2 * _FAR_CYCLES * self.points * self.chunks * tiles
-        transforms = _TRANSFORM_CYCLES * self.points * tiles * (self.chunks + needed)
-        read, written = (-(-min(cols * self.m + more, self.problem.ow) // self.lanes) for more in (TAPS - 1, 0))
-        transforms += _TURN_CYCLES * self.lanes * rows * (self.extent * read * self.chunks + self.m * written * needed)
+            enter += _FAR_CYCLES * transformed
         units = self.problem.groups * -(-self.all_rows // rows) * -(-self.across // cols)
-        # Few units are cut along the output channels; of many the last leave some workers idle.
-        rounds = units if self.workers == 1 or units < 2 * self.workers else -(-units // self.workers) * self.workers
-        cycles: float = rounds * (products + transforms)
-        return cycles
+        enter, leave = enter / per_cycle, products + leave / per_cycle
+        if shared:
+            enter, leave = (
+                cycles * _uneven(pieces, self.workers)
+                for cycles, pieces in ((enter, rows * self.chunks), (leave, blocks))
+            )
+            both: float = units * (_MEETING + enter + leave)
+        else:
+            both = units * _uneven(units, self.workers) * (enter + leave)
+        return both
 
     @cached_property
     def tile(self) -> Tile:
         """What the micro-kernel holds in registers: tiles as columns, vectors of output channels."""
-        return _choose_tile(self.block.rows * self.block.cols, -(-self.outputs // self.lanes), self.simd.registers)[0]
+        needed = -(-self.outputs // self.lanes)
+        return _choose_tile(self.block.rows * self.block.cols, needed, self.chunks * self.chunk, self.simd)[0]
 
     @property
     def row_bands(self) -> int:
@@ -149,16 +180,9 @@ class Work:
         return -(-self.outputs // (self.tile.vectors * self.lanes))
 
     @property
-    def parts(self) -> int:
-        """Pieces that the blocks of output channels are cut into, where tiles alone do not feed all workers."""
-        units = self.problem.groups * self.row_bands * self.col_bands
-        if self.workers == 1 or units >= 2 * self.workers:
-            return 1
-        return min(self.blocks, -(-2 * self.workers // units))
-
-    @property
     def units(self) -> int:
-        return self.problem.groups * self.row_bands * self.col_bands * self.parts
+        """Blocks of tiles, of all groups."""
+        return self.problem.groups * self.row_bands * self.col_bands
 
     @property
     def weight_strides(self) -> dict[str, int]:
@@ -180,12 +204,11 @@ class Work:
         # A line more than needed: planes a power of two apart would share the few places of one cache set.
         v_plane = self.chunks * tiles * self.width + _LINE
         m_plane = tiles * self.tile.vectors * self.width + _LINE
-        slab_row = (columns + TAPS - 1) * self.width
+        slab_row = (columns + self.taps - 1) * self.width
         # Whole squares are transposed, whatever of them is wanted.
         slack = self.lanes * self.width
         # What lies before each.
         sizes = {
-            "m": v_plane * self.points,
             "slab": m_plane * self.points,
             "strip": slab_row * self.extent + slack,
             "scratch_bytes": columns * self.width * self.m + slack,
@@ -197,14 +220,24 @@ class Work:
         return {"v_plane": v_plane, "m_plane": m_plane, "slab_row": slab_row, **places}
 
     @property
+    def v_bytes(self) -> int:
+        """Bytes of the transformed input of a block of tiles."""
+        return -(-self.scratch["v_plane"] * self.points // _LINE) * _LINE
+
+    @property
+    def v_room(self) -> int:
+        """Bytes of the transformed input of all workers."""
+        return self.v_bytes * (1 if self.block.shared else self.workers)
+
+    @property
     def filters(self) -> int:
         """Bytes of the filters of a vector of output channels and as many input channels, not yet transformed."""
-        return (TAPS * TAPS + 1) * self.lanes * self.width
+        return (self.taps**2 + 1) * self.lanes * self.width
 
     @property
     def room(self) -> int:
         """Bytes of scratch for all workers, with what transforming the weight takes before."""
-        return self.workers * max(self.scratch["scratch_bytes"], self.filters)
+        return max(self.v_room + self.workers * self.scratch["scratch_bytes"], self.workers * self.filters)
 
     @property
     def inside(self) -> tuple[int, int]:
@@ -223,7 +256,7 @@ class Work:
 
     def _table(self, size: int, padding: tuple[int, int], tiles: int) -> np.ndarray:
         before, after = padding
-        position = np.arange(tiles * self.m + TAPS - 1) - before
+        position = np.arange(tiles * self.m + self.taps - 1) - before
         index = source_index(position, size, self.problem.padding_mode)
         # The last tile may reach beyond what the convolution is defined on.
         return np.ascontiguousarray(np.where(position < size + after, index, -1), np.int64)

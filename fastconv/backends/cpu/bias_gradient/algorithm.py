@@ -1,0 +1,34 @@
+"""The gradient of a bias: sums over all but the channels, at the speed of memory."""
+
+from __future__ import annotations
+
+from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.machine import Machine, machine
+from fastconv.problem import ConvProblem
+
+_OVERHEAD = 8e-6
+
+
+class BiasGradient(Algorithm):
+    """Vectors summed in a fixed order, one channel or some neighbours after the other."""
+
+    name = "bias_gradient"
+    backend = "numba"
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        if not isinstance(problem, ConvProblem) or problem.direction != "bgrad":
+            return "computes the gradient of a bias only"
+        if problem.bias != "channel":
+            return "sums over positions, each of which has a bias of its own here"
+        if problem.dtype != problem.accumulator:
+            return f"computes in float32 and float64, not on {problem.dtype}"
+        return None
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        return _OVERHEAD + problem.bytes / machine.bandwidth / machine.threads()
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.bias_gradient.run import Runner
+
+        assert isinstance(problem, ConvProblem)
+        return Plan(problem, self, Runner(problem, machine().threads()).run)

@@ -1,0 +1,63 @@
+"""The weight gradient of depthwise convolution: every kernel position's sum in a vector, each image read once."""
+
+from __future__ import annotations
+
+import math
+
+from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.depthwise.work import Work
+from fastconv.backends.cpu.registers import simd
+from fastconv.machine import Machine, machine
+from fastconv.problem import ConvProblem
+
+# Seconds a call takes beside its loops.
+_OVERHEAD = 10e-6
+
+
+class DepthwiseWgrad(Algorithm):
+    """Columns in the lanes of vectors; any dilation, zero padding, columns one or two apart."""
+
+    name = "depthwise_wgrad"
+    backend = "numba"
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        if not isinstance(problem, ConvProblem):
+            return "solves convolutions only"
+        if problem.direction != "wgrad":
+            return "computes weight gradients only"
+        if problem.is_local:
+            return "shares weights between positions, which a locally connected layer does not"
+        if problem.ndim == 0:
+            return "slides over spatial axes, of which a linear layer has none"
+        if problem.groups != problem.ic:
+            return f"takes one input channel a group, not {problem.ic // problem.groups}"
+        if problem.dtype != problem.accumulator:
+            return f"computes in float32 and float64, not on {problem.dtype}"
+        if problem.padding_mode != "zeros":
+            return f"pads with zeros, not in mode {problem.padding_mode!r}"
+        work = _work(problem)
+        return None if work.phases <= 2 else f"steps by one or two columns, not by {work.phases}"
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        work = _work(problem)
+        # Channels-last arrays are copied.
+        copied = 0
+        if problem.layout == "channels_last":
+            copied = sum(work.size * math.prod(operand.shape) for operand in work.problem.inputs)
+        return work.workers * work.sums_bytes + work.zero_bytes + copied
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        work = _work(problem)
+        seconds = work.wgrad_cycles / machine.hertz
+        copied = 2 * problem.bytes / machine.bandwidth if problem.layout == "channels_last" else 0.0
+        return _OVERHEAD + seconds / work.workers + copied
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.depthwise.wgrad_loops import Runner
+
+        return Plan(problem, self, Runner(_work(problem)).run)
+
+
+def _work(problem: AnyProblem) -> Work:
+    assert isinstance(problem, ConvProblem)
+    return Work(problem.replace(layout="channels_first"), simd(), machine().threads(), machine().l2_bytes, slab=False)

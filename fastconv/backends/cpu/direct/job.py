@@ -1,0 +1,29 @@
+"""The record of integers that says to the compiled loops what a problem is."""
+
+from __future__ import annotations
+
+from fastconv.backends.cpu.job import fields_of, job_type
+
+# Addresses, sizes and (in bytes) strides.
+_FIELDS = """
+    x xn xg xc xd xh xw         | the input and its strides: image, group, channel, depth, row, column
+    runs nruns run              | offsets of the runs of terms into the source, how many; terms of a run
+    stage                       | runs that are summed before the next tile's turn comes
+    st sd sh sw                 | the source that tiles read: a step of a term, of an output depth, row, column
+    w wgroup wblock blocks      | the packed weight, a group of it, a block of output channels; blocks of a group
+    y yn yk yd yh yw            | the output and its strides: image, channel, depth, row, column
+    oc od oh ow                 | output channels of a group, output sizes
+    bias residual activation    | addresses, 0 for none
+    groups bands band parts     | a unit of work: image, group, depth, band of rows, part of the blocks
+    least                       | rows of a tile: no band has fewer
+    fill slab slab_bytes        | who fills a slab (0 for none); where the workers' are, and how far apart
+    sums                        | where in its slab a worker keeps the sums of a stage
+    nc chunks item              | input channels; chunks that they are cut into, and bytes of a pixel's chunk
+    lc ld lh                    | the slab's strides: chunk, depth, row
+    depths heights              | planes of a slab, and rows that all its output rows together would read
+    widths first last           | columns of a line, and which of these lie inside the input
+    kernel_h step_d step_h      | rows that an output row reads; stride of the convolution, in positions
+    table_d table_h table_w     | input index of each padded position, -1 for zero
+"""
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)

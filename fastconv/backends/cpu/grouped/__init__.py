@@ -1,0 +1,1 @@
+"""Convolution with few output channels a group."""

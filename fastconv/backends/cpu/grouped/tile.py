@@ -1,0 +1,61 @@
+"""The micro-kernel: some output channels of a group by some vectors of neighbouring outputs, held in registers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import types
+from numba.extending import intrinsic
+
+from fastconv.backends.cpu.simd import Emitter
+
+
+@intrinsic(prefer_literal=True)
+def group_tile(typingctx, channels, vectors, lanes, bits, fused, x, places, terms, w, wk, y, yk, bias):
+    """Compute ``channels`` output channels of ``vectors * lanes`` neighbouring outputs.
+
+    Literal integers: channels, vectors, lanes, bits (of an element), fused (multiply-add exists).
+
+    Values, addresses and strides in bytes: x (what the first output's terms are counted from), places (address of
+    an offset into x for every term of the sums), terms (how many), w, wk (weights of the first channel, one after
+    another as the terms; from channel to channel), y, yk (the same of the sums that are stored), bias (0 for none).
+    """
+    literals = (channels, vectors, lanes, bits, fused)
+    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+        return None
+    height, width, nlanes, element, has_fma = (a.literal_value for a in literals)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, places, terms, w, wk, y, yk, bias = args[len(literals) :]
+        e = Emitter(builder, element, nlanes, bool(has_fma))
+        step = nlanes * e.bytes
+        weights = [e.at(w, e.times(wk, k)) for k in range(height)]
+
+        def term(index: Any, sums: list[Any]) -> list[Any]:
+            at = e.at(x, e.load_integer(e.at(places, e.times(index, 8))))
+            offset = e.times(index, e.bytes)
+            # The fewer of the two kinds of factors stay in registers; the others come and go.
+            if height <= width:
+                factors = [e.load_splat(e.at(weights[k], offset)) for k in range(height)]
+                for v in range(width):
+                    values = e.load(e.at(at, v * step))
+                    for k in range(height):
+                        sums[k * width + v] = e.fma(values, factors[k], sums[k * width + v])
+            else:
+                columns = [e.load(e.at(at, v * step)) for v in range(width)]
+                for k in range(height):
+                    factor = e.load_splat(e.at(weights[k], offset))
+                    for v in range(width):
+                        sums[k * width + v] = e.fma(columns[v], factor, sums[k * width + v])
+            return sums
+
+        def load_bias(_: Any) -> list[Any]:
+            return [e.load_splat(e.at(bias, k * e.bytes)) for k in range(height)]
+
+        start = e.unless_zero(bias, [e.zero] * height, load_bias)
+        sums = e.loop(terms, [value for value in start for _ in range(width)], term)
+        for i, value in enumerate(sums):
+            e.store(value, e.at(y, e.times(yk, i // width), i % width * step))
+        return context.get_dummy_value()
+
+    return types.void(*literals, *(types.int64,) * 8), codegen

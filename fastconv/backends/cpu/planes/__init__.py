@@ -1,0 +1,1 @@
+"""Dense convolution of few input or output channels: lanes are columns."""

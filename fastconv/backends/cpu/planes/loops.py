@@ -1,0 +1,162 @@
+"""The loops around the micro-kernel, and the slab that it reads: lines with their padding, taken apart by stride."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from numba import carray, from_dtype, njit, types
+from numba.extending import intrinsic
+
+from fastconv.backends.cpu.compiling import callback, fingerprint, function
+from fastconv.backends.cpu.job import fields_of, job_type
+from fastconv.backends.cpu.memory import clear, copy, integer, move
+from fastconv.backends.cpu.planes.tile import plane_tile
+from fastconv.backends.cpu.simd import Emitter
+
+# Addresses, sizes and (in bytes) strides.
+_FIELDS = """
+    x xn xc xd xh               | the input and its strides: image, channel, depth, row; columns lie together
+    y yn yk yd yh               | the output and its strides, likewise
+    w wblock blocks             | the packed weight, a block of output channels, how many
+    terms nterms                | offsets of the products' columns into the slab, how many
+    nc oc od oh ow              | channels, output sizes
+    bias residual activation    | addresses, 0 for none; the residual lies like y
+    span                        | columns that a block of channels does before the next
+    bands band                  | a unit of work: image, depth, band of rows
+    slab slab_bytes             | where the workers' slabs begin, and how far apart they are
+    lc ld lh phase              | the slab's strides: channel, depth, row, columns that are no multiple of the stride
+    depths kernel_h             | planes of a slab; rows that an output row reads
+    widths first last           | columns of a line, and which of these lie inside the input
+    step_d step_h step_w        | stride of the convolution
+    table_d table_h table_w     | input index of each padded position, -1 for zero
+"""
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
+
+
+@intrinsic(prefer_literal=True)
+def _halve(typingctx, lanes, bits, source, count, even, odd):
+    """Copy ``count`` elements, at most twice ``lanes``: those of even index to one address, of odd to another."""
+    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
+        return None
+    width, element = lanes.literal_value, bits.literal_value
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, count, even, odd = args[2:]
+        e = Emitter(builder, element, width)
+        low = e.load_masked(source, e.first(count))
+        high = e.load_masked(e.at(source, width * e.bytes), e.first(builder.sub(count, count.type(width))))
+        for parity, target in ((0, even), (1, odd)):
+            kept = builder.ashr(builder.add(count, count.type(1 - parity)), count.type(1))
+            picked = e.shuffle(low, high, range(parity, 2 * width, 2))
+            e.store_masked(picked, target, e.first(kept))
+        return context.get_dummy_value()
+
+    return types.void(lanes, bits, *(types.int64,) * 4), codegen
+
+
+@njit
+def _place(job, size, target, w):
+    """Return where a column of a line lies."""
+    return target + w % job.step_w * job.phase + w // job.step_w * size
+
+
+@njit
+def _border(job, size, start, stop, target, source):
+    """Fill columns of a line by the table: padding, and what padding repeats."""
+    for w in range(start, stop):
+        index, at = integer(job.table_w + 8 * w), _place(job, size, target, w)
+        if index < 0:
+            clear(at, size)
+        else:
+            move(at, source + index * size, size)
+
+
+@cache
+def pack_kernel(bits: int) -> Any:
+    """Return the compiled ``pack(w, terms, outputs, rows, packed)``: blocks of ``rows`` channels, term by term.
+
+    The last block repeats its last channel where it has fewer.
+    """
+    size = bits // 8
+    sources = fingerprint()
+
+    @function(types.void(*(types.int64,) * 5))
+    def pack(w, terms, outputs, rows, packed):
+        if sources == 0:
+            return
+        for first in range(0, outputs, rows):
+            for r in range(rows):
+                source = w + min(first + r, outputs - 1) * terms * size
+                target = packed + (first * terms + r) * size
+                for term in range(terms):
+                    move(target + term * rows * size, source + term * size, size)
+
+    return pack
+
+
+@njit
+def _fill(lanes, bits, job, slab, x, depth, row, heights):
+    """Copy what the output rows from ``row`` at ``depth`` read of an image, with its padding, into a slab."""
+    size = bits // 8
+    for c in range(job.nc):
+        for d in range(job.depths):
+            source_d = integer(job.table_d + 8 * (depth * job.step_d + d))
+            for h in range(heights):
+                source_h = integer(job.table_h + 8 * (row * job.step_h + h))
+                target = slab + c * job.lc + d * job.ld + h * job.lh
+                if source_d < 0 or source_h < 0:
+                    clear(target, job.lh)
+                    continue
+                source = x + c * job.xc + source_d * job.xd + source_h * job.xh
+                _border(job, size, 0, job.first, target, source)
+                _border(job, size, job.last, job.widths, target, source)
+                if job.first == job.last:
+                    continue
+                inner = source + integer(job.table_w + 8 * job.first) * size
+                if job.step_w == 1:
+                    copy(target + job.first * size, inner, (job.last - job.first) * size)
+                    continue
+                for w in range(job.first, job.last, 2 * lanes):
+                    even, odd = _place(job, size, target, w), _place(job, size, target, w + 1)
+                    _halve(lanes, bits, inner + (w - job.first) * size, min(2 * lanes, job.last - w), even, odd)
+
+
+@cache
+def loops(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return the compiled loops for a tile's shape: ``run(job, start, stop, worker)`` does a range of units."""
+    size = bits // 8
+    step = vectors * lanes
+    sources = fingerprint()
+
+    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        slab = job.slab + worker * job.slab_bytes
+        for unit in range(start, stop):
+            band, rest = unit % job.bands, unit // job.bands
+            depth, image = rest % job.od, rest // job.od
+            first_row = band * job.band
+            count = min(job.band, job.oh - first_row)
+            heights = (count - 1) * job.step_h + job.kernel_h
+            _fill(lanes, bits, job, slab, job.x + image * job.xn, depth, first_row, heights)
+            for row in range(count):
+                y = image * job.yn + depth * job.yd + (first_row + row) * job.yh
+                for left in range(0, job.ow, job.span):
+                    for block in range(job.blocks):
+                        k = block * rows
+                        w = job.w + block * job.wblock
+                        bias = job.bias + k * size if job.bias else 0
+                        for col in range(left, min(left + job.span, job.ow), step):
+                            at = y + k * job.yk + col * size
+                            plane_tile(
+                                rows, vectors, lanes, bits, fused,
+                                slab + row * job.step_h * job.lh + col * size, job.terms, job.nterms, w,
+                                job.y + at, job.yk, job.oc - k, job.ow - col, bias,
+                                job.residual + at if job.residual else 0, job.activation,
+                            )  # fmt: skip
+
+    return run

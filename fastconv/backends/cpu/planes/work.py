@@ -1,0 +1,126 @@
+"""One convolution with columns in the lanes made ready: its tile, its slab, its cost."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import cached_property
+
+from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.registers import Simd
+from fastconv.problem import ConvProblem
+
+# Strides between columns for which a line is taken apart in registers.
+STRIDES = (1, 2)
+
+# Units of work a thread, so that an uneven end costs little.
+_UNITS = 4
+_LINE = 64  # bytes of a cache line
+_NEAR = 1 << 14  # half of a first-level cache
+
+# Output channels and vectors of columns that a tile may have.
+_CHANNELS, _VECTORS = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 5, 6, 7)
+
+
+class Work:
+    """A problem as the loops take it.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    vectors : Simd
+        The register file.
+    workers : int
+        Threads that will share the work.
+    cache : int
+        Bytes of a core's L2 cache.
+    """
+
+    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
+        self.size = problem.itemsize
+        self.lanes = vectors.lanes(self.size)
+        self.axes = lifted_axes(problem)
+        self.depth, self.height, self.width = self.axes
+        self.terms = problem.ic * math.prod(problem.kernel_size)
+        self.phases = self.width.stride
+        # What tiles read behind a line's end belongs to lanes that are not stored.
+        self.columns = -(-self.width.extent(self.width.out) // self.phases)
+        shapes = [s for s in itertools.product(_CHANNELS, _VECTORS) if self._fits(*s)]
+        self.rows, self.vectors = min(shapes, key=lambda shape: self._cycles(*shape))
+
+    def _fits(self, rows: int, vectors: int) -> bool:
+        """Whether the sums, the columns of a term and a weight find room."""
+        return rows * vectors + vectors + 1 <= self.simd.registers
+
+    def _cycles(self, rows: int, vectors: int) -> float:
+        """Cycles of all tiles of one output line: multiply-adds, loads, instructions, or waiting for the sum before."""
+        sums, loads = rows * vectors, rows + vectors
+        # Of the vectors of columns most cross a cache line, and so load twice.
+        step = max(
+            sums / self.simd.fma_per_cycle, (loads + vectors) / 2, (sums + (loads if vectors > 1 else 1) + 6) / 6, 4.0
+        )
+        tiles = self.blocks(rows) * -(-self.width.out // (vectors * self.lanes))
+        # Stores cross lines, too, and wait for memory.
+        return tiles * (self.terms * step + 6 * sums + 20)
+
+    def blocks(self, rows: int) -> int:
+        return -(-self.problem.oc // rows)
+
+    @property
+    def packed_size(self) -> int:
+        """Elements of the packed weight."""
+        return self.blocks(self.rows) * self.rows * self.terms
+
+    @property
+    def _line_bytes(self) -> int:
+        """Bytes of a slab's line, all its phases."""
+        return self.phases * self.columns * self.size
+
+    def steps(self, band: int) -> tuple[int, int, int]:
+        """Return the strides of a slab: channel, depth, row; in bytes."""
+        plane = self._line_bytes * self.height.extent(band)
+        return plane * self.depth.extent(1), plane, self._line_bytes
+
+    @cached_property
+    def band(self) -> int:
+        """Output rows done together: few enough for half of the cache, and for every worker to get some."""
+        rows, outer = self.height.out, self.problem.n * self.depth.out
+        wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 else 1
+        band = -(-rows // wanted)
+        while band > 1 and self.problem.ic * self.steps(band)[0] > self.cache // 2:
+            band -= 1
+        return -(-rows // -(-rows // band))  # even bands
+
+    @property
+    def bands(self) -> int:
+        return -(-self.height.out // self.band)
+
+    @property
+    def units(self) -> int:
+        return self.problem.n * self.depth.out * self.bands
+
+    @property
+    def span(self) -> int:
+        """Columns that a block of channels does before the next: whole lines if all that they read stays near.
+
+        So a few output lines are written on, not a piece of very many.
+        """
+        step = self.vectors * self.lanes
+        lines = self.problem.ic * self.depth.kernel * self.height.kernel
+        fitting = _NEAR // (lines * self.phases * self.size) // step * step
+        return max(step, fitting)
+
+    @property
+    def slab_bytes(self) -> int:
+        """Bytes of what a band reads, and what lies behind, which lanes that are not stored read."""
+        beyond = (self.vectors + 1) * self.lanes * self.size
+        return -(-(self.problem.ic * self.steps(self.band)[0] + beyond) // _LINE) * _LINE
+
+    @property
+    def cycles(self) -> float:
+        """Cycles on one core, the copy into the slab included."""
+        p = self.problem
+        lines = p.n * p.ic * self.depth.out * self.depth.extent(1) * self.bands * self.height.extent(self.band)
+        fill = lines * (20 + 4 * self.width.extent(self.width.out) / self.lanes)
+        return p.n * self.depth.out * self.height.out * self._cycles(self.rows, self.vectors) + fill

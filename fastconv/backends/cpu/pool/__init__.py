@@ -1,0 +1,1 @@
+"""Pools: windows, whole maps and their gradients, at the speed of the memory they move."""

@@ -1,0 +1,143 @@
+"""Running the gradient of a pool: addresses into the record of integers, workers onto the units."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.pool.gradient_loops import ADD, FIELDS, PUT, TAKE, averages, covers, recorded, routes
+from fastconv.backends.cpu.pool.gradient_work import GradientWork
+from fastconv.backends.cpu.pool.windows import cover, padded, scales
+from fastconv.backends.cpu.scratch import address
+from fastconv.geometry import Axis
+from fastconv.problem import Sizes
+
+# Of arrays of how many different strides a plan remembers what it worked out.
+_MOST_RECORDS = 64
+
+# Where the addresses stand that every run fills in.
+_X, _Y, _J, _LINES = (FIELDS.index(name) for name in ("x", "y", "j", "lines"))
+
+
+class GradientRunner:
+    """Runs one problem on arrays of any strides."""
+
+    def __init__(self, work: GradientWork) -> None:
+        self.work, self.problem = work, work.problem
+        p, dtype = self.problem, np.dtype(self.problem.dtype)
+        self._covers = [cover(axis) for axis in work.axes]
+        self._tables = [padded(a, work.lanes) for s in self._covers for a in (s.starts, s.counts)]
+        self._one = np.ones(1, dtype)
+        self._scale: Any
+        self._scales: Any
+        self._scale, self._scales = scales(p) if "avg" in p.kind else (np.ones((1, 1), dtype), None)
+        self._indexed = work.unpools or p.is_max
+        # An unpooling's gradient goes the other way.
+        self._turned = work.unpools and p.direction == "dgrad"
+        self._size, self._units, self._workers = work.size, work.units, work.workers
+        self._scratch = work.workers * work.line_bytes
+        self._loops = self._compiled().address
+        self._fields = self._known()
+        self._records: dict[tuple[Sizes, ...], Any] = {}
+
+    def _compiled(self) -> Any:
+        work, common = self.work, (self.work.lanes, 8 * self.work.size)
+        if work.loops == "covers":
+            return covers(int(self._indexed), work.vectors, int(work.simd.fma), *common)
+        if work.loops == "averages":
+            return averages(*work.columns, *common)
+        if work.loops == "routes":
+            axis = work.axes[2]
+            assert isinstance(axis, Axis)
+            return routes(axis.kernel, *common)
+        action = ADD if not work.unpools else (TAKE if self._turned else PUT)
+        return recorded(action, int(work.last), 8 * work.size)
+
+    def _known(self) -> dict[str, int]:
+        work, p = self.work, self.problem
+        item = p.c if work.last else 1
+        f: dict[str, int] = {"channels": p.c, "windows": math.prod(work.small), "cells": math.prod(work.large)}
+        f |= {"y_step": item * work.size, "x_step": item * work.size, "j_step": item * 8}
+        f |= {"bands": work.bands, "one": address(self._one), "scale": address(self._scale)}
+        f |= {"scales": 0 if self._scales is None else address(self._scales), "weighted": int(work.weighted)}
+        f |= {"line_bytes": work.line_bytes, "line": work.lanes * work.size, "plane": work.plane}
+        if not work.axes:
+            return f
+        f |= dict(zip(("od", "oh", "ow"), (axis.out for axis in work.axes), strict=True))
+        f |= dict(zip(("depths", "heights", "width"), (axis.size for axis in work.axes), strict=True))
+        rows, columns = work.axes[1:]
+        f |= {"before": columns.before if isinstance(columns, Axis) else 0, "most": int(self._covers[2].counts.max())}
+        f["rise"] = rows.kernel if isinstance(rows, Axis) else 0
+        names = (f"{what}_{axis}" for axis in "dhw" for what in ("from", "reads"))
+        return f | dict(zip(names, map(address, self._tables), strict=True))
+
+    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        """Compute; see `fastconv.algorithm` for inputs and outputs."""
+        small, large = (outputs[0], inputs[0]) if self._turned else (inputs[0], outputs[0])
+        indices = inputs[1] if self._indexed else small
+        record = self._record(large.strides, small.strides, indices.strides)
+        x, y = address(large), address(small)
+        if record is None or (x | y) % self._size or not indices.flags.aligned:
+            self._run_apart(inputs, outputs)
+            return
+        job = record.copy()
+        job[_X], job[_Y] = x, y
+        if self._indexed:
+            job[_J] = address(indices)
+        if self._scratch:
+            job[_LINES] = scratch.take(self._scratch)
+        threads.run(self._loops, address(job), self._units, self._workers)
+
+    def _run_apart(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        """Run on copies of what the loops cannot read, and into an array that they can write."""
+        copies = tuple(self._like(array) for array in inputs)
+        for copied, array in zip(copies, inputs, strict=True):
+            copied[...] = array
+        result = self._like(outputs[0])
+        self.run(copies, (result,))
+        outputs[0][...] = result
+
+    def _like(self, array: Any) -> Any:
+        """Return an array in the order that the loops take."""
+        shape = array.shape
+        if self.work.last:
+            return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), array.dtype), -1, 1)
+        return np.empty(shape, array.dtype)
+
+    def _fits(self, strides: Sizes, shape: Sizes, size: int) -> bool:
+        """Whether the loops can read or write an array of these strides."""
+        if self.work.last and not (strides[1] == size or shape[1] == 1):
+            return False
+        if self.work.loops == "covers":
+            return True
+        step = shape[1] * size if self.work.last else size
+        if self.work.loops == "recorded" or self.work.whole:
+            for stride, length in zip(strides[:1:-1], shape[:1:-1], strict=True):
+                if stride != step and length > 1:
+                    return False
+                step *= length
+            return True
+        return strides[-1] == size or shape[-1] == 1
+
+    def _record(self, large: Sizes, small: Sizes, indices: Sizes) -> Any:
+        """Return what is known of arrays of these strides, addresses left open; None if the loops cannot take them."""
+        try:
+            return self._records[large, small, indices]
+        except KeyError:
+            pass
+        if len(self._records) >= _MOST_RECORDS:
+            self._records.clear()
+        outer, size = self.problem.x_shape[:2], self._size
+        shapes = (outer + self.work.large, outer + self.work.small)
+        fits = self._fits(large, shapes[0], size) and self._fits(small, shapes[1], size)
+        fits = fits and (not self._indexed or self._fits(indices, shapes[1], 8))
+        f = dict(self._fields)
+        missing = (0,) * (3 - self.problem.ndim)
+        for array, name in ((large, "x"), (small, "y"), (indices, "j")):
+            f |= {name + axis: s for axis, s in zip("ncdhw", (*array[:2], *missing, *array[2:]), strict=True)}
+        record = np.array([f.get(name, 0) for name in FIELDS], np.int64) if fits else None
+        self._records[large, small, indices] = record
+        return record

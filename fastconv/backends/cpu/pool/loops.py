@@ -1,0 +1,278 @@
+"""The loops around the micro-kernels of pools. What they look up is a record of integers (`JOB`)."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, from_dtype, njit, types
+
+from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.memory import integer
+from fastconv.backends.cpu.pool.pixel import pool_line, pool_pixel, pool_whole
+from fastconv.backends.cpu.pool.plane import pool_plane
+from fastconv.backends.cpu.pool.rows import pool_row
+
+# Addresses, sizes and (in bytes) strides.
+_FIELDS = """
+    x xn xc xd xh xw            | the input and its strides: image, channel, depth, row, column
+    y yn yc yd yh yw            | the output and its strides
+    i jn jc jd jh jw            | the indices and theirs, 0 for none
+    channels od oh ow bands     | sizes of the output; parts that its rows are cut into
+    width before kernel         | columns of the input, padding before them, the greatest number that a window has
+    step_d step_h step_w        | how far apart, in elements, the elements of a window are
+    from_d from_h from_w        | tables: the first element of each window
+    reads_d reads_h reads_w     | tables: how many it has
+    flat_d flat_h               | elements of a plane and of a row
+    scale scales                | factors of the sums: a table of depths and rows; one of columns, 0 for none
+    runs nruns rise             | table of `windows.runs`, its length; rows from window to window
+    ahead                       | bytes from a row to one that is read soon
+    packed                      | whether the output's rows follow one another without gaps
+    one                         | address of a factor of 1
+    lines line_bytes places     | scratch: where that of the first worker is, bytes of each; where in it indices are
+    planes size                 | whole maps: how many there are in an image, elements of each
+"""
+FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
+JOB = np.dtype([(name, np.int64) for name in FIELDS])
+_SIGNATURE = types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64)
+
+
+@njit
+def _entry(table, index):
+    return integer(table + 8 * index)
+
+
+@njit
+def _row(op, kernel, stride, rows, indexed, exact, lanes, bits, job, x, y, i, d, h):
+    """Compute an output row of a plane; return whether NaN may have been lost."""
+    d0, h0 = _entry(job.from_d, d), _entry(job.from_h, h)
+    return pool_row(
+        op, kernel, stride, rows, indexed, exact, lanes, bits,
+        x + d0 * job.xd + h0 * job.xh, _entry(job.reads_d, d), job.step_d * job.xd,
+        _entry(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, job.before,
+        d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
+        y + h * job.yh, i + h * job.jh, job.ow, job.scale + (d * job.oh + h) * (bits // 8), job.scales,
+    )  # fmt: skip
+
+
+@njit
+def split(number, parts):
+    """Return remainder and quotient; where there is one part without a division, which takes as long as a small map."""
+    if parts == 1:
+        return 0, number
+    return number % parts, number // parts
+
+
+@njit
+def _unit(job, unit, single):
+    """Return where a unit's image and channel begin in each array, its depth, and its rows."""
+    part, rest = split(unit, job.bands)
+    d, plane = split(rest, job.od)
+    c, n = split(plane, 1 if single else job.channels)
+    x = job.x + n * job.xn + c * job.xc
+    y = job.y + n * job.yn + c * job.yc + d * job.yd
+    i = job.i + n * job.jn + c * job.jc + d * job.jd
+    if job.bands == 1:
+        return x, y, i, d, 0, job.oh
+    return x, y, i, d, part * job.oh // job.bands, (part + 1) * job.oh // job.bands
+
+
+@cache
+def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, bits: int) -> Any:
+    """Return compiled loops whose lanes are columns: ``run(job, start, stop, worker)`` does a range of units."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        for unit in range(start, stop):
+            x, y, i, d, first, last = _unit(job, unit, False)
+            lone, nan = _entry(job.reads_d, d) == 1, 0
+            for h in range(first, last):
+                reads = _entry(job.reads_h, h)
+                if lone and reads == 3:
+                    nan |= _row(op, kernel, stride, 3, indexed, 0, lanes, bits, job, x, y, i, d, h)
+                elif lone and reads == 2:
+                    nan |= _row(op, kernel, stride, 2, indexed, 0, lanes, bits, job, x, y, i, d, h)
+                else:
+                    nan |= _row(op, kernel, stride, 0, indexed, 0, lanes, bits, job, x, y, i, d, h)
+            if nan != 0:
+                for h in range(first, last):
+                    _row(op, kernel, stride, 0, indexed, 1, lanes, bits, job, x, y, i, d, h)
+
+    return run
+
+
+@njit
+def _rows(op, kernel, stride, groups, rows, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe):
+    """Compute neighbouring output rows of a plane whose windows have as many rows each."""
+    return pool_plane(
+        op, kernel, stride, groups, rows, indexed, lanes, bits,
+        x + h0 * job.xh, job.step_h * job.xh, job.rise * job.xh, reads, job.width, job.before,
+        h0 * job.flat_h, job.step_h * job.flat_h, job.rise * job.flat_h,
+        y + h * job.yh, job.yh, i + h * job.jh, job.jh, count, safe, job.ow,
+        job.scale + (d * job.oh + h) * (bits // 8), job.scales,
+    )  # fmt: skip
+
+
+@cache
+def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: int, bits: int) -> Any:
+    """Return compiled loops as `rows`, for rows of few vectors in at most two dimensions."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        for unit in range(start, stop):
+            x, y, i, d, first, last = _unit(job, unit, False)
+            nan, behind = 0, (groups * lanes + job.ow - 1) // job.ow
+            for number in range(job.nruns):
+                entry = job.runs + 32 * number
+                h, reads = integer(entry), integer(entry + 24)
+                skipped = max(0, first - h)
+                count = min(integer(entry + 8), last - h) - skipped
+                if count <= 0:
+                    continue
+                safe = max(0, min(count, last - behind + 1 - h - skipped)) if job.packed else 0
+                h, h0 = h + skipped, integer(entry + 16) + skipped * job.rise
+                if reads == 3:
+                    nan |= _rows(
+                        op, kernel, stride, groups, 3, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe
+                    )  # fmt: skip
+                elif reads == 2:
+                    nan |= _rows(
+                        op, kernel, stride, groups, 2, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe
+                    )  # fmt: skip
+                else:
+                    nan |= _rows(
+                        op, kernel, stride, groups, 0, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe
+                    )  # fmt: skip
+            if nan != 0:
+                for h in range(first, last):
+                    _row(op, kernel, stride, 0, indexed, 1, lanes, bits, job, x, y, i, d, h)
+
+    return run
+
+
+@njit
+def _gathered(op, then, indexed, exact, lanes, bits, job, line, x, y, i, d, h):
+    """Compute an output row by way of a line of reduced columns."""
+    d0, h0 = _entry(job.from_d, d), _entry(job.from_h, h)
+    size, places = bits // 8, line + job.places
+    nan = pool_row(
+        op, 1, 1, 0, indexed, exact, lanes, bits,
+        x + d0 * job.xd + h0 * job.xh, _entry(job.reads_d, d), job.step_d * job.xd,
+        _entry(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, 0,
+        d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
+        line, places, job.width, job.one, 0,
+    )  # fmt: skip
+    scale = job.scale + (d * job.oh + h) * size
+    for w in range(0, job.ow, lanes):
+        nan |= pool_line(
+            then, indexed, exact, lanes, bits,
+            line, places, job.from_w + 8 * w, job.reads_w + 8 * w, job.kernel, job.step_w,
+            y + h * job.yh + w * size, i + h * job.jh + 8 * w, min(lanes, job.ow - w), scale,
+            job.scales + w * size if job.scales else 0,
+        )  # fmt: skip
+    return nan
+
+
+@cache
+def gathered(op: int, then: int, indexed: int, lanes: int, bits: int) -> Any:
+    """Return compiled loops as `rows`, for windows of any size and distance: rows by ``op``, columns by ``then``."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        line = job.lines + worker * job.line_bytes
+        for unit in range(start, stop):
+            x, y, i, d, first, last = _unit(job, unit, False)
+            for h in range(first, last):
+                if _gathered(op, then, indexed, 0, lanes, bits, job, line, x, y, i, d, h) != 0:
+                    _gathered(op, then, indexed, 1, lanes, bits, job, line, x, y, i, d, h)
+
+    return run
+
+
+@njit
+def _pixel(op, vectors, columns, partial, indexed, exact, lanes, bits, job, x, y, i, d, h, w, count):
+    d0, h0, w0 = _entry(job.from_d, d), _entry(job.from_h, h), _entry(job.from_w, w)
+    return pool_pixel(
+        op, vectors, columns, partial, indexed, exact, lanes, bits,
+        x + d0 * job.xd + h0 * job.xh + w0 * job.xw, _entry(job.reads_d, d), job.step_d * job.xd,
+        _entry(job.reads_h, h), job.step_h * job.xh, _entry(job.reads_w, w), job.step_w * job.xw,
+        d0 * job.flat_d + h0 * job.flat_h + w0, job.step_d * job.flat_d, job.step_h * job.flat_h, job.step_w,
+        y + h * job.yh + w * job.yw, i + h * job.jh + w * job.jw, count, job.scale + (d * job.oh + h) * (bits // 8),
+        job.scales + w * (bits // 8) if job.scales else 0,
+    )  # fmt: skip
+
+
+@njit
+def _position(op, vectors, columns, indexed, exact, lanes, bits, job, x, y, i, d, h, w):
+    """Compute all channels of one output position."""
+    step, left, nan = vectors * lanes, job.channels, 0
+    while left >= step:
+        nan |= _pixel(op, vectors, columns, 0, indexed, exact, lanes, bits, job, x, y, i, d, h, w, left)
+        x, y, i, left = x + step * (bits // 8), y + step * (bits // 8), i + step * 8, left - step
+    if left > 0:
+        nan |= _pixel(op, vectors, columns, 1, indexed, exact, lanes, bits, job, x, y, i, d, h, w, left)
+    return nan
+
+
+@cache
+def pixels(op: int, vectors: int, indexed: int, lanes: int, bits: int) -> Any:
+    """Return compiled loops whose lanes are channels: ``run(job, start, stop, worker)`` does a range of units."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        for unit in range(start, stop):
+            x, y, i, d, first, last = _unit(job, unit, True)
+            for h in range(first, last):
+                nan = 0
+                for w in range(job.ow):
+                    reads = _entry(job.reads_w, w)
+                    if reads == 3:
+                        nan |= _position(op, vectors, 3, indexed, 0, lanes, bits, job, x, y, i, d, h, w)
+                    elif reads == 2:
+                        nan |= _position(op, vectors, 2, indexed, 0, lanes, bits, job, x, y, i, d, h, w)
+                    else:
+                        nan |= _position(op, vectors, 0, indexed, 0, lanes, bits, job, x, y, i, d, h, w)
+                if nan != 0:
+                    for w in range(job.ow):
+                        _position(op, vectors, 0, indexed, 1, lanes, bits, job, x, y, i, d, h, w)
+
+    return run
+
+
+@cache
+def whole(op: int, lanes: int, bits: int) -> Any:
+    """Return compiled loops that reduce planes to one element: a unit is as many as a vector has lanes."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        parts = (job.planes + lanes - 1) // lanes
+        for unit in range(start, stop):
+            n, c = unit // parts, unit % parts * lanes
+            pool_whole(
+                op, lanes, bits,
+                job.x + n * job.xn + c * job.xc, job.xc, min(lanes, job.planes - c), job.size,
+                job.y + n * job.yn + c * job.yc, job.scale, job.lines + worker * job.line_bytes,
+            )  # fmt: skip
+
+    return run

@@ -1,0 +1,185 @@
+"""The micro-kernel of pools on rows: lanes are columns, and nothing is kept but registers.
+
+The rows of a window are reduced first, as whole vectors. Then their columns are sorted by phase: all that the first
+kernel column reads at stride ``s``, then all that lie one further. Every kernel column is a phase, shifted by whole
+elements into the vectors that come next, which are therefore made one round ahead.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from fastconv.backends.cpu.pool.reduction import Reduction, either, pick
+from fastconv.backends.cpu.simd import I32, I64, Emitter
+
+
+@intrinsic(prefer_literal=True)
+def pool_row(
+    typingctx, op, kernel, stride, rows, indexed, exact, lanes, bits,
+    x, nd, xd, nh, xh, ahead, width, before, flat, flat_d, flat_h, y, indices, count, scale, scales,
+):  # fmt: skip
+    """Compute one row of outputs; return an integer that is not zero if a NaN was met that a maximum may have lost.
+
+    Literal integers: op, kernel and stride (of the columns), rows (how many a window has; 0 if ``nd`` times ``nh``),
+    indexed, exact, lanes, bits (of an element).
+
+    Values, addresses and strides in bytes: x (of the first row), nd and xd, nh and xh (how many rows, how far apart),
+    ahead (from what is read to what is soon), width (of the input), before (padding), flat, flat_d and flat_h
+    (index of the first row's first element, and
+    what a step adds to it), y, indices, count (of outputs), scale (of a factor of the sums), scales (of a factor for
+    each column, 0 for none).
+    """
+    literals = (op, kernel, stride, rows, indexed, exact, lanes, bits)
+    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+        return None
+    nop, nkernel, nstride, nrows, is_indexed, is_exact, nlanes, element = (a.literal_value for a in literals)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        e = Emitter(builder, element, nlanes)
+        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
+        return _Row(reduction, nkernel, nstride, nrows, args[len(literals) :]).emit()
+
+    return types.int64(*literals, *(types.int64,) * 16), codegen
+
+
+class _Row:
+    """Emits `pool_row`."""
+
+    def __init__(self, reduction: Reduction, kernel: int, stride: int, rows: int, args: Any) -> None:
+        self.reduction, self.e, self.b = reduction, reduction.e, reduction.e.builder
+        self.kernel, self.stride, self.rows = kernel, stride, rows
+        self.x, self.nd, self.xd, self.nh, self.xh, self.ahead_by, self.width, self.before = args[:8]
+        self.flat, self.flat_d, self.flat_h = args[8:11]
+        self.y, self.indices, self.count, self.scale, self.scales = args[11:]
+        self.ahead = kernel > stride
+
+    def emit(self) -> Any:
+        e, b, reduction = self.e, self.b, self.reduction
+        self.factor = e.load_splat(self.scale) if reduction.op else None
+        groups = b.sdiv(e.at(self.count, e.lanes - 1), I64(e.lanes))
+        width = len(reduction.border)
+
+        def block(group: Any, carried: list[Any]) -> list[Any]:
+            nan, *flat = carried
+            before = [flat[i : i + width] for i in range(0, len(flat), width)]
+            phases, seen = self._phases(group)
+            if self.ahead:
+                with b.if_then(b.icmp_signed(">", group, I64(0))):
+                    self._store(e.at(group, -1), before, phases)
+            else:
+                self._store(group, phases, phases)
+            kept = phases if self.ahead else []
+            return [b.or_(nan, seen), *(part for term in kept for part in term)]
+
+        start = reduction.border * self.stride if self.ahead else []
+        return e.loop(e.at(groups, int(self.ahead)), [I64(0), *start], block)[0]
+
+    def _phases(self, group: Any) -> tuple[list[list[Any]], Any]:
+        """Return the terms of a group's columns, reduced over rows and sorted by phase, and whether one is NaN."""
+        e, b, lanes = self.e, self.b, self.e.lanes
+        span = self.stride * lanes
+        first = b.sub(e.times(group, span), self.before)
+        inside = b.and_(b.icmp_signed(">=", first, I64(0)), b.icmp_signed("<=", e.at(first, span), self.width))
+        outside = b.icmp_signed(">=", first, self.width)
+        lane = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
+        end = e.splat(b.trunc(self.width, I32))
+
+        def masks() -> list[Any]:
+            at = e.splat(b.trunc(first, I32))
+            places = (b.add(at, b.add(lane, ir.Constant(lane.type, [v * lanes] * lanes))) for v in range(self.stride))
+            return [b.icmp_unsigned("<", place, end) for place in places]
+
+        def nothing() -> list[Any]:
+            return [*self.reduction.border * self.stride, I64(0)]
+
+        def bordered() -> list[Any]:
+            if not self.ahead:
+                return self._reduced(first, masks())
+            return either(e, outside, nothing, lambda: self._reduced(first, masks()))
+
+        def whole() -> list[Any]:
+            soon = e.at(self.x, self.ahead_by, e.times(first, e.bytes))
+            for v in range(self.stride):
+                for r in range(2):
+                    e.prefetch(e.at(soon, e.times(self.xh, r), v * lanes * e.bytes))
+            return self._reduced(first, [None] * self.stride)
+
+        *flat, nan = either(e, inside, whole, bordered)
+        width = len(self.reduction.border)
+        terms = [flat[i : i + width] for i in range(0, len(flat), width)]
+        if self.stride == 1:
+            return terms, nan
+        parts = list(zip(*terms, strict=True))
+        places = [range(phase, span, self.stride) for phase in range(self.stride)]
+        return [[pick(e, part, place) for part in parts] for place in places], nan
+
+    def _reduced(self, first: Any, masks: list[Any]) -> list[Any]:
+        """Return the terms of ``stride`` vectors of columns from ``first`` on, laid flat, and whether one is NaN."""
+        e, b, reduction = self.e, self.b, self.reduction
+        at = e.at(self.x, e.times(first, e.bytes))
+        loaded: list[Any] = []
+
+        def row(address: Any, flat: Any) -> list[list[Any]]:
+            terms = []
+            for v, mask in enumerate(masks):
+                value = reduction.load(e.at(address, v * e.lanes * e.bytes), mask)
+                loaded.append(value)
+                terms.append([value])
+                if reduction.indexed:
+                    lane = reduction.constant(range(v * e.lanes, (v + 1) * e.lanes))
+                    index = b.add(reduction.index(b.add(flat, first)), lane)
+                    terms[-1].append(index if mask is None else b.select(mask, index, reduction.border[1]))
+            return terms
+
+        if self.rows:
+            terms = row(at, self.flat)
+            for r in range(1, self.rows):
+                below = row(e.at(at, e.times(self.xh, r)), e.at(self.flat, e.times(self.flat_h, r)))
+                terms = [reduction.combine(a, c) for a, c in zip(terms, below, strict=True)]
+            return [*(part for term in terms for part in term), reduction.has_nan(loaded)]
+        width = len(reduction.border)
+
+        def plane(d: Any, carried: list[Any]) -> list[Any]:
+            def line(h: Any, carried: list[Any]) -> list[Any]:
+                *flat, nan = carried
+                loaded.clear()
+                address = e.at(at, b.mul(d, self.xd), b.mul(h, self.xh))
+                new = row(address, e.at(self.flat, b.mul(d, self.flat_d), b.mul(h, self.flat_h)))
+                old = [flat[i : i + width] for i in range(0, len(flat), width)]
+                terms = [reduction.combine(a, c, False) for a, c in zip(old, new, strict=True)]
+                return [*(part for term in terms for part in term), b.or_(nan, reduction.has_nan(loaded))]
+
+            return e.loop(self.nh, carried, line)
+
+        return e.loop(self.nd, [*reduction.border * self.stride, I64(0)], plane)
+
+    def _store(self, group: Any, phases: list[list[Any]], following: list[list[Any]]) -> None:
+        """Reduce over the kernel's columns, and store a group of outputs."""
+        e, b, reduction = self.e, self.b, self.reduction
+        total: list[Any] = []
+        for k in range(self.kernel):
+            phase, shift = k % self.stride, k // self.stride
+            pairs = zip(phases[phase], following[phase], strict=True)
+            places = range(shift, shift + e.lanes)
+            term = [pick(e, pair, places) if shift else pair[0] for pair in pairs]
+            total = reduction.combine(total, term, False) if total else term
+        first = e.times(group, e.lanes)
+        left = b.sub(self.count, first)
+        y, indices = e.at(self.y, e.times(first, e.bytes)), e.at(self.indices, e.times(first, 8))
+        scales = b.select(b.icmp_signed("==", self.scales, I64(0)), I64(0), e.at(self.scales, e.times(first, e.bytes)))
+
+        def write(mask: Any) -> None:
+            value = reduction.finish(total[0], self.factor, scales, mask)
+            reduction.store([value, *total[1:]], y, indices, mask)
+
+        with b.if_else(b.icmp_signed(">=", left, I64(e.lanes))) as (whole, part):
+            with whole:
+                write(None)
+            with part:
+                short = e.splat(b.trunc(left, I32))
+                lane = ir.Constant(ir.VectorType(I32, e.lanes), list(range(e.lanes)))
+                write(b.icmp_signed("<", lane, short))

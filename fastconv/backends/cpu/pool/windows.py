@@ -1,0 +1,101 @@
+"""Where the windows of a pool lie along each axis, and what their sums are multiplied by."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv.geometry import Axis, UnevenAxis, axes_of, divisors
+from fastconv.problem import AXES, PoolProblem
+
+Windows = Axis | UnevenAxis
+
+
+class Span(NamedTuple):
+    """Which elements of a line each window reads: the first, how many, ``step`` apart. Padding is left out."""
+
+    starts: Any
+    counts: Any
+    step: int
+
+
+def lifted(problem: PoolProblem) -> tuple[Windows, ...]:
+    """Return depth, rows and columns; axes that the problem lacks have size 1."""
+    missing: tuple[Windows, ...] = (Axis(1, 1, 1, 1, 1, 0, "zeros"),) * (len(AXES) - problem.ndim)
+    return missing + axes_of(problem)
+
+
+def span(axis: Windows) -> Span:
+    """Return what the windows of an axis read."""
+    o = np.arange(axis.out)
+    if isinstance(axis, UnevenAxis):
+        starts = o * axis.size // axis.out
+        return Span(starts, -(-(o + 1) * axis.size // axis.out) - starts, 1)
+    begin = o * axis.stride - axis.before
+    first = -(-np.maximum(-begin, 0) // axis.dilation)
+    stop = np.minimum(axis.kernel, -(-(axis.size - begin) // axis.dilation))
+    return Span(begin + first * axis.dilation, stop - first, axis.dilation)
+
+
+def cover(axis: Windows) -> Span:
+    """Return which windows, neighbours of each other, read each element; for axes without dilation."""
+    reads = span(axis)
+    i = np.arange(axis.size)
+    # Both ends of the windows ascend.
+    first = np.searchsorted(reads.starts + reads.counts, i, side="right")
+    return Span(first, np.searchsorted(reads.starts, i, side="right") - first, 1)
+
+
+def dense(axis: Windows) -> bool:
+    """Whether windows read neighbours."""
+    return isinstance(axis, UnevenAxis) or axis.dilation == 1 or axis.kernel == 1
+
+
+def always_reads(axis: Windows) -> bool:
+    """Whether no window lies in the padding alone."""
+    if isinstance(axis, UnevenAxis) or axis.dilation == 1:
+        return True
+    return bool(span(axis).counts.min() > 0)
+
+
+def scales(problem: PoolProblem) -> tuple[Any, Any]:
+    """Return what sums are multiplied by: an array (depth, rows), and one of the columns or None if these are ones.
+
+    The divisor is a product over the axes, so what it is along a column is known from one row.
+    """
+    one = [(0, 1)] * problem.ndim
+    dtype = problem.dtype
+    size = float(math.prod(problem.kernel_size)) if problem.kind == "lp_pool" else 1.0
+    along = [
+        divisors(problem, [*one[:i], (0, out), *one[i + 1 :]]).ravel() for i, out in enumerate(problem.output_size)
+    ]
+    corner = divisors(problem, one).item()
+    lines = [np.ones(1)] * (len(AXES) - problem.ndim) + [line / corner for line in along]
+    columns = lines[2]
+    rows = size / (corner * columns[0]) / np.multiply.outer(lines[0], lines[1])
+    uniform = bool((columns == columns[0]).all())
+    return np.ascontiguousarray(rows, dtype), None if uniform else (columns[0] / columns).astype(dtype)
+
+
+def runs(axis: Windows) -> Any:
+    """Return windows that differ in nothing but where they are: first, how many, the first's start, its count."""
+    reads = span(axis)
+    starts, counts = reads.starts, reads.counts
+    rise = 1 if isinstance(axis, UnevenAxis) else axis.stride
+    breaks = (np.diff(starts) != rise) | (np.diff(counts) != 0)
+    first = np.concatenate([[0], np.flatnonzero(breaks) + 1])
+    length = np.diff(np.concatenate([first, [axis.out]]))
+    return np.ascontiguousarray(np.stack([first, length, starts[first], counts[first]], axis=1), np.int64)
+
+
+def padded(table: Any, lanes: int) -> Any:
+    """Return a table as 64-bit integers, with zeros behind for the lanes of a vector."""
+    return np.concatenate([table, np.zeros(lanes, np.int64)]).astype(np.int64)
+
+
+def uniform_rows(problem: PoolProblem) -> bool:
+    """Whether the sums of all rows of windows are multiplied by the same."""
+    rows, _ = scales(problem)
+    return bool((rows == rows[0, 0]).all())

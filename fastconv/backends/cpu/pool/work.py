@@ -1,0 +1,140 @@
+"""One pool made ready: which kernel computes it, and how it is cut."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+from fastconv.backends.cpu.pool.windows import Windows, dense, lifted
+from fastconv.backends.cpu.registers import Simd
+from fastconv.geometry import UnevenAxis
+from fastconv.problem import PoolProblem
+
+# Kernels and strides of columns that have loops of their own.
+WIDEST, LONGEST = 5, 3
+# Vectors of outputs of a row that are unrolled.
+_GROUPS = 4
+# Units of work a thread, so that an uneven end costs little.
+_UNITS = 8
+# Vectors of channels that are reduced together: independent of one another, as a maximum's latency asks for.
+_VECTORS = 4
+
+
+class Work:
+    """A forward pool as the loops take it.
+
+    Parameters
+    ----------
+    problem : PoolProblem
+    vectors : Simd
+        The register file.
+    workers : int
+        Threads that will share the work.
+    """
+
+    def __init__(self, problem: PoolProblem, vectors: Simd, workers: int) -> None:
+        self.problem, self.simd, self.workers = problem, vectors, workers
+        self.size = problem.itemsize
+        self.lanes = vectors.lanes(self.size)
+        self.axes: tuple[Windows, ...] = lifted(problem)
+        self.indexed = problem.return_indices
+        self.last = problem.layout == "channels_last"
+        self.vectors = min(_VECTORS, -(-problem.c // self.lanes))
+        self.whole = not (self.last or self.indexed) and all(
+            not isinstance(axis, UnevenAxis) and axis.is_whole for axis in self.axes[-problem.ndim :]
+        )
+
+    @property
+    def op(self) -> str:
+        if self.problem.is_max:
+            return "max"
+        return "norm" if self.problem.kind == "lp_pool" and self.problem.norm_type == 2 else "sum"
+
+    @property
+    def columns(self) -> tuple[int, int] | None:
+        """Kernel and stride of the columns if there are loops for them, None if these are to be gathered."""
+        axis = self.axes[2]
+        if isinstance(axis, UnevenAxis) or not dense(axis):
+            return None
+        if axis.kernel == 1 and axis.stride == 1:
+            return 1, 1
+        return (axis.kernel, axis.stride) if axis.kernel <= WIDEST and 0 < axis.stride <= LONGEST else None
+
+    @property
+    def groups(self) -> int:
+        """Vectors of outputs of a row if these are few enough to be unrolled, otherwise 0."""
+        if self.columns is None or self.axes[0].size > 1 or self.axes[0].out > 1:
+            return 0
+        kernel, stride = self.columns
+        width, span = self.axes[2], stride * self.lanes
+        assert not isinstance(width, UnevenAxis)
+        needed = min((width.out - 1) * stride + kernel, width.size + width.before)
+        groups = max(-(-width.out // self.lanes), -(-needed // span))
+        return groups if groups <= _GROUPS else 0
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Elements that a window has at most, along each axis."""
+        return tuple(
+            -(-axis.size // axis.out) + 1 if isinstance(axis, UnevenAxis) else axis.kernel for axis in self.axes
+        )
+
+    @property
+    def output(self) -> tuple[int, ...]:
+        return tuple(axis.out for axis in self.axes)
+
+    @cached_property
+    def bands(self) -> int:
+        """Parts that the rows of a plane, or of a map, are cut into: few, but enough units for every worker."""
+        outer = self.problem.n * self.output[0] * (1 if self.last else self.problem.c)
+        wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 else 1
+        if self.last:  # what is done twice after a NaN is no more than a band
+            wanted = max(wanted, 4)
+        return min(wanted, self.output[1])
+
+    @property
+    def units(self) -> int:
+        p = self.problem
+        if self.whole:
+            return p.n * -(-p.c // self.lanes)
+        return p.n * self.output[0] * self.bands * (1 if self.last else p.c)
+
+    @property
+    def line_bytes(self) -> int:
+        """Scratch of a worker."""
+        if self.whole:
+            return self.lanes * self.lanes * self.size
+        if self.last or self.columns:
+            return 0
+        line = self.axes[2].size * (self.size + 8 * self.indexed) + 2 * self.lanes * 8
+        return -(-line // 64) * 64
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the tables of windows and factors, making them included."""
+        return 80 * (sum(self.output) + 3 * self.lanes) + 32 * math.prod(self.output[:2])
+
+    @property
+    def cycles(self) -> float:
+        """Cycles on one core: the instructions of vectors, counted, each as long as an addition."""
+        p = self.problem
+        pace = 2 / self.simd.fma_per_cycle
+        watch = 0.5 if p.is_max else 0.0
+        outer = p.n * p.c * self.output[0]
+        rows, width = self.kernel[0] * self.kernel[1], self.axes[2].size
+        lookup = 3.0 * self.indexed
+        if self.whole:
+            return p.n * p.c * (6 + math.prod(p.input_size) / self.lanes)
+        if self.last:
+            blocks = p.n * math.prod(self.output) * -(-p.c // (self.lanes * self.vectors))
+            taps = math.prod(self.kernel)
+            return blocks * (12 + taps * (1 + self.vectors * (1 + watch + lookup) * pace))
+        lines = outer * self.output[1]
+        if self.columns is None:
+            vectors, out = -(-width // self.lanes), -(-self.output[2] // self.lanes)
+            gathered = out * self.kernel[2] * self.lanes * (1.5 + 2 * self.indexed)
+            return lines * (40 + vectors * rows * (1 + watch + lookup) * pace + gathered)
+        kernel, stride = self.columns
+        groups = -(-self.output[2] // self.lanes)
+        vector = stride * rows * (1 + watch + lookup) + 2 * stride * (stride > 1) * (1 + self.indexed)
+        return lines * (14 + groups * (5 + pace * (vector + 2 * kernel * (1 + lookup / 2))))

@@ -1,0 +1,139 @@
+"""Running a forward convolution: what all algorithms of the engine do alike, between arrays and compiled loops."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv import arrays, epilogue
+from fastconv.backends.cpu import job, scratch
+from fastconv.backends.cpu.activation import FUSED
+from fastconv.backends.cpu.scratch import address
+from fastconv.problem import AXES, ConvProblem, Sizes
+
+# Of arrays of how many different strides a plan remembers what it worked out.
+_MOST_RECORDS = 64
+
+
+class Packed(NamedTuple):
+    """A weight as the micro-kernel reads it, and the address of its first vector."""
+
+    array: Any
+    address: int
+
+
+class Record(NamedTuple):
+    """What is known of a problem on arrays of certain strides."""
+
+    job: Any  # the record as integers, addresses at its head left open
+    address: int
+    loops: int  # address of the compiled loops
+    kept: Any  # arrays that the record points to
+
+
+class Runner(ABC):
+    """Runs one problem on arrays of any strides. An algorithm derives from it and describes its jobs.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    units, workers : int
+        Units of work, and threads that share them.
+    scratch_bytes : int
+        Scratch of all workers together.
+    """
+
+    def __init__(self, problem: ConvProblem, units: int, workers: int, scratch_bytes: int) -> None:
+        self.problem = problem
+        self._units, self._workers, self._scratch = units, workers, scratch_bytes
+        self._records: dict[tuple[Sizes, Sizes], Record | None] = {}
+        self._has_bias, self._has_residual, self._prepacked = (
+            problem.bias != "none",
+            problem.residual,
+            problem.prepacked,
+        )
+        self._fused = problem.activation is None or problem.activation in FUSED
+        self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.accumulator)
+        #: Address of the activation's constants, 0 if it has none or is not fused.
+        self.activation = address(self._constants) if problem.activation in FUSED else 0
+
+    @abstractmethod
+    def pack(self, w: Any) -> Packed:
+        """Return the weight as the micro-kernel reads it."""
+
+    @abstractmethod
+    def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
+        """Return what a job's fields are for arrays of these strides, in bytes: image, channel, depth, row, column.
+
+        Returns
+        -------
+        fields : dict of str to int
+            Those of `job.HEAD` left out; what is missing is 0.
+        loops : int
+            Address of the compiled loops.
+        kept : any
+            Arrays that the fields point to.
+
+        None if the loops cannot read or write such arrays.
+        """
+
+    #: The fields of a job, those of `job.HEAD` first.
+    fields: tuple[str, ...]
+
+    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        """Compute; see `fastconv.algorithm` for inputs and outputs."""
+        x, w, y = inputs[0], inputs[1], outputs[0]
+        try:
+            record = self._records[x.strides, y.strides]
+        except KeyError:
+            record = self._look(x.strides, y.strides)
+        residual = inputs[-1] if self._has_residual else None
+        if record is None or not (x.flags.aligned and y.flags.aligned) or not _alike(residual, y):
+            self._run_apart(inputs, y)
+            return
+        packed = w if self._prepacked else self.pack(w)
+        bias = np.require(inputs[2], requirements=("C", "A")) if self._has_bias else None
+        slab = scratch.take(self._scratch) if self._scratch else 0
+        job.start(
+            record.loops, record.job, record.address, self._units, self._workers,
+            x, packed[1], y, bias, residual, slab,
+        )  # fmt: skip
+        if not self._fused:
+            epilogue.apply(self.problem.activation, y)
+
+    def _look(self, x: Sizes, y: Sizes) -> Record | None:
+        """Describe the job for arrays of these strides, and remember it."""
+        missing = (0,) * (len(AXES) - self.problem.ndim)
+        found = self.describe((*x[:2], *missing, *x[2:]), (*y[:2], *missing, *y[2:]))
+        record = None
+        if found is not None:
+            fields, loops, kept = found
+            integers = np.array([fields.get(name, 0) for name in self.fields], np.int64)
+            record = Record(integers, address(integers), loops, kept)
+        if len(self._records) >= _MOST_RECORDS:
+            self._records.clear()
+        self._records[x, y] = record
+        return record
+
+    def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
+        """Run on copies of what the loops cannot read, and into an array that they can write."""
+        copies, result = list(inputs), self._laid_out(y.shape)
+        for index in {0, len(inputs) - 1 if self._has_residual else 0}:
+            copies[index] = self._laid_out(inputs[index].shape)
+            copies[index][...] = inputs[index]
+        self.run(tuple(copies), (result,))
+        y[...] = result
+
+    def _laid_out(self, shape: Sizes) -> Any:
+        """Return a new array of the problem's memory order."""
+        dtype = arrays.dtype_named(self.problem.dtype)
+        if self.problem.layout == "channels_first":
+            return np.empty(shape, dtype)
+        return np.moveaxis(np.empty((shape[0], *shape[2:], shape[1]), dtype), -1, 1)
+
+
+def _alike(residual: Any, y: Any) -> bool:
+    """Whether the loops find the residual's elements where they store the output's."""
+    return residual is None or (residual.strides == y.strides and bool(residual.flags.aligned))

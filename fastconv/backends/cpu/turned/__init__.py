@@ -1,0 +1,1 @@
+"""Input gradients and transposed convolutions, as forward convolutions with the weight turned round."""

@@ -1,0 +1,161 @@
+"""The input gradient by a forward algorithm: the convolution of ``dy`` with the weight turned round."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.depthwise.algorithm import Depthwise
+from fastconv.backends.cpu.direct.algorithm import Direct
+from fastconv.backends.cpu.formats import computed, format_of, size_of
+from fastconv.backends.cpu.grouped.algorithm import Grouped
+from fastconv.backends.cpu.pointwise.algorithm import Pointwise
+from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.turned.work import Work
+from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4
+from fastconv.machine import Machine, machine
+from fastconv.problem import ConvProblem
+
+_OVERHEAD = 10e-6
+
+# Cycles, an element of a weight that is turned tap by tap, and a vector of one that is turned whole.
+_PICK_CYCLES, _VECTOR_CYCLES = 1.2, 6.0
+
+# Bytes a second of a weight that is packed where it is.
+_COPY_RATE = 20e9
+
+# Cycles to bring a vector of a phase to its place.
+_WEAVE_CYCLES = 3.0
+
+
+class Turned(Algorithm):
+    """Phases of the stride, each a forward convolution of stride 1; any stride, dilation and padding with zeros."""
+
+    backend = "numba"
+    forward: ClassVar[Algorithm]
+    # Whether the forward algorithm packs a weight whose output channels are adjacent as fast as a contiguous one.
+    takes_transposed: ClassVar[bool] = False
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        if not isinstance(problem, ConvProblem) or problem.direction != "dgrad":
+            return "computes input gradients and transposed convolutions only"
+        if problem.is_local:
+            return "shares weights between positions, which a locally connected layer does not"
+        if problem.padding_mode != "zeros":
+            return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
+        if problem.dtype != problem.accumulator and problem.residual:
+            return f"would round {problem.dtype} before the residual"
+        work = self._work(problem)
+        if not work.groups:
+            return "nothing contributes to the gradient"
+        return next((why for why in map(self.forward.refuses, work.forward) if why is not None), None)
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        work = self._work(problem)
+        packed = 0
+        if work.rounds > 1 and not work.problem.prepacked:  # kept from round to round
+            packed = sum(_packing_bytes(self.forward, forward) for forward in work.forward)
+        turned = 0 if work.problem.prepacked or work.as_view else work.weight_bytes
+        return turned + packed + work.phase_bytes + max(map(self.forward.workspace_bytes, work.forward))
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        work = self._work(problem)
+        forwards = [forward.replace(prepacked=forward.prepacked or work.as_view) for forward in work.forward]
+        seconds = work.rounds * sum(self.forward.predict(forward, machine) for forward in forwards)
+        if not work.problem.prepacked:
+            seconds += self._turning(work, machine)
+        if work.interleaved:
+            cycles = work.problem.n * work.image_bytes / machine.vector_bytes * _WEAVE_CYCLES
+            seconds += work.rounds * _OVERHEAD + cycles / machine.hertz / work.workers
+        return seconds
+
+    def _turning(self, work: Work, machine: Machine) -> float:
+        """Return the seconds that it takes to turn and pack the weight, beyond what the forward convolutions take."""
+        if work.as_view:
+            return work.weight_bytes / _COPY_RATE / work.workers
+        elements = work.weight_bytes / work.size
+        cycles = elements * (_VECTOR_CYCLES / work.lanes if work.whole else _PICK_CYCLES)
+        seconds = _OVERHEAD + cycles / machine.hertz / work.workers
+        if work.rounds > 1:
+            seconds += sum(_packing_seconds(self.forward, forward, machine) for forward in work.forward)
+        return seconds
+
+    def error_bound(self, problem: AnyProblem) -> float:
+        if self.refuses(problem) is not None:
+            return super().error_bound(problem)
+        return max(map(self.forward.error_bound, self._work(problem).forward))
+
+    def _work(self, problem: AnyProblem) -> Work:
+        assert isinstance(problem, ConvProblem)
+        lanes = simd().lanes(size_of(computed(format_of(problem))))
+        workers, cache = machine().threads(), machine().l2_bytes
+        return Work(problem, lanes, workers, cache, self.takes_transposed)
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.turned.run import Runner
+
+        runner = Runner(self._work(problem), self.forward)
+        return Plan(problem, self, runner.run, runner.pack)
+
+
+def _packing_seconds(algorithm: Algorithm, forward: ConvProblem, machine: Machine) -> float:
+    every, once = (algorithm.predict(forward.replace(prepacked=packed), machine) for packed in (False, True))
+    return max(0.0, every - once)
+
+
+def _packing_bytes(algorithm: Algorithm, forward: ConvProblem) -> int:
+    every, once = (algorithm.workspace_bytes(forward.replace(prepacked=packed)) for packed in (False, True))
+    return max(0, every - once)
+
+
+class TurnedDirect(Turned):
+    """By implicit GEMM: everything."""
+
+    name = "turned_direct"
+    forward = Direct()
+
+
+class TurnedPointwise(Turned):
+    """By matrix products: where one tap reaches an element."""
+
+    name = "turned_pointwise"
+    forward = Pointwise()
+    takes_transposed = True
+
+
+class TurnedGrouped(Turned):
+    """By lanes of pixels: few channels of the gradient, or few of a group."""
+
+    name = "turned_grouped"
+    forward = Grouped()
+
+
+class TurnedDepthwise(Turned):
+    """Every channel on its own."""
+
+    name = "turned_depthwise"
+    forward = Depthwise()
+
+
+class TurnedWinograd2(Turned):
+    """By F(2x2, 3x3)."""
+
+    name = "turned_winograd2"
+    strict = False
+    forward = Winograd2()
+
+
+class TurnedWinograd4(Turned):
+    """By F(4x4, 3x3)."""
+
+    name = "turned_winograd4"
+    strict = False
+    forward = Winograd4()
+
+
+class TurnedWinograd2x5(Turned):
+    """By F(2x2, 5x5)."""
+
+    name = "turned_winograd2_5x5"
+    strict = False
+    forward = Winograd2x5()

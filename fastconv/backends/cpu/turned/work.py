@@ -1,0 +1,96 @@
+"""An input gradient made ready: its phases, the forward convolutions that compute them, and what lies between."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+from fastconv.backends.cpu.formats import format_of
+from fastconv.backends.cpu.turned.phases import forward_problem, groups_of
+from fastconv.problem import ConvProblem, Sizes
+
+# Of the caches of all workers, how much phases may take that are not yet interleaved.
+_SHARE = 1.0
+
+
+class Work:
+    """A problem as its forward convolutions take it.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+        In the direction ``dgrad``.
+    lanes : int
+        Elements of a vector.
+    workers : int
+        Threads that will share the work.
+    cache : int
+        Bytes of a core's L2 cache.
+    views : bool
+        Whether the forward algorithm takes a weight of one tap that is transposed by its strides alone.
+    """
+
+    def __init__(self, problem: ConvProblem, lanes: int, workers: int, cache: int, views: bool = False) -> None:
+        self.problem, self.lanes, self.workers, self.cache = problem, lanes, workers, cache
+        self.format, self.size, self._views = format_of(problem), problem.itemsize, views
+        # Columns of several phases lie between one another: no vectors of one phase can be stored.
+        self.interleaved = problem.layout == "channels_first" and problem.ndim > 0 and problem.stride[-1] > 1
+        groups = groups_of(problem, together=self.interleaved)
+        self.groups = [group for group in groups if not group.is_empty]
+        self.empty = [group for group in groups if group.is_empty]
+
+    @property
+    def whole(self) -> bool:
+        """Whether the weight is turned whole, all taps together."""
+        return (
+            len(self.groups) == 1
+            and math.prod(self.problem.stride) == 1
+            and self.groups[0].taps == math.prod(self.problem.kernel_size)
+        )
+
+    @property
+    def as_view(self) -> bool:
+        """Whether the forward convolutions read the weight where it is."""
+        one_tap = all(group.taps == len(group.members) == 1 for group in self.groups)
+        return self._views and one_tap and self.problem.groups == math.prod(self.problem.kernel_size) == 1
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of the phases of one image."""
+        positions = sum(math.prod(line.length for line in g.lines) * len(g.members) for g in self.groups)
+        return self.problem.ic * positions * self.size
+
+    @cached_property
+    def images(self) -> int:
+        """Images done together: as many as the caches hold until they are interleaved."""
+        n = self.problem.n
+        if not self.interleaved:
+            return n
+        most = int(_SHARE * self.cache * self.workers) // max(1, self.image_bytes)
+        return max(k for k in range(1, n + 1) if n % k == 0 and k <= max(1, most))
+
+    @property
+    def rounds(self) -> int:
+        return self.problem.n // self.images
+
+    @cached_property
+    def forward(self) -> list[ConvProblem]:
+        """The convolutions, one a group of phases."""
+        prepacked = self.problem.prepacked or self.rounds > 1
+        return [forward_problem(self.problem, group, self.images, prepacked) for group in self.groups]
+
+    @property
+    def phase_bytes(self) -> int:
+        """Bytes of the phases that are not yet interleaved."""
+        return self.images * self.image_bytes if self.interleaved else 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the weight turned round."""
+        return sum(math.prod(forward.w_shape) for forward in self.forward) * self.size
+
+    def shape_of(self, index: int) -> Sizes:
+        """Return the shape of a group's result: images, groups, members, channels of a group, positions."""
+        p, group = self.problem, self.groups[index]
+        counts = tuple(line.length for line in group.lines)
+        return (self.images, p.groups, len(group.members), p.ic // p.groups, *counts)

@@ -1,0 +1,1 @@
+"""The weight's gradient, of any kind of convolution."""

@@ -1,0 +1,235 @@
+"""The loops of the weight gradient: packing a chunk of x and dy, and summing over it.
+
+A chunk is a part of the batch, or a band of output rows of an image. Both operands are packed so that what a
+pixel has lies together: x in blocks of a few channels, padding included; dy in blocks of vectors of channels.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, from_dtype, njit, types
+
+from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.elements import widen_one
+from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.memory import clear, integer
+from fastconv.backends.cpu.wgrad.tile import lift, turn, wgrad_tile
+
+# Addresses, sizes and (in bytes) strides.
+_FIELDS = """
+    x slab dy dw panel sums  | x from the chunk's first image on, packed x, dy from its first pixel on, the result,
+                             | packed dy, sums
+    xn xc xd xh xw           | the input: image, channel, depth, row, column
+    yn yk yd yh yw           | the output's gradient
+    dwk                      | the weight's gradient, stride of an output channel
+    inputs outputs           | channels of a group
+    cblocks kblocks          | blocks of them
+    channels kernel          | inputs of a block; elements that an input has of a row of dw
+    sblock simage sd sh item | packed x: block, image, depth, row, pixel
+    images depths heights widths     | packed x: sizes
+    table_d table_h table_w  | input index of each position of packed x, -1 for zero
+    first last gap           | columns of packed x inside the input; how far apart they are there
+    xsteps                   | offsets of the packed pixels that a vector of x holds, -1 for those left out
+    pblock                   | packed dy: block
+    lines line               | lines of dy of an image and depth, and pixels of a line
+    ydepths                  | depths of dy
+    ysteps ytail wsteps      | offsets of pixels in packed dy, in its last block; of rows of dw
+    outer planes rows cols   | the box of pixels to sum over
+    aimage aplane arow       | packed dy: strides of the box in pixels
+    bimage bplane brow bcol bstep    | x: strides of the box; see the micro-kernel
+    direct                   | x is read where it is, not packed: stride of a channel, or 0
+    turned dwe               | whether lanes are inputs and rows of dw output channels; bytes of such a row
+    mplanes mrows mcols      | what is summed at once: what stays in the first-level cache
+    tiles ntiles             | offsets of the tiles of a block in packed x, how many
+    order                    | where among a block's sums each element of a row of dw is
+    tail_order               | the same in the last block of output channels
+    csupers csuper           | parts that the blocks of inputs are cut into, blocks in a part
+    unit_sums own            | bytes of a unit's sums; whether a worker has room for one unit alone
+    add finish               | whether the sums go on from the last chunk's; whether this chunk is the last
+"""
+FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
+JOB = np.dtype([(name, np.int64) for name in FIELDS])
+
+
+@cache
+def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
+    """Return the compiled packing of x and of dy: units are lines of blocks. ``whole``: x in whole vectors."""
+    accumulated = computed(bits)
+    size, wide = size_of(bits), size_of(accumulated)
+    sources = fingerprint()
+
+    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    def pack_x(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        for unit in range(start, stop):
+            h, rest = unit % job.heights, unit // job.heights
+            d, rest = rest % job.depths, rest // job.depths
+            image, block = rest % job.images, rest // job.images
+            target = job.slab + block * job.sblock + image * job.simage + d * job.sd + h * job.sh
+            source_d, source_h = integer(job.table_d + 8 * d), integer(job.table_h + 8 * h)
+            if source_d < 0 or source_h < 0:
+                clear(target, job.widths * job.item)
+                continue
+            first = block % job.cblocks * job.channels
+            channels = min(job.channels, job.inputs - first)
+            if channels < job.channels:
+                clear(target, job.widths * job.item)
+            source = job.x + image * job.xn + (block // job.cblocks * job.inputs + first) * job.xc
+            source += source_d * job.xd + source_h * job.xh
+            together = lanes // job.gap
+            for w in range(job.widths):
+                if w == job.first and job.first < job.last and job.xw == size and together > 0:
+                    for q in range(job.first, job.last, together):
+                        count = (min(together, job.last - q) - 1) * job.gap + 1
+                        at = source + integer(job.table_w + 8 * q) * size
+                        for c in range(0, channels, lanes):
+                            turn(lanes, bits, accumulated, 0, whole, at + c * job.xc, job.xc,
+                                 min(lanes, channels - c), count,
+                                 target + q * job.item + c * wide, job.xsteps)  # fmt: skip
+                if job.first <= w < job.last and job.xw == size and together > 0:
+                    continue
+                index, to = integer(job.table_w + 8 * w), target + w * job.item
+                if index < 0:
+                    clear(to, job.item)
+                elif job.xc == size:
+                    for c in range(0, channels, lanes):
+                        at = source + index * job.xw + c * size
+                        lift(lanes, bits, accumulated, whole, at, min(lanes, channels - c), to + c * wide)
+                else:
+                    for c in range(channels):
+                        widen_one(bits, source + index * job.xw + c * job.xc, to + c * wide)
+
+    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    def pack_dy(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        for unit in range(start, stop):
+            line, rest = unit % job.lines, unit // job.lines
+            d, rest = rest % job.ydepths, rest // job.ydepths
+            image, block = rest % job.images, rest // job.images
+            group, k = block // job.kblocks, block % job.kblocks
+            last = k == job.kblocks - 1
+            steps = job.ytail if last else job.ysteps
+            pixel = integer(steps + 8)
+            first = k * (integer(job.ysteps + 8) // wide)
+            channels = min(pixel // wide, job.outputs - first)
+            target = job.panel + block * job.pblock + ((image * job.ydepths + d) * job.lines + line) * job.line * pixel
+            source = job.dy + image * job.yn + d * job.yd + line * job.yh + (group * job.outputs + first) * job.yk
+            if job.yw == size:
+                for q in range(0, job.line, lanes):
+                    for c in range(0, channels, lanes):
+                        turn(lanes, bits, accumulated, 0, 1, source + q * size + c * job.yk, job.yk,
+                             min(lanes, channels - c), min(lanes, job.line - q),
+                             target + q * pixel + c * wide, steps)  # fmt: skip
+                continue
+            for q in range(job.line):
+                at, to = source + q * job.yw, target + q * pixel
+                if job.yk == size:
+                    for c in range(0, channels, lanes):
+                        lift(lanes, bits, accumulated, 1, at + c * size, min(lanes, channels - c), to + c * wide)
+                else:
+                    clear(to, pixel)
+                    for c in range(channels):
+                        widen_one(bits, at + c * job.yk, to + c * wide)
+
+    return pack_x, pack_dy
+
+
+@njit
+def _room(job, unit, worker):
+    """Return where a unit's sums are."""
+    return job.sums + (worker if job.own else unit) * job.unit_sums
+
+
+@njit
+def _first(job, block):
+    """Return the first input of a block. Where x is read directly, the last block overlaps the one before."""
+    return min(block * job.channels, job.inputs - job.channels) if job.direct else block * job.channels
+
+
+@cache
+def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, spread: int, apart: int) -> Any:
+    """Return the compiled sums for a tile's shape: ``run(job, start, stop, worker)`` does a range of units.
+
+    A unit is a block of output channels and some blocks of inputs. ``vectors`` vectors of output channels make a
+    block; the last block of a group has ``tail``.
+    """
+    accumulated = computed(bits)
+    size = size_of(bits)
+    vector = lanes * size_of(accumulated)
+    sources = fingerprint()
+
+    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        for unit in range(start, stop):
+            k, rest = unit % job.kblocks, unit // job.kblocks
+            part, group = rest % job.csupers, rest // job.csupers
+            is_last = k == job.kblocks - 1
+            wide = tail if is_last else vectors
+            pixel, block_sums = wide * vector, job.ntiles * cols * wide * vector
+            room = _room(job, unit, worker)
+            first_c, last_c = part * job.csuper, min((part + 1) * job.csuper, job.cblocks)
+            panel = job.panel + (group * job.kblocks + k) * job.pblock
+            slab = job.slab + (group * job.inputs * job.direct if job.direct else group * job.cblocks * job.sblock)
+            add = job.add
+            for o in range(job.outer):
+                for p in range(0, job.planes, job.mplanes):
+                    for r in range(0, job.rows, job.mrows):
+                        for q in range(0, job.cols, job.mcols):
+                            a = panel + (o * job.aimage + p * job.aplane + r * job.arow + q) * pixel
+                            b = slab + o * job.bimage + p * job.bplane + r * job.brow + q * job.bcol
+                            planes = min(job.mplanes, job.planes - p)
+                            rows, columns = min(job.mrows, job.rows - r), min(job.mcols, job.cols - q)
+                            for c in range(first_c, last_c):
+                                from_ = b + (_first(job, c) * job.direct if job.direct else c * job.sblock)
+                                to = room + (c - first_c) * block_sums
+                                for t in range(job.ntiles):
+                                    at = from_ + integer(job.tiles + 8 * t)
+                                    if is_last:
+                                        wgrad_tile(
+                                            cols, tail, lanes, accumulated, fused, spread, apart,
+                                            a, job.arow * pixel, job.aplane * pixel,
+                                            at, job.bcol, job.brow, job.bplane, job.bstep,
+                                            columns, rows, planes, to + t * cols * pixel, add,
+                                        )  # fmt: skip
+                                    else:
+                                        wgrad_tile(
+                                            cols, vectors, lanes, accumulated, fused, spread, apart,
+                                            a, job.arow * pixel, job.aplane * pixel,
+                                            at, job.bcol, job.brow, job.bplane, job.bstep,
+                                            columns, rows, planes, to + t * cols * pixel, add,
+                                        )  # fmt: skip
+                            add = 1
+            if not job.finish:
+                continue
+            order = job.tail_order if is_last else job.order
+            first_k = k * vectors * lanes
+            for v in range(wide):
+                outputs = min(lanes, job.outputs - first_k - v * lanes)
+                row = job.dw + (group * job.outputs + first_k + v * lanes) * job.dwk
+                for c in range(first_c, last_c):
+                    first = _first(job, c)
+                    entries = min(job.channels, job.inputs - first) * job.kernel
+                    if spread:
+                        entries = spread * job.kernel
+                    if job.turned:
+                        from_ = room + (c - first_c) * block_sums + v * vector
+                        to = job.dw + (group * job.inputs + first) * job.dwe + (first_k + v * lanes) * size
+                        for e in range(entries):
+                            lift(lanes, accumulated, bits, 0, from_ + e * pixel, outputs, to + e * job.dwe)
+                        continue
+                    from_ = room + (c - first_c) * block_sums + v * vector
+                    for e in range(0, entries, lanes):
+                        turn(lanes, accumulated, bits, 1, 0, from_, order + 8 * e, min(lanes, entries - e), outputs,
+                             row + (first * job.kernel + e) * size, job.wsteps)  # fmt: skip
+
+    return run

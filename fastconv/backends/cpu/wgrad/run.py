@@ -1,0 +1,217 @@
+"""Running a weight gradient: chunk by chunk, packing x and dy and then summing."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.wgrad.loops import FIELDS, packing, sums
+from fastconv.backends.cpu.wgrad.work import Chunk, Work
+from fastconv.geometry import source_line
+from fastconv.problem import AXES, Sizes
+
+# Of arrays of how many different strides a plan remembers what it worked out.
+_MOST_RECORDS = 16
+
+# The addresses that every run fills in stand first.
+_ADDRESSES = ("x", "slab", "dy", "dw", "panel", "sums")
+assert FIELDS[: len(_ADDRESSES)] == _ADDRESSES
+# Channels that lie multiples of this apart, in bytes, fall on the same lines of a first-level cache.
+_ALIAS = 4096
+
+
+class Step(NamedTuple):
+    """A chunk: units of packing x and dy."""
+
+    lines_x: int
+    lines_dy: int
+
+
+class Record(NamedTuple):
+    """What is known of a problem on arrays of certain strides."""
+
+    jobs: Any  # a `JOB` for every chunk, as plain integers; addresses of arrays left open
+    steps: list[Step]
+    sums: int  # address of the compiled sums
+    direct: bool
+    tables: list[Any]  # what the jobs point to
+
+
+class Runner:
+    """Runs one problem on arrays of any strides."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        tile, lanes, size = work.tile, work.lanes, work.size
+        self._records: dict[tuple[Any, ...], Record] = {}
+        self._pack_x, self._pack_dy = (kernel.address for kernel in packing(lanes, work.format, int(not work.exact)))
+        self._chunks = list(work.chunks())
+        self._slab_bytes = work.groups * work.cblocks * work.slab_block(work.chunk)
+        panel = work.groups * work.kblocks * work.panel_block(work.chunk)
+        self._places = (0, self._slab_bytes, self._slab_bytes + -(-panel // 64) * 64)
+        self._rows = np.arange(lanes, dtype=np.int64)
+        self._lines = [np.ascontiguousarray(source_line(line.axis)[:: line.gap], np.int64) for line in work.lines]
+        self._order = self._sum_of_element()
+        vector = lanes * size
+        self._pixels = [np.arange(lanes) * (wide * vector) for wide in (tile.vectors, tile.tail)]
+        self._orders = [self._order * (wide * vector) for wide in (tile.vectors, tile.tail)]
+
+    def _sum_of_element(self) -> Any:
+        """Return where among the sums of a block each element (input, kernel position) of a row of dw is."""
+        work = self.work
+        inputs = work.spread or min(work.channels, work.inputs)
+        channel, row, col = np.indices((inputs, work.taps // work.kernel_cols, work.kernel_cols))
+        if not work.along:
+            place = (row * work.kernel_cols + col) * work.tile.cols + channel
+        else:
+            place = row * work.tiles_of_row * work.tile.cols + col * inputs + channel
+        return np.ascontiguousarray(place.ravel(), np.int64)
+
+    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        """Compute; see `fastconv.algorithm` for inputs and outputs."""
+        (x, dy), (dw,) = inputs, outputs
+        flat = dw.reshape(dw.shape[0], -1) if dw[0].flags.c_contiguous and dw.flags.aligned else None
+        if flat is None or not (x.flags.aligned and dy.flags.aligned):
+            result = np.empty(dw.shape, dw.dtype)
+            self.run((np.require(x, requirements="A"), np.require(dy, requirements="A")), (result,))
+            dw[...] = result
+            return
+        if self.work.turned:
+            x, dy = dy, x
+        record = self._record(x.strides, dy.strides, flat.strides[0])
+        start = scratch.take(self.work.scratch_bytes)
+        slab, panel, sums_ = (start + place for place in self._places)
+        at = address(x)
+        jobs = record.jobs.copy()
+        jobs[:, : len(_ADDRESSES)] += (at, at if record.direct else slab, address(dy), address(dw), panel, sums_)
+        job, units, workers = address(jobs), self.work.units, self.work.workers
+        for step in record.steps:
+            if step.lines_x:
+                threads.run(self._pack_x, job, step.lines_x, workers)
+            threads.run(self._pack_dy, job, step.lines_dy, workers)
+            threads.run(record.sums, job, units, workers)
+            job += jobs.strides[0]
+
+    def _record(self, x: Sizes, dy: Sizes, dwk: int) -> Record:
+        try:
+            return self._records[x, dy, dwk]
+        except KeyError:
+            pass
+        if len(self._records) >= _MOST_RECORDS:
+            self._records.clear()
+        missing = (0,) * (len(AXES) - self.work.problem.ndim)
+        record = self._records[x, dy, dwk] = self._describe(
+            (*x[:2], *missing, *x[2:]), (*dy[:2], *missing, *dy[2:]), dwk
+        )
+        return record
+
+    def _describe(self, x: Sizes, dy: Sizes, dwk: int) -> Record:
+        work, tile = self.work, self.work.tile
+        tables: list[Any] = [self._rows * dwk]
+        direct = work.direct and (x[1] == work.size or x[1] % _ALIAS != 0)
+        common = {"dwk": dwk, "dwe": dwk, "wsteps": address(tables[0])} | self._common(tables)
+        jobs, steps = [], []
+        for index, chunk in enumerate(self._chunks):
+            f = common | self._read_dy(chunk, dy)
+            f |= self._read_where_it_is(chunk, x) if direct else self._read_packed(chunk, x, tables)
+            f |= {"add": int(index > 0), "finish": int(index == len(self._chunks) - 1)}
+            jobs.append([f.get(name, 0) for name in FIELDS])
+            lines_x = 0 if direct else work.groups * work.cblocks * f["images"] * f["depths"] * f["heights"]
+            steps.append(Step(lines_x, work.groups * work.kblocks * f["images"] * f["ydepths"] * f["lines"]))
+        shape = (tile.cols, tile.vectors, tile.tail, work.lanes, work.format, int(work.simd.fma), work.spread)
+        compiled = sums(*shape, int(direct and x[1] != work.size))
+        return Record(np.array(jobs, np.int64), steps, compiled.address, direct, tables)
+
+    def _common(self, tables: list[Any]) -> dict[str, int]:
+        """Return what is the same for every chunk and every array."""
+        work = self.work
+        item = work.item
+        depth, rows, cols = work.lines
+        widths = cols.extent(cols.axis.out)
+        sh = widths * item
+        sd = sh * rows.extent(work.chunk.rows)
+        kd, kr, tile = np.indices((depth.axis.kernel, rows.axis.kernel, work.tiles_of_row)).reshape(3, -1)
+        across = work.tile.cols * work.size if work.along else cols.axis.dilation * item
+        offsets = kd * depth.axis.dilation * sd + kr * rows.axis.dilation * sh + tile * across
+        tables.append(np.ascontiguousarray(offsets, np.int64))
+        inside = np.flatnonzero(self._lines[2] >= 0)
+        plain = cols.axis.mode == "zeros"
+        taken = np.full(work.lanes, -1, np.int64)
+        taken[:: cols.gap] = np.arange(-(-work.lanes // cols.gap)) * item
+        tables.append(taken)
+        f = {"inputs": work.inputs, "outputs": work.outputs, "cblocks": work.cblocks, "kblocks": work.kblocks}
+        f |= {"channels": work.channels, "kernel": work.taps, "item": item, "sblock": work.slab_block(work.chunk)}
+        f |= {"widths": widths, "gap": cols.gap, "pblock": work.panel_block(work.chunk)}
+        f |= {"tiles": address(tables[-2]), "ntiles": len(offsets), "xsteps": address(taken)}
+        f |= self._inside(inside, plain)
+        f |= {"ysteps": address(self._pixels[0]), "ytail": address(self._pixels[1])}
+        f |= {"order": address(self._orders[0]), "tail_order": address(self._orders[1])}
+        f |= {"csupers": work.csupers, "csuper": work.csuper, "unit_sums": work.unit_sums, "own": int(work.own)}
+        return f | {"turned": int(work.turned)}
+
+    def _inside(self, inside: Any, plain: bool) -> dict[str, int]:
+        """Return which columns of packed x are adjacent columns of the input."""
+        axis = self.work.lines[2].axis
+        if not plain and len(inside):
+            positions = np.arange(len(self._lines[2])) * self.work.lines[2].gap - axis.before
+            inside = np.flatnonzero((positions >= 0) & (positions < axis.size))
+        return {"first": int(inside[0]), "last": int(inside[-1]) + 1} if len(inside) else {}
+
+    def _box(self, chunk: Chunk, strides: Sizes) -> dict[str, int]:
+        """Return the pixels of a chunk as few nested loops, for x with strides of image, depth, row and column."""
+        counts = (chunk.images, chunk.depths, chunk.rows, self.work.axes[2].out)
+        loops: list[tuple[int, int]] = []
+        for count, stride in zip(counts, strides, strict=True):
+            if count > 1 and loops and loops[-1][1] == count * stride:
+                loops[-1] = (loops[-1][0] * count, stride)
+            elif count > 1:
+                loops.append((count, stride))
+        loops = [(1, 0)] * (len(counts) - len(loops)) + loops
+        (outer, bimage), (planes, bplane), (rows, brow), (cols, bcol) = loops
+        f = {"outer": outer, "planes": planes, "rows": rows, "cols": cols}
+        f |= {"bimage": bimage, "bplane": bplane, "brow": brow, "bcol": bcol}
+        f |= {"arow": cols, "aplane": rows * cols, "aimage": planes * rows * cols}
+        return f | dict(zip(("mplanes", "mrows", "mcols"), self.work.at_once(planes, rows, cols), strict=True))
+
+    def _read_where_it_is(self, chunk: Chunk, x: Sizes) -> dict[str, int]:
+        """Return how tiles read a chunk's input without packing."""
+        xn, xc, *spatial = x
+        steps = [axis.stride * stride for axis, stride in zip(self.work.axes, spatial, strict=True)]
+        first = chunk.image * xn + chunk.depth * steps[0] + chunk.row * steps[1]
+        f = {"slab": first, "direct": xc, "bstep": xc, "images": chunk.images}
+        return f | self._box(chunk, (xn, *steps))
+
+    def _read_packed(self, chunk: Chunk, x: Sizes, tables: list[Any]) -> dict[str, int]:
+        """Return how a chunk's input is packed, and how tiles read that."""
+        work = self.work
+        xn, xc, xd, xh, xw = x
+        depth, rows, cols = work.lines
+        f = {"xn": xn, "xc": xc, "xd": xd, "xh": xh, "xw": xw, "x": chunk.image * xn, "images": chunk.images}
+        d, h, w = self._lines
+        f |= {"table_d": address(d) + 8 * chunk.depth * depth.step, "depths": depth.extent(chunk.depths)}
+        f |= {"table_h": address(h) + 8 * chunk.row * rows.step, "heights": rows.extent(chunk.rows)}
+        f["table_w"] = address(w)
+        sh = cols.extent(cols.axis.out) * work.item
+        sd = sh * rows.extent(work.chunk.rows)
+        simage = sd * depth.extent(work.chunk.depths)
+        f |= {"sh": sh, "sd": sd, "simage": simage, "bstep": cols.axis.dilation * work.item}
+        f |= self._box(chunk, (simage, depth.step * sd, rows.step * sh, cols.step * work.item))
+        if rows.axis.is_point and cols.axis.is_point and chunk.rows > 1 and xh == cols.axis.size * xw:
+            # Rows that lie one after the other, here and there, are one.
+            width = chunk.rows * cols.axis.size
+            tables.append(np.arange(width))
+            f |= {"x": f["x"] + chunk.row * xh, "heights": 1, "table_h": address(self._rows)}
+            f |= {"table_w": address(tables[-1]), "widths": width, "first": 0, "last": width}
+        return f
+
+    def _read_dy(self, chunk: Chunk, dy: Sizes) -> dict[str, int]:
+        """Return how a chunk's gradient of the output is read."""
+        yn, yk, yd, yh, yw = dy
+        width = self.work.axes[2].out
+        f = {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw, "ydepths": chunk.depths}
+        f["dy"] = chunk.image * yn + chunk.depth * yd + chunk.row * yh
+        together = chunk.rows > 1 and yh == width * yw
+        return f | ({"lines": 1, "line": chunk.rows * width} if together else {"lines": chunk.rows, "line": width})

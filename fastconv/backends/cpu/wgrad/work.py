@@ -1,0 +1,292 @@
+"""One weight gradient made ready: its tile, its chunks, and the memory that it takes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.direct.work import Tile, choose_tile
+from fastconv.backends.cpu.formats import computed, format_of, size_of
+from fastconv.backends.cpu.registers import Simd
+from fastconv.geometry import Axis
+from fastconv.machine import Machine
+from fastconv.problem import ConvProblem
+
+# Packed x and dy together: what streams from the second-level cache, or from the third without harm.
+_CHUNK_CACHES = 4
+# What a tile reads again and again should stay in half of a first-level cache.
+_NEAR_BYTES = 16 << 10
+# A row of dw is written in pieces of at least as many elements.
+_RUN = 96
+# Cycles: of an element that is transposed, or copied; of starting a tile; of a multiply-add's result.
+_TURN_CYCLES, _COPY_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.2, 40, 4
+# Seconds of a call, and of a chunk's launches.
+_OVERHEAD, _LAUNCH = 8e-6, 3e-6
+# Units of work a thread, so that an uneven end costs little.
+_UNITS = 4
+
+
+class Line(NamedTuple):
+    """An axis of packed x: only positions that are read where a kernel of one position leaves some out."""
+
+    axis: Axis
+
+    @property
+    def step(self) -> int:
+        """Positions from one output to the next."""
+        return 1 if self.axis.kernel == 1 else self.axis.stride
+
+    @property
+    def gap(self) -> int:
+        """Positions of the input from one position of packed x to the next."""
+        return self.axis.stride if self.axis.kernel == 1 else 1
+
+    def extent(self, outputs: int) -> int:
+        return outputs if self.axis.kernel == 1 else self.axis.extent(outputs)
+
+
+class Chunk(NamedTuple):
+    """A part of the reduction: images, output depths and output rows, each a first one and how many."""
+
+    image: int
+    images: int
+    depth: int
+    depths: int
+    row: int
+    rows: int
+
+
+class Work:
+    """A problem as the loops take it.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    vectors : Simd
+        The register file.
+    workers : int
+        Threads that will share the work.
+    cache : int
+        Bytes of a core's L2 cache.
+    """
+
+    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        # Without a kernel x and dy play the same part: one is packed, the other read where it is. Inputs in the
+        # lanes need no transposition of dw; otherwise that of the larger one of x and dy is saved.
+        pixels = problem.n * math.prod(problem.output_size)
+        inputs, outputs = problem.ic // problem.groups, problem.oc // problem.groups
+        is_product = all(axis.is_point for axis in lifted_axes(problem))
+        self.turned = is_product and (inputs - outputs) * pixels < inputs * outputs
+        if self.turned:
+            problem = problem.replace(ic=problem.oc, oc=problem.ic)
+        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
+        # Of what is computed; arrays may hold less.
+        self.format = format_of(problem)
+        self.size = size_of(computed(self.format))
+        self.lanes = vectors.lanes(self.size)
+        self.axes = lifted_axes(problem)
+        self.lines = tuple(map(Line, self.axes))
+        self.taps = math.prod(problem.kernel_size)
+        self.kernel_cols = self.axes[2].kernel
+        self.groups, self.inputs, self.outputs = (
+            problem.groups,
+            problem.ic // problem.groups,
+            problem.oc // problem.groups,
+        )
+        self.spread = self._spread()
+        if self.spread:
+            self.groups = problem.oc // self.lanes
+            self.inputs = self.outputs = self.lanes
+        self.tile, self.channels, self.along = self._choose()
+        # Whether tiles can read x where it is.
+        is_half = self.format != computed(self.format)
+        self.direct = (
+            not is_half
+            and self.taps == 1
+            and not self.spread
+            and all(axis.is_inside((0, axis.out)) for axis in self.axes)
+        )
+        self.item = (self.channels if self.exact else -(-self.channels // self.lanes) * self.lanes) * self.size
+
+    def _spread(self) -> int:
+        """Return the channels of a group where a vector takes several groups, else 0."""
+        few = self.inputs if self.inputs == self.outputs else self.lanes
+        return few if 1 < few < self.lanes and self.lanes % few == 0 and self.problem.oc % self.lanes == 0 else 0
+
+    def _choose(self) -> tuple[Tile, int, bool]:
+        """Return the tile, the inputs of a block, and whether a tile's inputs run along kernel columns."""
+        registers, width = self.simd.registers, self.kernel_cols
+        if self.spread:
+            together = self.spread * width <= registers - 3
+            return Tile(1, self.spread * (width if together else 1), 1, 1), self.lanes, together
+        plain, cost = choose_tile((1, self.inputs), self.outputs, self.lanes, registers)
+        if width > 1 and self.axes[2].dilation == 1 and self.inputs < self.lanes:
+            run, run_cost = choose_tile((1, self.inputs * width), self.outputs, self.lanes, registers)
+            if run_cost < cost * width:
+                return run, self.inputs, True
+        return plain, plain.cols, False
+
+    @property
+    def exact(self) -> bool:
+        """Whether packed pixels of x lie without gaps, for tiles that run along kernel columns."""
+        return self.along and not self.spread
+
+    @property
+    def block(self) -> int:
+        """Output channels of a block."""
+        return self.tile.vectors * self.lanes
+
+    @property
+    def kblocks(self) -> int:
+        return -(-self.outputs // self.block)
+
+    @property
+    def cblocks(self) -> int:
+        return -(-self.inputs // self.channels)
+
+    @property
+    def tiles_of_row(self) -> int:
+        """Tiles that cover the columns of a kernel's row, for one block of inputs."""
+        if not self.along:
+            return self.kernel_cols
+        return 1 if self.spread else -(-self.inputs * self.kernel_cols // self.tile.cols)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles of a block of inputs by a block of output channels."""
+        return self.taps // self.kernel_cols * self.tiles_of_row
+
+    def slab_block(self, chunk: Chunk) -> int:
+        """Bytes of a block of packed x; tiles may read a little beyond it."""
+        depth, rows, cols = self.lines
+        pixels = chunk.images * depth.extent(chunk.depths) * rows.extent(chunk.rows) * cols.extent(cols.axis.out)
+        slack = self.simd.vector_bytes + self.tile.cols * self.size
+        return -(-(pixels * self.item + slack) // 64) * 64
+
+    def panel_block(self, chunk: Chunk) -> int:
+        """Bytes of a block of packed dy."""
+        return chunk.images * chunk.depths * chunk.rows * self.axes[2].out * self.block * self.size
+
+    def chunk_bytes(self, chunk: Chunk) -> int:
+        blocks = self.cblocks * self.slab_block(chunk) + self.kblocks * self.panel_block(chunk)
+        return self.groups * blocks
+
+    @cached_property
+    def chunk(self) -> Chunk:
+        """The first chunk; none is larger. How the reduction is cut does not depend on the number of threads."""
+        n, depths, rows = self.problem.n, self.axes[0].out, self.axes[1].out
+        most = _CHUNK_CACHES * self.cache
+        image = self.chunk_bytes(Chunk(0, 1, 0, depths, 0, rows))
+        if image <= most:
+            chunks = -(-n // max(1, most // image))
+            return Chunk(0, -(-n // chunks), 0, depths, 0, rows)
+        for chunks in range(1, rows + 1):
+            band = Chunk(0, 1, 0, 1, 0, -(-rows // chunks))
+            if self.chunk_bytes(band) <= most:
+                break
+        return band
+
+    def chunks(self) -> Iterator[Chunk]:
+        first = self.chunk
+        for image in range(0, self.problem.n, first.images):
+            for depth in range(0, self.axes[0].out, first.depths):
+                for row in range(0, self.axes[1].out, first.rows):
+                    images, rows = self.problem.n - image, self.axes[1].out - row
+                    yield Chunk(image, min(first.images, images), depth, first.depths, row, min(first.rows, rows))
+
+    @cached_property
+    def count(self) -> int:
+        """How many chunks there are."""
+        first = self.chunk
+        return (
+            -(-self.problem.n // first.images)
+            * -(-self.axes[0].out // first.depths)
+            * -(-self.axes[1].out // first.rows)
+        )
+
+    @cached_property
+    def csuper(self) -> int:
+        """Blocks of inputs in a unit of work."""
+        block_sums = self.tiles * self.tile.cols * self.block * self.size
+        wanted = min(-(-_RUN // (self.channels * self.taps)), max(1, _NEAR_BYTES // block_sums), self.cblocks)
+        if self.turned and self.problem.n * math.prod(self.problem.output_size) <= self.pixels_at_once:
+            wanted = 1  # nothing is read twice, and dw is written along its rows
+        if self.workers > 1:
+            others = self.groups * self.kblocks
+            wanted = min(wanted, max(1, self.cblocks * others // (_UNITS * self.workers)))
+        return wanted
+
+    @property
+    def csupers(self) -> int:
+        return -(-self.cblocks // self.csuper)
+
+    @property
+    def units(self) -> int:
+        return self.groups * self.kblocks * self.csupers
+
+    @property
+    def unit_sums(self) -> int:
+        """Bytes of the sums of a unit."""
+        return self.csuper * self.tiles * self.tile.cols * self.block * self.size
+
+    @property
+    def own(self) -> bool:
+        """Whether a worker needs room for the sums of one unit only."""
+        return self.count == 1
+
+    @property
+    def sums_bytes(self) -> int:
+        return (self.workers if self.own else self.units) * self.unit_sums
+
+    @property
+    def pixels_at_once(self) -> int:
+        return max(16, _NEAR_BYTES // (self.block * self.size))
+
+    def at_once(self, planes: int, rows: int, cols: int) -> tuple[int, int, int]:
+        """Return planes, rows and columns that are summed before the next block of inputs gets its turn."""
+        pixels = self.pixels_at_once
+        if cols > pixels:
+            return 1, 1, -(-cols // -(-cols // pixels))
+        if rows * cols > pixels:
+            return 1, -(-rows // -(-rows * cols // pixels)), cols
+        return max(1, min(planes, pixels // (rows * cols))), rows, cols
+
+    @cached_property
+    def scratch_bytes(self) -> int:
+        return self.chunk_bytes(self.chunk) + self.sums_bytes + 3 * 64
+
+    def seconds(self, machine: Machine) -> float:
+        """Return what a run should take."""
+        uneven = -(-self.units // self.workers) * self.workers / self.units
+        computing = (self._sum_cycles() * uneven + self._move_cycles()) / machine.hertz / self.workers
+        # dw is written once; what the cache does not hold is waited for.
+        dw = math.prod(self.problem.w_shape) * self.problem.itemsize
+        return _OVERHEAD + _LAUNCH * self.count + computing + max(0, dw - self.cache) / machine.bandwidth
+
+    def _sum_cycles(self) -> float:
+        """Return the cycles of the micro-kernel on one core."""
+        tile, fma = self.tile, self.simd.fma_per_cycle
+        pixels = self.problem.n * math.prod(self.problem.output_size)
+        # Pieces that are summed at once, each of which loads and stores the sums.
+        cols, rows = self.axes[2].out, self.axes[1].out
+        near = self.pixels_at_once
+        line = cols * rows if self.direct or cols * rows < near else cols * max(1, near // cols)
+        pieces = max(pixels / near, self.count, self.problem.n / max(1, near // min(line, near)))
+        cycles = 0.0
+        for count, vectors in ((self.kblocks - 1, tile.vectors), (1, tile.tail)):
+            held = tile.cols * vectors
+            loads = 2 * tile.cols if self.spread else tile.cols + vectors
+            step = max(held / fma, loads / 2, _LATENCY) + 1
+            cycles += count * (pixels * step + pieces * (2 * held + _TILE_CYCLES))
+        return self.groups * self.cblocks * self.tiles * cycles
+
+    def _move_cycles(self) -> float:
+        """Return the cycles of packing x and dy and of storing dw on one core."""
+        dy = self.problem.n * math.prod(self.problem.output_size) * self.groups * self.kblocks * self.block
+        chunk = self.chunk
+        x = 0 if self.direct else self.groups * self.cblocks * self.slab_block(chunk) * self.count / self.size
+        dw = math.prod(self.problem.w_shape)
+        return _TURN_CYCLES * (dy + x) + (_COPY_CYCLES if self.turned else _TURN_CYCLES) * dw

@@ -1,0 +1,85 @@
+"""The weight gradient by Winograd's minimal filtering: the transposed transforms of the convolution's own."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.winograd.wgrad_work import Work
+from fastconv.machine import Machine, machine
+from fastconv.problem import ConvProblem
+
+# Seconds of a call, and of a launch.
+_OVERHEAD, _LAUNCH = 12e-6, 3e-6
+
+# Of the time that x, dy and dw take to move, what arithmetic does not hide; caches' worth that come from no memory.
+_EXPOSED, _CACHED = 0.5, 4
+
+# All taps of a filter have errors of about the same size, so none may have a much smaller sum than the others.
+_PRODUCTS = 12
+
+
+def _fewest_products(problem: ConvProblem) -> int:
+    """Return how many products that are not with padding are behind an element of the gradient, at least."""
+    seen = problem.n
+    for size, out, padding in zip(problem.input_size, problem.output_size, problem.padding, strict=True):
+        seen *= max(min(out - max(0, *padding), size), 0) if problem.padding_mode == "zeros" else out
+    return seen
+
+
+class WinogradWgrad(Algorithm):
+    """Tiles of m x m elements of dy by (m+taps-1)^2 multiplications for each pair of channels, not (m taps)^2."""
+
+    backend = "numba"
+    strict = False
+    m: ClassVar[int]
+    taps: ClassVar[int]
+    # What takes the place of `ERROR_CONSTANT`.
+    constant: ClassVar[float]
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        if not isinstance(problem, ConvProblem):
+            return "solves convolutions only"
+        if problem.direction != "wgrad":
+            return "computes weight gradients only"
+        if problem.op != "conv2d":
+            return f"works on planes, not on {problem.op}"
+        if problem.kernel_size != (self.taps, self.taps):
+            return f"takes {self.taps}x{self.taps} kernels, not {problem.kh}x{problem.kw}"
+        if problem.stride != (1, 1) or problem.dilation != (1, 1):
+            return "takes kernels of stride 1 and dilation 1 only"
+        if problem.dtype != problem.accumulator:
+            return f"computes in float32 and float64, not on {problem.dtype}"
+        if _fewest_products(problem) < _PRODUCTS:
+            return f"a sum of fewer than {_PRODUCTS} products would have the error of its filter's larger ones"
+        return None
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        return self._work(problem).scratch_bytes
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        work = self._work(problem)
+        moved = max(0, work.problem.bytes - _CACHED * work.cache) / machine.bandwidth / work.workers
+        return _OVERHEAD + _LAUNCH * work.launches + work.cycles / machine.hertz + _EXPOSED * moved
+
+    def error_bound(self, problem: AnyProblem) -> float:
+        return self.constant * EPSILON[problem.accumulator] * math.sqrt(problem.reduction)
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.winograd.wgrad_run import Runner
+
+        return Plan(problem, self, Runner(self._work(problem)).run)
+
+    def _work(self, problem: AnyProblem) -> Work:
+        assert isinstance(problem, ConvProblem)
+        return Work(self.m, problem, simd(), machine().threads(), machine().l2_bytes)
+
+
+class WinogradWgrad4(WinogradWgrad):
+    """F(3x3, 4x4): 4 times fewer multiplications."""
+
+    name = "winograd_wgrad4"
+    m, taps = 4, 3
+    constant = 8.0

@@ -1,0 +1,165 @@
+"""The loops of Winograd's weight gradient.
+
+Of a block of tiles, x and dy are transformed, lanes being channels: ``v[point][chunk][tile][lane]``, where a chunk is
+what inputs the micro-kernel holds, and ``u[point][block][tile][vector][lane]``, where a block is what vectors of output
+channels it holds. A point's sums over tiles, ``sums[block][point][input][vector][lane]``, are matrix products. The
+sums of all blocks of tiles are transformed into the gradient.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import carray, from_dtype, types
+
+from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.threads import call
+from fastconv.backends.cpu.wgrad.tile import wgrad_tile
+from fastconv.backends.cpu.winograd.loops import enter, fill
+from fastconv.backends.cpu.winograd.transforms import scatter_lanes
+from fastconv.backends.cpu.winograd.wgrad_transforms import transform_gradient, transform_sums
+
+# Addresses, sizes and (in bytes) strides. Of every block of tiles there are two records: of x, and of dy, which has
+# the fields of the first part only. They have the names that `fill` and `enter` know.
+_FIELDS = """
+    x xn xg xc xh xw            | the tensor and its strides: image, group, channel, row, column
+    ic chunk chunks             | its channels of a group, of a chunk, and how many chunks
+    table_h table_w             | its index at each padded position, -1 for zero
+    before first last           | padding before a row; the padded columns that are the tensor itself
+    v v_plane                   | where it is transformed, and a point's stride
+    slab slab_row               | offset in the scratch of what a row of tiles reads, and a row of that
+    down rows cols              | rows of tiles of an image; the block's rows, over image borders too, and columns
+
+    group row col               | where the block begins
+    oc kblocks vectors tail     | output channels of a group; blocks of them; their vectors, those of the last
+    dw dwk                      | the gradient of the weight, a row for each output channel; a row's stride
+    scratch scratch_bytes strip | the workers' scratch, how far apart; offset of transformed sums
+    sums sums_bytes m_plane     | sums; how far apart those of blocks, or of workers, are; a point's stride
+    points                      | points of a tile
+    parts part                  | parts that the chunks of inputs are cut into, and chunks of a part
+    alone                       | whether this is the only block: units go on to the gradient. Then, for that,
+    leave here                  | the address of `leave` and of this record
+    add special                 | whether sums go on from the last block's; set to 1 if NaN or infinity is met
+"""
+FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
+JOB = np.dtype([(name, np.int64) for name in FIELDS])
+
+_RUN = types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64)
+
+
+@cache
+def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[Any, Any]:
+    """Return what is compiled for F(taps, m): ``enter`` does rows of tiles of chunks, ``leave`` blocks of parts."""
+    size = bits // 8
+    width, extent, area = lanes * size, m + taps - 1, taps * taps
+    sources = fingerprint()
+
+    @callback(_RUN)
+    def go_in(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        pair = carray(jobs, 2)
+        job, dy = pair[0], pair[1]
+        scratch = job.scratch + worker * job.scratch_bytes
+        middle = job.rows * job.chunks
+        if start < middle:
+            enter(
+                m, extent, lanes, bits, fused, job, job.v, scratch, job.group, job.row, job.col,
+                start, min(stop, middle),
+            )  # fmt: skip
+        slab, tiles = scratch + job.slab, job.rows * job.cols
+        for piece in range(max(start, middle) - middle, stop - middle):
+            r, k = piece // dy.chunks, piece % dy.chunks
+            image, tile_row = (job.row + r) // job.down, (job.row + r) % job.down
+            source = dy.x + image * dy.xn + job.group * dy.xg + k * lanes * dy.xc
+            channels = min(lanes, dy.ic - k * lanes)
+            fill(m, m, lanes, bits, dy, slab, source, lanes * dy.xc, channels, tile_row * m, job.col * m)
+            block = k // job.vectors
+            wide = (job.tail if block == job.kblocks - 1 else job.vectors) * width
+            target = dy.v + block * tiles * job.vectors * width + k % job.vectors * width + r * job.cols * wide
+            for t in range(job.cols):
+                transform_gradient(
+                    m, taps, lanes, bits, fused,
+                    slab + t * m * width, dy.slab_row, target + t * wide, dy.v_plane,
+                )  # fmt: skip
+
+    @callback(_RUN)
+    def leave(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        strip = job.scratch + worker * job.scratch_bytes + job.strip
+        special = 0
+        for unit in range(start, stop):
+            block, first = unit % job.kblocks, unit // job.kblocks * job.part
+            wide = job.tail if block == job.kblocks - 1 else job.vectors
+            sums = job.sums + (worker if job.alone else block) * job.sums_bytes
+            for v in range(wide):
+                k = (block * job.vectors + v) * lanes
+                outputs = min(lanes, job.oc - k)
+                for c in range(first, min(first + job.part, job.chunks)):
+                    channels = min(job.chunk, job.ic - c * job.chunk)
+                    source = sums + (((c - first) if job.alone else c) * job.chunk * wide + v) * width
+                    for i in range(channels):
+                        special |= transform_sums(
+                            m, taps, lanes, bits, fused,
+                            source + i * wide * width, job.m_plane, strip + i * area * width,
+                        )  # fmt: skip
+                    row = job.dw + (job.group * job.oc + k) * job.dwk + c * job.chunk * area * size
+                    for e in range(0, channels * area, lanes):
+                        scatter_lanes(
+                            lanes, bits, strip + e * width, min(lanes, channels * area - e),
+                            row + e * size, job.dwk, outputs,
+                        )  # fmt: skip
+        if special:
+            job.special = 1
+
+    return go_in, leave
+
+
+@cache
+def products(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return the compiled sums over the tiles of a block, for chunks of ``cols`` inputs.
+
+    A unit is a block of output channels, and either a point or, if there is no other block of tiles, a part of the
+    inputs, for which it then goes on to the gradient.
+    """
+    width = lanes * (bits // 8)
+    sources = fingerprint()
+
+    @callback(_RUN)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job, dy = carray(jobs, 2)[0], carray(jobs, 2)[1]
+        tiles = job.rows * job.cols
+        for unit in range(start, stop):
+            block, index = unit % job.kblocks, unit // job.kblocks
+            last = block == job.kblocks - 1
+            wide = (tail if last else vectors) * width
+            if job.alone:
+                first, end, point, points = index * job.part, min((index + 1) * job.part, job.chunks), 0, job.points
+            else:
+                first, end, point, points = 0, job.chunks, index, index + 1
+            sums = job.sums + (worker if job.alone else block) * job.sums_bytes
+            for p in range(point, points):
+                a = dy.v + p * dy.v_plane + block * tiles * vectors * width
+                for c in range(first, end):
+                    b = job.v + p * job.v_plane + c * tiles * width
+                    to = sums + p * job.m_plane + (c - first) * cols * wide
+                    if last:
+                        wgrad_tile(
+                            cols, tail, lanes, bits, fused, 0, 0,
+                            a, 0, 0, b, width, 0, 0, 0, tiles, 1, 1, to, job.add,
+                        )  # fmt: skip
+                    else:
+                        wgrad_tile(
+                            cols, vectors, lanes, bits, fused, 0, 0,
+                            a, 0, 0, b, width, 0, 0, 0, tiles, 1, 1, to, job.add,
+                        )  # fmt: skip
+            if job.alone:
+                call(job.leave, job.here, unit, unit + 1, worker)
+
+    return run

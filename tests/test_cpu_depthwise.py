@@ -1,0 +1,159 @@
+"""Depthwise convolution of the CPU engine: awkward maps, kernels and memory orders, and what stands at borders."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv import registry, testing
+from fastconv.backends.cpu.depthwise.work import Work
+from fastconv.backends.cpu.registers import Simd
+from fastconv.notation import parse_problem
+
+ALGORITHM = registry.find("numba/depthwise")
+WGRAD = registry.find("numba/depthwise_wgrad")
+
+SHAPES = """
+    conv2d n2 c3 i10 oc3 k3 p1 g3
+    conv2d n2 c3 i7 oc3 k3 p1 g3 bias relu
+    conv2d n1 c2 i19 oc2 k3 p1 g2 bias residual relu
+    conv2d n1 c2 i37 oc4 k3 p1 g2 bias
+    conv2d n1 c2 ih40 iw75 oc2 k3 p1 g2
+    conv2d n1 c2 i33 oc2 k3 s2 p1 g2 bias
+    conv2d n1 c2 i9 oc2 k3 s2 p1 g2 residual sigmoid
+    conv2d n1 c2 i34 oc2 k3 s2 p0:1 g2
+    conv2d n1 c2 i34 oc2 k3 s3 p1 g2
+    conv2d n1 c2 i21 oc2 k3 d2 p2 g2
+    conv2d n1 c2 i21 oc2 k5 p2 g2
+    conv2d n1 c2 i21 oc2 k5 s2 p2 g2 leaky_relu
+    conv2d n1 c2 i21 oc2 k7 p3 g2
+    conv2d n1 c2 i5 oc2 k7 p3 g2
+    conv2d n1 c2 i1 oc2 k3 p1 g2
+    conv2d n1 c1 i5 oc1 k3 p1
+    conv2d n1 c2 ih9 iw40 oc2 kh4 kw2 p1:2 g2 s2
+    conv2d n1 c2 i12 oc2 k11 p5 g2
+    conv2d n1 c2 i12 oc2 k3 p1 g2 reflect
+    conv2d n1 c2 i12 oc2 k3 p1 g2 circular s2
+    conv2d n1 c2 i12 oc4 k3 p1 g2 replicate s3
+    conv2d n2 c3 i7 oc3 k3 p1:-1 g3
+    conv1d n2 c3 i50 oc3 k3 p1 g3
+    conv1d n2 c3 i50 oc6 k5 p2 s2 d3 g3
+    conv3d n1 c2 id4 ih5 iw6 oc2 k3 p1 g2
+    conv3d n1 c2 id5 ih5 iw20 oc2 k3 p1 g2 s2 bias
+    conv3d n1 c2 i5 oc2 k3 p2 g2 d2
+    conv2d n2 c3 i10 oc3 k3 p1 g3 channels_last
+    conv2d n2 c19 i10 oc19 k3 p1 g19 channels_last bias residual relu
+    conv2d n2 c33 i9 oc33 k3 p1 g33 channels_last bias s2
+    conv2d n2 c16 i12 oc16 k5 p2 g16 channels_last bias s2 d2
+    conv2d n2 c16 i12 oc16 k3 p1 g16 channels_last reflect
+    conv2d n2 c4 i12 oc8 k3 p1 g4 channels_last
+    conv3d n1 c20 i5 oc20 k3 p1 g20 channels_last
+    conv1d n2 c6 i11 oc6 k3 p1 g6 channels_last
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("text", SHAPES)
+def test_awkward_shapes(text, dtype):
+    problem = parse_problem(text).replace(dtype=dtype)
+    testing.check_problem(ALGORITHM, problem)
+    testing.check_problem(ALGORITHM, problem.replace(prepacked=True))
+
+
+def gradient_of(text: str):
+    """Return the weight gradient of a forward problem."""
+    return parse_problem(text).replace(direction="wgrad", bias="none", residual=False, activation=None)
+
+
+GRADIENTS = [text for text in SHAPES if WGRAD.refuses(gradient_of(text)) is None]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("text", GRADIENTS)
+def test_weight_gradients(text, dtype):
+    testing.check_problem(WGRAD, gradient_of(text).replace(dtype=dtype))
+
+
+def test_weight_gradients_refuse_little():
+    assert len(GRADIENTS) >= len(SHAPES) - 5
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+@pytest.mark.parametrize("operand", [0, 1], ids=["x", "dy"])
+@pytest.mark.parametrize("text", ["conv2d:wgrad n1 c3 i9 oc3 k3 p1 g3", "conv2d:wgrad n1 c2 i35 oc2 k3 s2 p1 g2"])
+def test_specials_at_borders_of_weight_gradients(text, operand, special):
+    """One channel alone: beyond the last column nothing is multiplied, and padding is."""
+    problem = parse_problem(text)
+    inputs = testing.random_inputs(problem)
+    inputs[operand][:, 0, -1, -1] = special
+    outputs = testing.run(WGRAD, problem, inputs)
+    testing.compare(problem, outputs, testing.exact(problem, inputs), WGRAD.error_bound(problem))
+
+
+@pytest.mark.parametrize("text", GRADIENTS[:3])
+def test_weight_gradients_on_any_number_of_threads(text):
+    problem = gradient_of(text)
+    inputs = testing.random_inputs(problem)
+    results = []
+    for threads in (1, 2):
+        with fc.options(threads=threads):
+            results.append(testing.run(WGRAD, problem, inputs)[0])
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("text", [text for text in SHAPES if "n2" in text])
+def test_any_number_of_threads_gives_the_same_bits(text):
+    problem = parse_problem(text)
+    inputs = testing.random_inputs(problem)
+    results = []
+    for threads in (1, 2):
+        with fc.options(threads=threads):
+            results.append(testing.run(ALGORITHM, problem, inputs)[0])
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+@pytest.mark.parametrize("operand", [0, 1], ids=["x", "w"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d n1 c17 i9 oc17 k3 p1 g17",
+        "conv2d n1 c2 i35 oc2 k3 s2 p1 g2",
+        "conv2d n1 c2 i20 oc2 k5 p2 g2",
+        "conv3d n1 c2 i5 oc2 k3 p1 g2",
+    ],
+)
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_specials_at_borders_come_out_where_the_reference_has_them(text, operand, special, layout):
+    """Padding counts: zero times an infinite weight is NaN there, as in the reference."""
+    problem = parse_problem(text).replace(layout=layout)
+    inputs = testing.random_inputs(problem)
+    for corner in ((0,) * problem.ndim, (-1,) * problem.ndim):
+        inputs[operand][(slice(None), 0, *corner)] = special
+    outputs = testing.run(ALGORITHM, problem, inputs)
+    testing.compare(problem, outputs, testing.exact(problem, inputs), ALGORITHM.error_bound(problem))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 16])
+@pytest.mark.parametrize(
+    "vectors", [Simd("avx512", 64, 32, True), Simd("avx2", 32, 16, True), Simd("neon", 16, 32, True)]
+)
+@pytest.mark.parametrize("text", SHAPES)
+def test_tiles_fit_registers_and_map(text, vectors, workers):
+    work = Work(parse_problem(text), vectors, workers, 1 << 20)
+    tile = work.tile
+    assert tile.rows <= work.band <= work.height.out
+    assert work.bands * work.band >= work.height.out
+    assert tile.rows * tile.vectors + work.kernel_rows + tile.vectors <= max(vectors.registers, 4)
+    assert 1 <= work.parts <= work.blocks
+
+
+def test_compiled_loops_do_not_grow_with_the_maps_that_come():
+    from fastconv.backends.cpu.depthwise.loops import columns
+
+    before = columns.cache_info().currsize
+    for size in range(5, 60):
+        x = np.zeros((1, 2, size, size), np.float32)
+        fc.conv2d(x, np.zeros((2, 1, 3, 3), np.float32), padding=1, groups=2, algorithm="numba/depthwise")
+    assert columns.cache_info().currsize - before <= 16

@@ -1,0 +1,106 @@
+"""Dense convolution on the CPU engine: slabs, stages of weights, bands, and columns in the lanes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv import registry, testing
+from fastconv.backends.cpu.direct.work import Work
+from fastconv.backends.cpu.planes.work import Work as PlanesWork
+from fastconv.backends.cpu.registers import Simd
+from fastconv.notation import parse_problem
+
+AVX512, AVX2 = Simd("avx512", 64, 32, True), Simd("avx2", 32, 16, True)
+
+DIRECT = [
+    "conv2d n1 c600 i9 oc33 k3 p1",  # stages, and chunks that do not divide the channels
+    "conv2d n1 c300 i12 oc40 k3 p1 bias residual relu",  # what a stage resumes has bias and residual already
+    "conv2d n1 c512 i40 oc33 k3 p1 s2",  # bands, the last smaller
+    "conv2d n1 c37 i40 oc33 k5 p2 reflect",
+    "conv2d n2 c5 i33 oc9 k3 p1 d2",
+    "conv2d n1 c40 ih3 iw40 oc8 k5 p2",
+    "conv2d n2 c4 i2 oc3 k3 p4",  # windows that lie in the padding wholly
+    "conv2d n1 c2048 i7 oc33 k3 p1 channels_last",
+    "conv2d n2 c512 i9 oc33 k1 channels_last",  # pixels that contend for cache sets
+    "conv2d n3 c512 i5 oc10 k5",
+    "conv3d n1 c20 i6 oc17 k3 p1",
+    "linear n37 c1024 oc70 bias residual relu",
+]
+PLANES = [
+    "conv2d n2 c3 ih40 iw41 oc9 k3 p1 s2 bias",
+    "conv2d n1 c3 ih40 iw75 oc17 k5 p2 s2 residual relu",
+    "conv2d n3 c7 i40 oc3 k5 p2 reflect",
+    "conv2d n1 c4 ih3 iw40 oc8 k5 p2 leaky_relu bias",
+    "conv2d n1 c1 ih40 iw90 oc1 k5 p2 d2 s2",
+    "conv2d n2 c4 i2 oc3 k3 p4",
+    "conv2d n1 c64 i70 oc1 k3 p1 tanh",
+    "conv3d n2 c4 i5 oc4 k3 p1 d2 s2",
+    "conv1d n2 c3 i190 oc5 k4 s2 p1 bias",
+]
+CASES = [("numba/direct", t) for t in DIRECT] + [("numba/planes", t) for t in PLANES]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(("key", "text"), CASES)
+def test_shapes_that_the_loops_cut_up(key, text, dtype):
+    testing.check_problem(registry.find(key), parse_problem(text).replace(dtype=dtype))
+
+
+@pytest.mark.parametrize("key", ["numba/direct", "numba/planes"])
+@pytest.mark.parametrize("text", ["conv2d n1 c40 i37 oc70 k3 p1 bias", "conv2d n1 c512 i7 oc512 k3 p1"])
+def test_any_number_of_threads_gives_the_same_bits(key, text):
+    problem, algorithm = parse_problem(text), registry.find(key)
+    inputs = testing.random_inputs(problem)
+    results = []
+    for threads in (1, 2, 3, 8):
+        with fc.options(threads=threads):
+            results.append(testing.run(algorithm, problem, inputs)[0])
+    for other in results[1:]:
+        np.testing.assert_array_equal(results[0], other)
+
+
+@pytest.mark.parametrize("vectors", [AVX512, AVX2])
+@pytest.mark.parametrize("workers", [1, 2, 5])
+@pytest.mark.parametrize("text", [text for text in DIRECT if not text.startswith("linear")])
+def test_bands_cover_the_rows_and_no_more(vectors, workers, text):
+    work = Work(parse_problem(text), vectors, workers, 1 << 20)
+    rows = work.output[0]
+    assert work.tile.rows <= work.band <= rows
+    assert (work.bands - 1) * work.band < rows <= work.bands * work.band
+    # A chunk of a pixel's channels is a cache line at most, if it is copied.
+    assert not work.staged or work.item * work.size <= 64
+    assert work.chunks * work.item >= work.inputs
+    assert 1 <= work.stage(work.item) <= work.terms // work.item
+
+
+@pytest.mark.parametrize("vectors", [AVX512, AVX2])
+@pytest.mark.parametrize("text", PLANES)
+def test_planes_fit_the_registers_and_the_lines(vectors, text):
+    work = PlanesWork(parse_problem(text), vectors, 2, 1 << 20)
+    assert work.rows * work.vectors + work.vectors + 1 <= vectors.registers
+    assert work.span % (work.vectors * work.lanes) == 0
+    assert (work.bands - 1) * work.band < work.height.out <= work.bands * work.band
+
+
+def test_few_channels_are_left_to_planes():
+    x = np.zeros((1, 1, 512, 512), np.float32)
+    for outputs in (1, 3):
+        problem_x = x if outputs == 1 else np.zeros((1, 16, 256, 256), np.float32)
+        w = np.zeros((outputs, problem_x.shape[1], 5, 5), np.float32)
+        predicted = {c.algorithm: c.predicted for c in fc.explain(fc.conv2d, problem_x, w, padding=2).candidates}
+        assert predicted["numba/planes"] < predicted["numba/direct"]
+
+
+@pytest.mark.parametrize("key", ["numba/direct", "numba/planes"])
+def test_special_values_stay_where_the_windows_are(key):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((1, 20, 19, 35)).astype(np.float32)
+    w = rng.standard_normal((3, 20, 3, 3)).astype(np.float32)
+    clean = fc.conv2d(x, w, padding=1, algorithm=key)
+    x[0, 7, 9, 17] = np.nan
+    touched = np.isnan(fc.conv2d(x, w, padding=1, algorithm=key))
+    expected = np.zeros(clean.shape, bool)
+    expected[:, :, 8:11, 16:19] = True
+    np.testing.assert_array_equal(touched, expected)

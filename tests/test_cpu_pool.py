@@ -1,0 +1,172 @@
+"""Pools of the CPU engine: every kernel and width of map, special values, threads, and the memory around results."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fastconv import registry, testing
+from fastconv.backends.cpu.pool.gradient_work import GradientWork
+from fastconv.backends.cpu.pool.windows import always_reads, cover, lifted, runs, scales, span
+from fastconv.backends.cpu.pool.work import Work
+from fastconv.backends.cpu.registers import simd
+from fastconv.geometry import divisors, taps
+from fastconv.notation import parse_problem
+from fastconv.options import options
+
+POOL, GRADIENT = registry.find("numba/pool"), registry.find("numba/pool_gradient")
+LAYOUTS = ("channels_first", "channels_last")
+
+# One for each kernel and loop: unrolled rows of one vector and of several, rows of many, gathered columns, whole maps.
+MORE = """
+    max_pool2d n2 c3 i7 k3 s1 p1
+    max_pool2d n1 c35 ih14 iw14 k3 s2 ceil
+    avg_pool2d n2 c3 i14 k5 s3
+    avg_pool2d n1 c3 i35 k3 s1 p1 exclude_pad
+    max_pool2d n1 c2 ih9 iw64 k3 s1 p1
+    max_pool2d n1 c2 ih6 iw147 k3 s2 p1
+    avg_pool2d n1 c2 ih8 iw200 k2
+    avg_pool2d n1 c70 ih6 iw150 k3 s2 p1 ceil
+    max_pool2d n1 c2 ih20 iw40 k7 s5 p3
+    avg_pool2d n1 c2 ih20 iw40 k7 s4 p3 exclude_pad
+    lp_pool2d n1 c2 i20 k7 s4 norm2
+    lp_pool2d n1 c3 i9 k2 norm1
+    max_pool2d n1 c2 i13 kh2 kw3 s2 d2 ph1 pw2
+    max_pool3d n1 c2 id4 ih5 iw40 k2 s1
+    adaptive_avg_pool2d n3 c37 ih7 iw7 o1
+    adaptive_avg_pool1d n2 c3 i200 o1
+    adaptive_max_pool2d n1 c2 ih9 iw11 oh1 ow1
+    adaptive_avg_pool2d n1 c3 ih10 iw50 oh3 ow7
+    max_pool2d n1 c3 ih9 iw100 k3
+    max_pool2d n2 c5 ih7 iw9 k2
+""".strip().splitlines()
+
+
+def problems():
+    for text, layout, dtype in itertools.product(MORE, LAYOUTS, ("float32", "float64")):
+        forward = parse_problem(text).replace(layout=layout, dtype=dtype)
+        yield forward
+        yield forward.replace(direction="dgrad")
+        if forward.is_max:
+            yield forward.replace(return_indices=True)
+
+
+@pytest.mark.parametrize("problem", list(problems()), ids=str)
+def test_kernels_of_every_shape(problem):
+    algorithm = POOL if problem.direction == "fprop" else GRADIENT
+    if algorithm.refuses(problem) is None:
+        testing.check_problem(algorithm, problem)
+
+
+@pytest.mark.parametrize("algorithm", [POOL, GRADIENT], ids=lambda a: a.name)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_family_in_every_layout(algorithm, layout):
+    testing.check_algorithm(algorithm, (p.replace(layout=layout) for p in testing.problems() if hasattr(p, "c")))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("text", [text for text in MORE if "max" in text])
+@pytest.mark.parametrize("rare", [np.nan, -np.inf, np.inf, 0.0])
+def test_special_values_and_ties(text, layout, rare):
+    """The first of equals, the last NaN, and never the padding."""
+    problem = parse_problem(text).replace(layout=layout, return_indices=True)
+    (x,) = testing.random_inputs(problem)
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.5, 1.0):
+        values = np.where(rng.random(x.shape) < share, rare, np.round(x))
+        source = testing.laid_out(problem.inputs[0], layout, values)
+        expected = testing.exact(problem, (source,)).results
+        results = testing.run(POOL, problem, (source,))
+        plain = testing.run(POOL, problem.replace(return_indices=False), (source,))
+        for result, wanted in zip((*results, *plain), (*expected, expected[0]), strict=True):
+            assert np.array_equal(result, wanted, equal_nan=result.dtype != np.int64)
+
+
+@pytest.mark.parametrize("problem", [p for p in problems() if p.dtype == "float32"], ids=str)
+def test_nothing_is_written_beside_the_results(problem):
+    algorithm = POOL if problem.direction == "fprop" else GRADIENT
+    if algorithm.refuses(problem) is not None:
+        return
+    inputs = testing.random_inputs(problem)
+    expected = testing.run(algorithm, problem, inputs)
+    buffers, outputs = [], []
+    for operand, result in zip(problem.outputs, expected, strict=True):
+        size, edge = result.size, 64
+        buffer = np.full(size + 2 * edge, 77, result.dtype)
+        shape = operand.shape
+        if problem.layout == "channels_last":
+            inner = buffer[edge : edge + size].reshape(shape[0], *shape[2:], shape[1])
+            outputs.append(np.moveaxis(inner, -1, 1))
+        else:
+            outputs.append(buffer[edge : edge + size].reshape(shape))
+        buffers.append((buffer, edge, size))
+    algorithm.plan(problem).run(inputs, tuple(outputs))
+    for (buffer, edge, size), output, result in zip(buffers, outputs, expected, strict=True):
+        assert np.array_equal(output, result)
+        assert (buffer[:edge] == 77).all() and (buffer[edge + size :] == 77).all()
+
+
+@pytest.mark.parametrize("problem", [p for p in problems() if p.dtype == "float32"], ids=str)
+def test_threads_do_not_change_a_bit(problem):
+    algorithm = POOL if problem.direction == "fprop" else GRADIENT
+    if algorithm.refuses(problem) is not None:
+        return
+    inputs = testing.random_inputs(problem)
+    with options(threads=1):
+        alone = testing.run(algorithm, problem, inputs)
+    with options(threads=2):
+        for first, second in zip(alone, testing.run(algorithm, problem, inputs), strict=True):
+            assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "text", [text for text in testing.POOL_SHAPES if "unpool" not in text and "unfold" not in text]
+)
+def test_windows_are_those_of_the_tables(text):
+    problem = parse_problem(text)
+    for axis, table in zip(lifted(problem)[3 - problem.ndim :], taps(problem), strict=True):
+        reads = span(axis)
+        for o, row in enumerate(table):
+            wanted = row[row >= 0]
+            assert np.array_equal(reads.starts[o] + reads.step * np.arange(reads.counts[o]), wanted)
+        alike = [(h + i, start + i * getattr(axis, "stride", 1), count)
+                 for h, n, start, count in runs(axis) for i in range(n)]  # fmt: skip
+        assert alike == [(o, reads.starts[o], reads.counts[o]) for o in range(axis.out)]
+        if reads.step > 1:
+            continue
+        covers = cover(axis)
+        for i in range(axis.size):
+            windows = [o for o, row in enumerate(table) if i in row]
+            assert list(range(covers.starts[i], covers.starts[i] + covers.counts[i])) == windows
+
+
+@pytest.mark.parametrize("text", [text for text in testing.POOL_SHAPES + MORE if "avg" in text])
+def test_factors_are_the_divisors(text):
+    problem = parse_problem(text).replace(dtype="float64")
+    rows, columns = scales(problem)
+    product = rows[:, :, None] * (1 if columns is None else columns)
+    lifted_divisors = divisors(problem).reshape(-1, *(1, *problem.output_size)[-2:])
+    assert np.allclose(np.broadcast_to(product, lifted_divisors.shape) * lifted_divisors, 1)
+
+
+def test_refusals_name_the_reason():
+    def reason(text, **changes):
+        return POOL.refuses(parse_problem(text).replace(**changes))
+
+    assert "norms of 1 and 2" in reason("lp_pool2d n1 c1 i8 k2 norm3")
+    assert "float16" in reason("max_pool2d n1 c1 i8 k2", dtype="float16")
+    assert "forward" in reason("max_pool2d n1 c1 i8 k2", direction="dgrad")
+    assert "convolutions" in GRADIENT.refuses(parse_problem("conv2d n1 c1 i8 oc1 k3"))
+    assert "norms" in GRADIENT.refuses(parse_problem("lp_pool2d n1 c1 i8 k2").replace(direction="dgrad"))
+    assert all(map(always_reads, lifted(parse_problem("max_pool2d n1 c1 i8 k3 s2 p1 ceil"))))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 64])
+@pytest.mark.parametrize("text", MORE)
+def test_every_worker_gets_units_and_scratch(text, workers):
+    problem = parse_problem(text)
+    for work in (Work(problem, simd(), workers), GradientWork(problem.replace(direction="dgrad"), simd(), workers)):
+        assert work.bands >= 1 and work.units >= 1
+        assert work.line_bytes % 64 == 0 and work.cycles > 0

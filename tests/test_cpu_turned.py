@@ -1,0 +1,186 @@
+"""Input gradients and transposed convolutions on the CPU engine."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv import registry, testing
+from fastconv.backends.cpu.turned.phases import groups_of, line_of
+from fastconv.notation import parse_problem
+
+TURNED = [algorithm for algorithm in registry.algorithms() if algorithm.name.startswith("turned_")]
+
+GRADIENTS = """
+    conv2d:dgrad n2 c5 i9 oc7 k3 p1
+    conv2d:dgrad n2 c19 i12 oc34 k3 p1
+    conv2d:dgrad n1 c20 i8 oc33 k1
+    conv2d:dgrad n2 c3 i9 oc4 k3 p0
+    conv2d:dgrad n2 c3 i9 oc4 k3 p4
+    conv2d:dgrad n2 c3 ih11 iw10 oc4 kh3 kw2 ph1:0 pw0:3
+    conv2d:dgrad n2 c6 i14 oc5 k3 s2 p1
+    conv2d:dgrad n2 c6 ih15 iw13 oc5 k3 s2 p1
+    conv2d:dgrad n1 c20 i35 oc18 k4 s2 p1
+    conv2d:dgrad n3 c8 i12 oc6 k2 s2
+    conv2d:dgrad n3 c8 i13 oc6 k2 s2 g2
+    conv2d:dgrad n2 c5 i70 oc9 k2 s2
+    conv2d:dgrad n2 c5 i13 oc6 k1 s2
+    conv2d:dgrad n2 c3 i23 oc4 k11 s4 p2
+    conv2d:dgrad n2 c3 i33 oc4 k4 s4
+    conv2d:dgrad n2 c3 i32 oc4 k8 s8
+    conv2d:dgrad n2 c4 ih9 iw14 oc6 kh3 kw5 sh3 sw2 ph1:2 pw0:3
+    conv2d:dgrad n2 c4 ih9 iw14 oc6 kh3 kw3 sh2 sw1 p1
+    conv2d:dgrad n2 c4 i16 oc6 k3 s3 d2 p2
+    conv2d:dgrad n2 c4 i17 oc6 k3 s2 d2 p2
+    conv2d:dgrad n2 c4 i17 oc6 k3 s4 d2 p1
+    conv2d:dgrad n2 c4 i14 oc6 k3 s6 d4 p3
+    conv2d:dgrad n2 c4 i12 oc6 k3 d3 p2:3
+    conv2d:dgrad n2 c3 i7 oc4 k3 p1:-1 d2
+    conv2d:dgrad n2 c3 i9 oc4 k2 s3
+    conv2d:dgrad n2 c8 i10 oc12 k3 s2 p1 g4
+    conv2d:dgrad n2 c6 i19 oc6 k3 p1 g6
+    conv2d:dgrad n2 c6 i19 oc6 k5 s2 p2 g6
+    conv2d:dgrad n2 c6 i9 oc12 k3 p1 g6
+    conv2d:dgrad n2 c20 i9 oc18 k3 p1 channels_last
+    conv2d:dgrad n2 c20 i9 oc18 k3 s2 p1 channels_last
+    conv2d:dgrad n2 c6 i9 oc6 k3 s2 p1 g6 channels_last
+    conv2d:dgrad n2 c6 i9 oc5 k1 s2 channels_last
+    conv2d:dgrad n1 c4 i4 oc5 k4 s3 p3
+    conv1d:dgrad n2 c5 i40 oc6 k3 p1
+    conv1d:dgrad n2 c5 i40 oc6 k2 d8 p8:0
+    conv1d:dgrad n2 c5 i41 oc6 k4 s3 p2
+    conv1d:dgrad n2 c6 i41 oc6 k4 s2 p1 g6
+    conv3d:dgrad n1 c4 id5 ih6 iw7 oc5 k3 p1
+    conv3d:dgrad n1 c4 id5 ih6 iw7 oc5 k3 s2 p1
+    conv3d:dgrad n2 c4 i6 oc5 k1 s2
+    conv3d:dgrad n1 c4 id5 ih6 iw7 oc5 k3 sd1 sh2 sw2 p1 channels_last
+    linear:dgrad n5 c17 oc9
+    conv2d:dgrad n2 c6 i14 oc5 k4 s2 p1 bias relu
+    conv2d:dgrad n2 c6 i14 oc6 k2 s2 g2 bias leaky_relu
+    conv2d:dgrad n2 c6 i15 oc5 k3 s2 p1 bias residual relu6
+    conv2d:dgrad n2 c6 i13 oc5 k1 s2 bias sigmoid
+    conv2d:dgrad n2 c6 i13 oc5 k1 s3 sigmoid
+    conv2d:dgrad n2 c6 i13 oc5 k1 s2 bias tanh residual channels_last
+    conv2d:dgrad n2 c6 i9 oc5 k3 p1 bias residual relu
+    conv1d:dgrad n2 c5 i40 oc6 k4 s2 p1 bias relu
+    conv3d:dgrad n1 c4 i6 oc5 k2 s2 bias relu
+""".strip().splitlines()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("text", [text.strip() for text in GRADIENTS])
+def test_gradients_are_the_references(text, dtype):
+    problem = parse_problem(text).replace(dtype=dtype)
+    algorithms = [algorithm for algorithm in TURNED if algorithm.refuses(problem) is None]
+    assert algorithms
+    for algorithm in algorithms:
+        testing.check_problem(algorithm, problem)
+        testing.check_problem(algorithm, problem.replace(prepacked=True))
+
+
+@pytest.mark.parametrize(
+    "text", ["conv2d n3 c6 i11 oc4 k3 s2 p1", "conv2d n2 c8 i9 oc8 k3 p1 g8", "conv1d n2 c4 i20 oc6 k3 d2"]
+)
+def test_adjoint_of_the_forward_convolution(text):
+    """On integers: <conv(x, w), dy> is <x, dgrad(dy, w)> exactly."""
+    forward = parse_problem(text)
+    x, w = testing.integer_inputs(forward)
+    backward = forward.replace(direction="dgrad")
+    dy, _ = testing.integer_inputs(backward, seed=1)
+    (y,) = testing.run(registry.find("numba/direct"), forward, (x, w))
+    for algorithm in TURNED:
+        if algorithm.refuses(backward) is None and algorithm.strict:
+            (dx,) = testing.run(algorithm, backward, (dy, w))
+            assert (y.astype(np.float64) * dy).sum() == (x.astype(np.float64) * dx).sum()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:dgrad n2 c24 i30 oc40 k3 p1",
+        "conv2d:dgrad n3 c24 i30 oc40 k3 s2 p1",
+        "conv2d:dgrad n2 c32 i29 oc32 k3 s2 p1 g32",
+    ],
+)
+def test_any_number_of_threads_gives_the_same_bits(text):
+    problem = parse_problem(text)
+    inputs = testing.random_inputs(problem)
+    for algorithm in TURNED:
+        if algorithm.refuses(problem) is None:
+            results = []
+            for count in (1, 2):
+                with fc.options(threads=count):
+                    results.append(testing.run(algorithm, problem, inputs)[0])
+            assert np.array_equal(*results)
+
+
+def test_lines_are_the_definition():
+    """Every pair of an element and a tap that the definition joins, a line joins, and no other."""
+    sizes = itertools.product((1, 5, 9), (1, 2, 3, 4), (1, 2, 3, 4, 6), (1, 2, 3, 4), (0, 1, 3))
+    for size, kernel, stride, dilation, padding in sizes:
+        for after in (-1, 0, 2):
+            out = (size + padding + after - dilation * (kernel - 1) - 1) // stride + 1
+            if out < 1:
+                continue
+            wanted = {
+                (i, r, o)
+                for o in range(out)
+                for r in range(kernel)
+                for i in [o * stride + r * dilation - padding]
+                if 0 <= i < size
+            }
+            found = set()
+            for remainder in range(min(stride, size)):
+                line, taps = line_of(remainder, size, out, kernel, stride, dilation, padding)
+                assert line.length == len(range(remainder, size, stride))
+                assert min(line.before, line.after, line.start) >= 0
+                for j in range(line.length):
+                    for t, r in enumerate(taps):
+                        read = j + t * line.dilation - line.before
+                        if 0 <= read < line.size:
+                            found.add((remainder + j * stride, r, read + line.start))
+                if line.kernel:
+                    spans = line.size + line.before + line.after - line.dilation * (line.kernel - 1)
+                    assert spans == line.length
+            assert found == wanted
+
+
+def test_phases_that_read_alike_are_one_convolution():
+    halves = parse_problem("conv2d:dgrad n1 c8 i16 oc4 k2 s2")
+    assert [len(group.members) for group in groups_of(halves, together=True)] == [4]
+    assert [len(group.members) for group in groups_of(halves, together=False)] == [1] * 4
+
+
+def test_weight_that_is_not_finite_is_not_multiplied_by_padding():
+    problem = parse_problem("conv2d:dgrad n1 c2 i6 oc3 k3 p1")
+    dy, w = testing.random_inputs(problem)
+    w = w.copy()
+    w[0, 0, 0, 0] = np.inf
+    expected = testing.exact(problem, (dy, w))
+    for algorithm in TURNED:
+        if algorithm.refuses(problem) is None:
+            for form in (problem, problem.replace(prepacked=True)):
+                results = testing.run(algorithm, form, (dy, w))
+                testing.compare(problem, results, expected, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:bgrad n2 c3 i8 oc4 k3 bias",
+        "conv2d:bgrad n3 c3 i19 oc70 k3 bias",
+        "conv2d:bgrad n3 c3 i19 oc70 k3 bias channels_last",
+        "conv2d:bgrad n3 c3 i3 oc7 k3 bias",
+        "conv2d:bgrad n1 c3 i9 oc1 k3 bias channels_last",
+        "conv1d:bgrad n2 c3 i300 oc5 k3 bias",
+        "conv3d:bgrad n2 c3 i7 oc5 k3 bias channels_last",
+        "linear:bgrad n9 c3 oc130 bias",
+        "locally_connected2d:bgrad n2 c3 ih6 iw7 oc4 k3 bias",
+    ],
+)
+def test_bias_gradients_are_the_references(text, dtype):
+    testing.check_problem(registry.find("numba/bias_gradient"), parse_problem(text).replace(dtype=dtype))

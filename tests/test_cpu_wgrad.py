@@ -1,0 +1,102 @@
+"""The weight gradient on the CPU engine: every kind of problem, exact adjoints, and any number of threads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastconv import registry, testing
+from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.wgrad.work import Work
+from fastconv.notation import format_problem, parse_problem
+from fastconv.options import options
+
+WGRAD = registry.find("numba/wgrad")
+
+PROBLEMS = (
+    "conv2d:wgrad n2 ic5 ih9 iw8 oc7 kh3 kw3 p1",
+    "conv2d:wgrad n2 ic3 ih19 iw18 oc40 kh7 kw7 s2 p3",  # a tile's inputs run along kernel columns
+    "conv2d:wgrad n1 ic1 ih12 iw12 oc6 kh5 kw5",
+    "conv2d:wgrad n16 ic20 ih7 iw7 oc33 kh3 kw3 p1",  # several images at once
+    "conv2d:wgrad n2 ic6 ih14 iw13 oc20 kh3 kw2 ph1:0 pw0:2 dh2 dw1 reflect",
+    "conv2d:wgrad n2 ic6 ih14 iw13 oc20 kh2 kw3 sh1 sw3 ph1 pw2 circular f64",
+    "conv2d:wgrad n1 ic18 ih11 iw10 oc17 kh1 kw3 ph0 pw1 replicate channels_last",
+    "conv2d:wgrad n2 ic30 ih9 iw11 oc50 kh3 kw3 s2 p1 d2 channels_last",
+    "conv2d:wgrad n1 ic4 ih5 iw5 oc4 kh1 kw1 p2",  # padding alone
+    "conv2d:wgrad n3 ic70 ih9 iw8 oc20 kh1 kw1",
+    "conv2d:wgrad n3 ic20 ih9 iw8 oc70 kh1 kw1",  # inputs in the lanes
+    "conv2d:wgrad n2 ic20 ih9 iw8 oc70 kh1 kw1 channels_last f64",
+    "conv2d:wgrad n1 ic60 ih32 iw32 oc20 kh1 kw1",  # channels fall on the same cache lines
+    "conv2d:wgrad n2 ic30 ih14 iw13 oc50 kh1 kw1 sh2 sw3",
+    "conv2d:wgrad n2 ic24 ih8 iw9 oc36 kh3 kw3 p1 g3",
+    "conv2d:wgrad n2 ic24 ih8 iw9 oc36 kh1 kw1 g3",
+    "conv2d:wgrad n2 ic32 ih9 iw8 oc32 kh3 kw3 sh2 sw1 p1 g8",  # several groups in a vector
+    "conv2d:wgrad n2 ic32 ih9 iw8 oc32 kh3 kw5 p2 dh2 dw1 g4 channels_last",
+    "conv2d:wgrad n2 ic16 ih9 iw8 oc16 kh3 kw3 p1 g4 f64",
+    "conv2d:wgrad n1 ic8 ih9 iw8 oc8 kh3 kw3 p1 g8",
+    "conv1d:wgrad n3 ic17 iw1000 oc20 kw5 p2",
+    "conv3d:wgrad n2 ic7 id6 ih7 iw8 oc20 kd3 kh3 kw3 p1",
+    "conv3d:wgrad n2 ic17 id6 ih5 iw4 oc20 kd3 kh1 kw1 sd2 sh1 sw1 pd1 ph0 pw0",
+    "linear:wgrad n1 ic370 oc5",
+    "linear:wgrad n16 ic37 oc50",
+)
+
+
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_problem(text: str) -> None:
+    testing.check_problem(WGRAD, parse_problem(text))
+
+
+def _sums_of(problem: Any, inputs: tuple[Any, ...]) -> Any:
+    return testing.run(WGRAD, problem, inputs)[0]
+
+
+@pytest.mark.parametrize("text", PROBLEMS[:6])
+def test_chunks(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reduction goes through many chunks if little memory is to be used."""
+    monkeypatch.setattr("fastconv.backends.cpu.wgrad.work._CHUNK_CACHES", 1 / 512)
+    problem = parse_problem(text)
+    assert Work(problem, simd(), 1, 1 << 20).count > 1
+    testing.check_problem(WGRAD, problem)
+
+
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_any_number_of_threads(text: str) -> None:
+    problem = parse_problem(text)
+    inputs = testing.random_inputs(problem, seed=3)
+    with options(threads=1):
+        alone = _sums_of(problem, inputs)
+    with options(threads=2):
+        assert np.array_equal(_sums_of(problem, inputs), alone)
+
+
+@pytest.mark.parametrize("text", PROBLEMS[:8])
+def test_adjoint(text: str) -> None:
+    """<conv(x, w), dy> is <w, dw>, exactly on small integers."""
+    problem = parse_problem(text)
+    x, dy = testing.integer_inputs(problem)
+    forward = problem.replace(direction="fprop")
+    w = testing.integer_inputs(forward)[1]
+    y = testing.exact(forward, (x, w)).results[0]
+    dw = _sums_of(problem, (x, dy))
+    assert np.vdot(y.astype(np.float64), dy.astype(np.float64)) == np.vdot(
+        w.astype(np.float64), dw.astype(np.float64)
+    ), format_problem(problem)
+
+
+def test_nothing_else_is_multiplied() -> None:
+    """A NaN that no output reads changes nothing, and one that is read reaches what reads it only."""
+    problem = parse_problem("conv2d:wgrad n1 ic5 ih6 iw6 oc3 kh1 kw1 s2")
+    x, dy = testing.random_inputs(problem, seed=2)
+    x[:, :, 1::2], x[:, 1, 0, 0] = np.nan, np.nan
+    dw = _sums_of(problem, (x, dy))
+    assert np.isnan(dw[:, 1]).all()
+    assert not np.isnan(np.delete(dw, 1, 1)).any()
+
+
+def test_refusals() -> None:
+    assert WGRAD.refuses(parse_problem("conv2d:fprop n1 ic5 ih6 iw6 oc3 kh1 kw1"))
+    assert WGRAD.refuses(parse_problem("conv2d:wgrad n1 ic5 ih6 iw6 oc3 kh1 kw1 f16"))
+    assert WGRAD.refuses(parse_problem("max_pool2d:fprop n1 c5 ih6 iw6 kh2 kw2"))

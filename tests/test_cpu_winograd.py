@@ -1,0 +1,117 @@
+"""Winograd's convolution beyond what the registry's tests ask: tiles, blocks that workers share, edges, accuracy."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from fresh import python
+
+import fastconv as fc
+from fastconv import testing
+from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4, Winograd6
+from fastconv.backends.cpu.winograd.points import matrices
+from fastconv.backends.cpu.winograd.work import Work
+from fastconv.notation import parse_problem
+
+ALGORITHMS = [Winograd2(), Winograd4(), Winograd6(), Winograd2x5()]
+
+# Several chunks of channels with and without a smaller last one; maps that tiles fit and do not fit; several images.
+SHAPES = """
+    conv2d n1 ic16 ih12 iw12 oc16 k3 p1
+    conv2d n2 ic20 ih13 iw9 oc50 k3 p1 bias relu
+    conv2d n3 ic40 ih7 iw8 oc33 k3
+    conv2d n1 ic64 ih14 iw14 oc96 k3 p1 residual leaky_relu
+    conv2d n2 ic48 ih10 iw11 oc64 k3 p1 g2 bias residual
+    conv2d n1 ic24 ih18 iw17 oc40 k3 p1 channels_last bias residual relu
+    conv2d n1 ic4 ih40 iw41 oc20 k3 p1 circular
+    conv2d n1 ic18 ih9 iw9 oc18 k3 p2:0 sigmoid bias
+""".strip().splitlines()
+
+
+def fitted(text, algorithm):
+    """Return the problem of a text with the algorithm's kernel, and with padding that leaves as much of the map."""
+    larger = algorithm.taps - 3
+    problem = parse_problem(text.replace("k3", f"k{algorithm.taps}"))
+    padded = tuple((before + larger // 2, after + larger // 2) for before, after in problem.padding)
+    return problem.replace(padding=padded)
+
+
+three = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
+
+
+@three
+@pytest.mark.parametrize("threads", [1, 2])
+def test_shapes(algorithm, threads):
+    with fc.options(threads=threads):
+        for text, dtype in itertools.product(SHAPES, ("float32", "float64")):
+            testing.check_problem(algorithm, fitted(text, algorithm).replace(dtype=dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectors", [name for name in ("avx512", "avx2", "none") if name != simd().name])
+def test_shapes_with_other_vectors(vectors):
+    code = """
+import test_cpu_winograd as here
+for algorithm in here.ALGORITHMS:
+    here.test_shapes(algorithm, 1)
+"""
+    python(code, FASTCONV_SIMD=vectors)
+
+
+@three
+def test_error_is_within_half_of_the_bound(algorithm):
+    """On data of one sign nothing cancels in the output, and all does in the transforms."""
+    problem = fitted("conv2d n1 ic3 ih48 iw48 oc32 k3 p1", algorithm)
+    for seed in range(4):
+        inputs = testing.random_inputs(problem, seed)
+        if seed % 2:
+            inputs = tuple(np.abs(array) for array in inputs)
+        outputs = testing.run(algorithm, problem, inputs)
+        share = testing.largest_error(
+            problem, outputs, testing.exact(problem, inputs), algorithm.error_bound(problem)
+        )  # fmt: skip
+        assert share < 1 / 2
+
+
+@three
+def test_matrices_filter_exactly(algorithm):
+    """``A^T [(G g) * (B^T d)]`` is the sliding product, in double precision to the last bits."""
+    data, filters, output = (np.array(matrix) for matrix in matrices(algorithm.m, algorithm.taps))
+    rng = np.random.default_rng(0)
+    d, g = rng.integers(-8, 8, algorithm.m + algorithm.taps - 1), rng.integers(-8, 8, algorithm.taps)
+    assert np.array_equal(np.rint(output @ ((filters @ g) * (data @ d))), np.correlate(d, g))
+
+
+@three
+def test_two_workers_share_a_block_of_tiles(algorithm):
+    """One image of few tiles is no work for two, unless they share it; no bit of the result depends on it."""
+    problem = fitted("conv2d n1 ic256 ih14 iw14 oc256 k3 p1 bias", algorithm)
+    assert Work(algorithm.m, algorithm.taps, problem, simd(), 2, 1 << 20).block.shared
+    inputs, results = testing.random_inputs(problem), []
+    for threads in (1, 2):
+        with fc.options(threads=threads):
+            results.append(testing.run(algorithm, problem, inputs)[0])
+    assert np.array_equal(*results)
+
+
+@three
+def test_prediction_falls_with_workers(algorithm):
+    problem = fitted("conv2d n4 ic128 ih28 iw28 oc128 k3 p1", algorithm)
+    one, two = (Work(algorithm.m, algorithm.taps, problem, simd(), workers, 1 << 20).block.cycles for workers in (1, 2))
+    assert one / 2 <= two < one
+
+
+@three
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+def test_nan_and_infinity_stay_where_they_belong(algorithm, threads, special):
+    problem = fitted("conv2d n1 ic32 ih14 iw14 oc32 k3 p1 bias residual relu", algorithm)
+    x, w, *rest = testing.random_inputs(problem)
+    x[0, 5, 3, 4] = special
+    with fc.options(threads=threads):
+        outputs = testing.run(algorithm, problem, (x, w, *rest))
+    inputs = (x, w, *rest)
+    testing.compare(problem, outputs, testing.exact(problem, inputs), algorithm.error_bound(problem))

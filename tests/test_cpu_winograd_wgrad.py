@@ -1,0 +1,126 @@
+"""Winograd's weight gradient: blocks of tiles, edges, any number of threads, accuracy, values that are not finite."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from fresh import python
+
+from fastconv import registry, testing
+from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.winograd.points import matrices
+from fastconv.backends.cpu.winograd.wgrad import WinogradWgrad4
+from fastconv.backends.cpu.winograd.wgrad_work import Work
+from fastconv.notation import parse_problem
+from fastconv.options import options
+
+ALGORITHMS = [WinogradWgrad4()]
+
+# Chunks of inputs and blocks of outputs with and without a smaller last one; tiles that fit and do not; many images.
+SHAPES = """
+    conv2d:wgrad n1 ic16 ih12 iw12 oc16 k3 p1
+    conv2d:wgrad n2 ic20 ih13 iw9 oc50 k3 p1
+    conv2d:wgrad n3 ic40 ih7 iw8 oc33 k3
+    conv2d:wgrad n2 ic48 ih10 iw11 oc64 k3 p1 g2
+    conv2d:wgrad n1 ic24 ih18 iw17 oc40 k3 p1 channels_last
+    conv2d:wgrad n1 ic4 ih40 iw41 oc20 k3 p1 circular
+    conv2d:wgrad n1 ic18 ih9 iw9 oc18 k3 p2:0 reflect
+    conv2d:wgrad n20 ic30 ih16 iw16 oc36 k3 p1
+    conv2d:wgrad n1 ic5 ih8 iw1200 oc7 k3 p1
+""".strip().splitlines()
+
+each = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
+
+
+def _problems(algorithm):
+    return [parse_problem(text.replace("k3", f"k{algorithm.taps}")) for text in SHAPES]
+
+
+@each
+@pytest.mark.parametrize("threads", [1, 2])
+def test_shapes(algorithm, threads):
+    with options(threads=threads):
+        for problem, dtype in itertools.product(_problems(algorithm), ("float32", "float64")):
+            testing.check_problem(algorithm, problem.replace(dtype=dtype))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("vectors", [name for name in ("avx512", "avx2", "none") if name != simd().name])
+def test_shapes_with_other_vectors(vectors):
+    code = """
+import test_cpu_winograd_wgrad as here
+for algorithm in here.ALGORITHMS:
+    here.test_shapes(algorithm, 1)
+"""
+    python(code, FASTCONV_SIMD=vectors)
+
+
+@each
+def test_blocks_of_tiles(algorithm, monkeypatch):
+    """The sums go on from block to block if little memory is to be used."""
+    monkeypatch.setattr("fastconv.backends.cpu.winograd.wgrad_work._TILES", 5)
+    monkeypatch.setattr("fastconv.backends.cpu.winograd.wgrad_work._FEW", 1)
+    for problem in _problems(algorithm):
+        assert len(Work(algorithm.m, problem, simd(), 1, 1 << 20).blocks) > 1
+        testing.check_problem(algorithm, problem)
+
+
+@each
+def test_any_number_of_threads(algorithm):
+    for problem in _problems(algorithm):
+        inputs = testing.random_inputs(problem, seed=3)
+        with options(threads=1):
+            (alone,) = testing.run(algorithm, problem, inputs)
+        with options(threads=2):
+            assert np.array_equal(testing.run(algorithm, problem, inputs)[0], alone)
+
+
+@each
+def test_error_is_within_half_of_the_bound(algorithm):
+    """On data of one sign nothing cancels in the gradient, and all does in the transforms."""
+    problem = parse_problem(f"conv2d:wgrad n2 ic3 ih48 iw48 oc32 k{algorithm.taps} p1")
+    for seed in range(4):
+        inputs = testing.random_inputs(problem, seed)
+        if seed % 2:
+            inputs = tuple(np.abs(array) for array in inputs)
+        outputs = testing.run(algorithm, problem, inputs)
+        share = testing.largest_error(
+            problem, outputs, testing.exact(problem, inputs), algorithm.error_bound(problem)
+        )  # fmt: skip
+        assert share < 1 / 2
+
+
+@each
+def test_matrices_correlate_exactly(algorithm):
+    """``G^T [(A g) * (B^T d)]`` is the sliding product of a few taps, in double precision to the last bits."""
+    data, filters, output = (np.array(matrix) for matrix in matrices(algorithm.m, algorithm.taps))
+    rng = np.random.default_rng(0)
+    d, g = rng.integers(-8, 8, algorithm.m + algorithm.taps - 1), rng.integers(-8, 8, algorithm.m)
+    assert np.array_equal(np.rint(filters.T @ ((output.T @ g) * (data @ d))), np.correlate(d, g))
+
+
+@each
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_stays_where_it_belongs(algorithm, value):
+    problem = parse_problem(f"conv2d:wgrad n1 ic4 ih12 iw12 oc6 k{algorithm.taps} p1")
+    x, dy = testing.random_inputs(problem, seed=5)
+    x[0, 1, 0, 0], dy[0, 2, 3, 3] = value, value
+    wanted = testing.run(registry.find("numba/wgrad"), problem, (x, dy))[0]
+    found = testing.run(algorithm, problem, (x, dy))[0]
+    assert np.array_equal(np.isnan(found), np.isnan(wanted))
+    assert np.array_equal(np.isinf(found), np.isinf(wanted))
+
+
+@each
+def test_refusals(algorithm):
+    for text in (
+        "conv2d:fprop n2 ic8 ih14 iw14 oc8 k3",
+        "conv2d:wgrad n2 ic8 ih14 iw14 oc8 k3 s2",
+        "conv2d:wgrad n2 ic8 ih14 iw14 oc8 k1",
+        "conv2d:wgrad n1 ic8 ih4 iw4 oc8 k3 p1",  # few products behind the corners
+        "conv3d:wgrad n2 ic8 id5 ih14 iw14 oc8 k3",
+        "max_pool2d:fprop n1 c5 ih6 iw6 kh2 kw2",
+    ):
+        assert algorithm.refuses(parse_problem(text))
