@@ -350,6 +350,47 @@ print(len(wrong), sum(wrong))
 """
 
 
+ENDING = """
+import atexit, threading, time
+import numpy as np
+results = []
+atexit.register(lambda: print(*(bool(np.isfinite(r).all()) for r in results)))
+import jax, jax.numpy as jnp
+import fastconv.jax as fj
+from fastconv.jax import gate
+x = np.random.default_rng(0).standard_normal((4, 32, 192, 192), dtype=np.float32)
+w = np.ones((32, 32, 3, 3), np.float32) / 100
+f = jax.jit(lambda x, w: fj.conv2d(jnp.sin(fj.conv2d(x, w, padding=1)), w, padding=1))
+f(x, w).block_until_ready()
+begun = [f(x, w) for _ in range(6)]
+"""
+
+# How a program ends while computations are under way, and what it prints: handlers of its own run after fastconv's.
+ENDINGS = {
+    "results are kept": ("results = begun", "True True True True True True"),
+    "results are dropped": ("del begun", ""),
+    "patience is over": ("gate._PATIENCE = 0", ""),
+    "effects": ("jax.jit(lambda x: jax.debug.print('{}', fj.conv2d(x, w).dtype))(begun.pop()); del begun", "float32"),
+}
+
+
+@pytest.mark.parametrize("how", ENDINGS)
+def test_a_program_ends_while_computations_are_under_way(how):
+    code, printed = ENDINGS[how]
+    done = python(ENDING + code)
+    assert (done.stdout.strip(), done.stderr) == (printed, "")
+
+
+def test_a_closed_gate_answers_with_an_error():
+    done = python(
+        "import jax, jax.numpy as jnp, fastconv.jax as fj, atexit\n"
+        "late = lambda: jax.jit(fj.conv2d)(jnp.ones((1, 1, 9, 9)), jnp.ones((1, 1, 3, 3)))\n"
+        "atexit.register(lambda: late().block_until_ready())\n"
+        "late()"
+    )
+    assert "fastconv: the program has ended" in done.stderr
+
+
 def test_where_the_interface_is_unknown_calls_go_through_a_callback():
     assert python(FALLBACK).stdout.split() == ["done"]
 

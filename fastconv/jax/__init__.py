@@ -7,8 +7,8 @@ sends a program to them that calls `jax.lax`.
 Derivatives are of either mode and any order. The `fastconv.options` in force where a function is traced are those that
 it runs with. Calls go through XLA's foreign function interface, without a copy; where a jaxlib has one of another
 version, through `jax.experimental.buffer_callback`, with a warning. Each takes the interpreter's lock for some
-microseconds, so a program must wait for its results (`jax.block_until_ready`) before it ends: what is still under way
-then waits for an interpreter that is gone, and the process does not end.
+microseconds. When a program ends, its side effects and the arrays that it still has are waited for (these for 30 s at
+most), and what else is under way is cancelled.
 """
 
 try:

@@ -4,6 +4,7 @@ The interface is a C one, of call frames: records of pointers whose layout ``xla
 it among its headers). The handler is a ctypes callback that reads the frame's words, puts NumPy arrays over
 XLA's buffers and runs fastconv's plan on them. A plan is a Python object, so a call takes the interpreter's lock for
 some microseconds; kernels release it. No JAX array is made or waited for in here, so nothing can wait for itself.
+XLA reaches the handler through `fastconv.jax.gate`, which is closed when the program ends.
 
 What is to be computed travels as text (`fastconv.notation` and the options), not as a number of this process: an
 executable that JAX keeps on disk means the same in the next one.
@@ -26,6 +27,7 @@ import numpy as np
 
 from fastconv import arrays, dispatch
 from fastconv.algorithm import AnyProblem, Plan
+from fastconv.jax import gate
 from fastconv.notation import format_problem, parse_problem
 from fastconv.options import Options
 from fastconv.record import Operand
@@ -218,16 +220,26 @@ def _error(api: int, message: str) -> int:
 _callback = _Handler(_handle)
 
 
-@cache
 def register() -> bool:
     """Register the handler with XLA, once; return False, with a warning, where its interface is not known."""
+    with _registering:
+        return _registered()
+
+
+_registering = threading.Lock()
+
+
+@cache
+def _registered() -> bool:
     import jax.ffi
 
     why = _unknown(jax.ffi)
     if why is not None:
-        warnings.warn(f"fastconv.jax goes through jax.experimental.buffer_callback, which copies: {why}", stacklevel=2)
+        warnings.warn(f"fastconv.jax goes through jax.experimental.buffer_callback, which copies: {why}", stacklevel=3)
         return False
-    address = ctypes.cast(_callback, ctypes.c_void_p).value
+    handler = ctypes.cast(_callback, ctypes.c_void_p).value
+    assert handler is not None
+    address = gate.before(handler)
     jax.ffi.register_ffi_target(TARGET, jax.ffi.pycapsule(address), platform="cpu")
     return True
 
