@@ -27,7 +27,7 @@ SCHEDULERS = ("threads", "processes")
 ENVIRONMENT = {"MALLOC_TRIM_THRESHOLD_": "65536"}
 
 
-def chain(size: int, chunk: int, channels: int, square: int) -> Any:
+def chain(size: int, chunk: list[int], channels: int, square: int) -> Any:
     """Return the small picture as a Dask array: (1, size / square, size / square)."""
     import dask.array as da
 
@@ -36,7 +36,7 @@ def chain(size: int, chunk: int, channels: int, square: int) -> Any:
     rng = np.random.default_rng(0)
     first = rng.standard_normal((channels, 1, 5, 5), dtype=np.float32) / 5
     second = rng.standard_normal((1, channels, 3, 3), dtype=np.float32) / 3
-    chunks = (1, chunk, chunk)
+    chunks = (1, *chunk)
     image = da.random.default_rng(0).random((1, size, size), dtype=np.float32, chunks=chunks)
     edges = fd.conv2d(image, first, padding=2, padding_mode="reflect", activation="relu")
     return fd.avg_pool2d(fd.conv2d(edges, second, padding="same"), square)
@@ -83,7 +83,7 @@ def _proportional(pid: int) -> int:
     return sum(1024 * int(line.split()[1]) for line in lines if line.startswith(("RssAnon:", "RssShmem:")))
 
 
-def run(scheduler: str, size: int, chunk: int, channels: int, square: int, workers: int) -> dict[str, Any]:
+def run(scheduler: str, size: int, chunk: list[int], channels: int, square: int, workers: int) -> dict[str, Any]:
     """Compute the picture in this process or below it, and return what that took."""
     import dask
 
@@ -119,7 +119,8 @@ def run(scheduler: str, size: int, chunk: int, channels: int, square: int, worke
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.dask_image", description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=30_000, help="rows and columns of the image")
-    parser.add_argument("--chunk", type=int, default=1_000, help="rows and columns of a chunk")
+    # A row of chunks waits for the next one: the fewer rows a chunk has, the less waits.
+    parser.add_argument("--chunk", type=int, nargs=2, default=[300, 3_000], help="rows and columns of a chunk")
     parser.add_argument("--channels", type=int, default=4, help="channels between the two filters")
     parser.add_argument("--square", type=int, default=100, help="rows and columns of the squares averaged at the end")
     parser.add_argument("--workers", type=int, default=2, help="threads, or processes of one thread each")
@@ -131,7 +132,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(json.dumps(run(given.schedulers[0], **form)))
         return 0
     for scheduler in given.schedulers:
-        words = [word for name, value in form.items() for word in (f"--{name}", str(value))]
+        words = [word for name, value in form.items() for word in (f"--{name}", *map(str, np.ravel(value)))]
         command = [sys.executable, "-m", "benchmarks.dask_image", "--here", "--schedulers", scheduler, *words]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=os.environ | ENVIRONMENT)
         found = json.loads(done.stdout)

@@ -207,7 +207,7 @@ def test_two_processes_of_distributed_give_what_one_array_gives():
 def test_an_image_is_never_whole_in_memory():
     """The benchmark of the image larger than memory, small: the peak is less than what lies between the filters."""
     command = [sys.executable, "-m", "benchmarks.dask_image", "--here", "--schedulers", "threads"]
-    form = ["--size", "10000", "--chunk", "1000", "--workers", "2"]
+    form = ["--size", "10000", "--workers", "2"]
     done = subprocess.run(command + form, cwd=ROOT, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)

@@ -4,6 +4,7 @@ The functions are those of `fastconv`, with the same arguments (but ``out``), on
 A block of the result reads just what its windows cover of the chunks around, and the result is that of one array: to
 the bit, where the same algorithm computes both (``algorithm=`` holds them to one; Winograd and FFT round differently
 where their tiles lie differently). Chunks of the result stay where the input's are, whatever the stride.
+A row of chunks is in memory until the next one is there: of large images, wide chunks of few rows take the least.
 
 Tasks run with the `fastconv.options` in force where the array is made, and on one thread each unless these say how
 many: the scheduler's threads use the cores.

@@ -59,48 +59,44 @@ def _aval(operand: Operand) -> Any:
 def _lower(ctx: Any, *inputs: Any, problem: AnyProblem, options: Options) -> Any:
     text = handler.describe(problem, options)
     handler.prepare(text)
-    if not handler.register():
-        through = partial(_call_back, problem=problem, text=text)
-        return mlir.lower_fun(through, multiple_results=True)(ctx, *inputs)
-    rule = jax.ffi.ffi_lowering(
-        handler.TARGET,
-        operand_layouts=[_layout(o, problem) for o in problem.inputs],
-        result_layouts=[_layout(o, problem) for o in problem.outputs],
-    )
-    return rule(ctx, *inputs, problem=text)
+    call = _call if handler.register() else _call_back
+    return mlir.lower_fun(partial(_through, call, problem, text), multiple_results=True)(ctx, *inputs)
 
 
 mlir.register_lowering(run_p, _lower, platform="cpu")
 
 
-def _layout(operand: Operand, problem: AnyProblem) -> tuple[int, ...]:
-    """Return the axes from the innermost in memory to the outermost, as XLA counts."""
-    return handler.order_in_memory(operand, problem.layout)[::-1]
+def _through(call: Any, problem: AnyProblem, text: str, *inputs: Any) -> list[Any]:
+    """Call with arrays whose last axis is innermost in memory, whatever the problem's order is.
+
+    XLA drops transposes that come to nothing, but it copies where a call asks for memory in another order.
+    """
+    orders = [handler.order_in_memory(o, problem.layout) for o in (*problem.inputs, *problem.outputs)]
+    given = [x.transpose(order) for x, order in zip(inputs, orders, strict=False)]
+    wanted = [
+        jax.ShapeDtypeStruct([o.shape[axis] for axis in order], handler.dtype_in_jax(o))
+        for o, order in zip(problem.outputs, orders[len(inputs) :], strict=True)
+    ]
+    outputs = call(text, wanted, *given)
+    return [y.transpose(np.argsort(order)) for y, order in zip(outputs, orders[len(inputs) :], strict=True)]
 
 
-def _call_back(*inputs: Any, problem: AnyProblem, text: str) -> list[Any]:
+def _call(text: str, wanted: Any, *inputs: Any) -> Any:
+    return jax.ffi.ffi_call(handler.TARGET, wanted)(*inputs, problem=text)
+
+
+def _call_back(text: str, wanted: Any, *inputs: Any) -> Any:
     """Compute through a callback of JAX's: the road where XLA's interface is not known.
 
     `jax.pure_callback` will not do: it makes JAX arrays of what it hands over, and to read these can wait for a thread
     that waits for the callback.
     """
-    wanted = [jax.ShapeDtypeStruct(o.shape, handler.dtype_in_jax(o)) for o in problem.outputs]
-    return list(buffer_callback(partial(_compute, problem, text), wanted)(*inputs))
+    return buffer_callback(partial(_compute, text), wanted)(*inputs)
 
 
-def _compute(problem: AnyProblem, text: str, context: Any, outputs: Any, *inputs: Any) -> None:
-    """Compute on buffers of JAX's, which have the last axis innermost in memory, whatever the problem's order is."""
-    given = [_empty(operand, problem) for operand in problem.inputs]
-    made = [_empty(operand, problem) for operand in problem.outputs]
-    for array, buffer in zip(given, inputs, strict=True):
-        array[...] = np.asarray(buffer)
+def _compute(text: str, context: Any, outputs: Any, *inputs: Any) -> None:
+    given = [np.ascontiguousarray(buffer) for buffer in inputs]
+    made = [np.empty(buffer.shape, buffer.dtype) for buffer in outputs]
     handler.compute(text.encode(), [a.ctypes.data for a in given], [a.ctypes.data for a in made])
     for array, buffer in zip(made, outputs, strict=True):
         np.asarray(buffer)[...] = array
-
-
-def _empty(operand: Operand, problem: AnyProblem) -> Any:
-    """Return a new array in the memory order that the problem says."""
-    order = handler.order_in_memory(operand, problem.layout)
-    array = np.empty([operand.shape[axis] for axis in order], handler.dtype_in_jax(operand))
-    return array.transpose(np.argsort(order))
