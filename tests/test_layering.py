@@ -31,7 +31,7 @@ FLOORS = (
     ("ops", "columns", "pooling"),
     ("grad",),
     ("choice",),
-    ("torch", "onnx", "nn"),
+    ("torch", "onnx", "jax", "dask", "nn"),
     ("info",),
     ("cli",),
     ("__main__",),
