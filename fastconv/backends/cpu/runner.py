@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,8 +14,21 @@ from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import AXES, ConvProblem, Sizes
 
+# Bytes of a packed weight up to which a thread keeps the room for the next call: new memory takes longer than packing.
+_MOST_KEPT = 16 << 20
+
 # Of arrays of how many different strides a plan remembers what it worked out.
 _MOST_RECORDS = 64
+
+
+def fresh(size: int) -> Any:
+    """Return new memory of so many bytes."""
+    return np.empty(size, np.uint8)
+
+
+def _kept(size: int) -> Any:
+    """Return memory that this thread's next call uses again."""
+    return scratch.room(size, "weight") if size <= _MOST_KEPT else fresh(size)
 
 
 class Packed(NamedTuple):
@@ -60,8 +74,8 @@ class Runner(ABC):
         self.activation = address(self._constants) if problem.activation in FUSED else 0
 
     @abstractmethod
-    def pack(self, w: Any) -> Packed:
-        """Return the weight as the micro-kernel reads it."""
+    def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
+        """Return the weight as the micro-kernel reads it, in memory that ``new(bytes)`` gives."""
 
     @abstractmethod
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
@@ -93,7 +107,7 @@ class Runner(ABC):
         if record is None or not (x.flags.aligned and y.flags.aligned) or not _alike(residual, y):
             self._run_apart(inputs, y)
             return
-        packed = w if self._prepacked else self.pack(w)
+        packed = w if self._prepacked else self.pack(w, _kept)
         bias = np.require(inputs[2], requirements=("C", "A")) if self._has_bias else None
         slab = scratch.take(self._scratch) if self._scratch else 0
         job.start(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.depthwise.loops import FIELDS, channels, columns
 from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.packing import pack_kernel
-from fastconv.backends.cpu.runner import Packed, Runner
+from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import AXES, Sizes
@@ -83,7 +84,7 @@ class DepthwiseRunner(Runner):
         f |= {"table_h": address(self._lines[0]), "table_w": address(self._lines[1])}
         return f | {"before_d": 0, "before_w": 0, "depths": 1}
 
-    def pack(self, w: Any) -> Packed:
+    def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as the micro-kernel reads it."""
         work = self.work
         if not work.last:
@@ -92,7 +93,7 @@ class DepthwiseRunner(Runner):
         rows = w.reshape(self.problem.oc, work.taps)
         if rows.strides[1] != work.size or not rows.flags.aligned:
             rows = rows.copy(order="C")
-        packed = np.empty(work.packed_size, w.dtype)
+        packed = new(work.packed_size * work.size)
         offsets, lanes = address(self._offsets), work.tile.lanes
         where = address(packed)
         self._pack(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from fastconv.backends.cpu.direct.job import FIELDS
 from fastconv.backends.cpu.direct.loops import loops
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.packing import pack_kernel
-from fastconv.backends.cpu.runner import Packed, Runner
+from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import Sizes
@@ -33,8 +34,8 @@ class DirectRunner(Runner):
         self._tables = [source_line(axis) for axis in work.axes]
         self._weight_shape = (problem.oc, work.inputs * work.taps)
         # What no weight goes to must be zero.
-        self._new = np.zeros if work.terms > self._weight_shape[1] else np.empty
-        self._packed_size, self._dtype = work.packed_size, np.dtype(problem.accumulator)
+        self._is_padded = work.terms > self._weight_shape[1]
+        self._packed_bytes = work.packed_size * work.size
         self._pack_arguments = (problem.groups, work.outputs, self._weight_shape[1], work.block, work.terms)
         self._offset_addresses = tuple(map(address, self._offsets))
 
@@ -45,12 +46,14 @@ class DirectRunner(Runner):
         terms = (chunk * work.taps * work.item + channel)[:, None] + np.arange(work.taps) * work.item
         return np.ascontiguousarray(terms).ravel() * (vectors * work.lanes * work.size)
 
-    def pack(self, w: Any) -> Packed:
+    def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as the micro-kernel reads it."""
         rows = w.reshape(self._weight_shape)
         if rows.strides[1] != rows.itemsize or not rows.flags.aligned:
             rows = rows.copy(order="C")
-        packed = self._new(self._packed_size, self._dtype)
+        packed = new(self._packed_bytes)
+        if self._is_padded:
+            packed[: self._packed_bytes] = 0
         where = address(packed)
         self._pack(address(rows), rows.strides[0], *self._pack_arguments, where, *self._offset_addresses)
         return Packed(packed, where)

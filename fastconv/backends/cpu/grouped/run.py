@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.grouped.loops import FIELDS, loops
 from fastconv.backends.cpu.grouped.work import Work
-from fastconv.backends.cpu.runner import Packed, Runner
+from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import Sizes
@@ -73,7 +74,7 @@ class GroupedRunner(Runner):
         f["sums"] = f["zeros"] + work.zeros_bytes
         return f | {"activation": self.activation, "wk": work.terms * work.size}
 
-    def pack(self, w: Any) -> Packed:
+    def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as a matrix, a row for each output channel."""
         rows = np.require(w, requirements=("C", "A"))
         return Packed(rows, address(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.planes.loops import FIELDS, loops, pack_kernel
 from fastconv.backends.cpu.planes.work import Work
-from fastconv.backends.cpu.runner import Packed, Runner
+from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import Sizes
@@ -77,11 +78,11 @@ class PlanesRunner(Runner):
     def _laid_out(self, shape: Sizes) -> Any:
         return np.empty(shape, self.problem.dtype)
 
-    def pack(self, w: Any) -> Packed:
+    def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight block by block, a block's channels side by side."""
         work = self.work
         rows = np.require(w, requirements=("C", "A"))
-        packed = np.empty(work.packed_size, w.dtype)
+        packed = new(work.packed_size * work.size)
         where = address(packed)
         self._pack(address(rows), work.terms, work.problem.oc, work.rows, where)
         return Packed(packed, where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from fastconv.backends.cpu.pointwise.loops import FIELDS, FLAT, ROWS, TABLE, loo
 from fastconv.backends.cpu.pointwise.panel import copy_every, copy_lines, copy_one, turn_lines
 from fastconv.backends.cpu.pointwise.tile import tile
 from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, Work
-from fastconv.backends.cpu.runner import Packed, Runner
+from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import Sizes
 
@@ -55,10 +56,10 @@ class PointwiseRunner(Runner):
         address: int = compiled.address
         return address
 
-    def pack(self, w: Any) -> Packed:
+    def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as the micro-kernel reads it."""
         work = self.work
-        packed = np.empty(work.packed_bytes, np.uint8)
+        packed = new(work.packed_bytes)
         start = address(packed)
         start += -start % 64
         if has_adjacent_outputs(w, work.problem.groups):
