@@ -53,6 +53,11 @@ def new_outputs(problem: AnyProblem) -> Callable[[], tuple[Any, ...]]:
 _known: dict[Form, Repeat] = {}
 
 
+def _is_pair(value: Any) -> bool:
+    """Whether it is padding before and after an axis."""
+    return type(value) is tuple and all(type(entry) is int for entry in value)
+
+
 def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form | None:
     """Return what a call's plan depends on; None for arguments that are no NumPy arrays, numbers or strings."""
     parts: list[Any] = [function, current(), dispatch.generation(), *kwargs]
@@ -62,7 +67,7 @@ def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form 
             parts += value.shape, value.strides, value.dtype
         elif kind in _SIMPLE:  # with its type: True is no 1 here
             parts += kind, value
-        elif kind is tuple and all(type(entry) is int for entry in value):
+        elif kind is tuple and all(type(entry) is int or _is_pair(entry) for entry in value):
             parts.append(value)
         else:
             return None
