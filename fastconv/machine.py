@@ -13,6 +13,8 @@ from fastconv.options import current
 
 # Nobody's clock is known beforehand; predictions only rank algorithms, for which a common value serves.
 _ASSUMED_HZ = 3.0e9
+# What is near: so many second-level caches' worth, moved so many times faster than from memory.
+_NEAR_CACHES, _NEAR_RATE = 8, 4
 _ASSUMED_BANDWIDTH = 10e9
 
 
@@ -53,6 +55,14 @@ class Machine:
         """Return FLOP/s of fused multiply-adds in ``dtype`` on that many threads (the options' if None)."""
         lanes = self.vector_bytes // (8 if dtype == "float64" else 4)
         return 2 * lanes * self.fma_per_cycle * self.hertz * self.threads(threads)
+
+    def moving(self, count: float) -> float:
+        """Return the seconds that one core takes to move so many bytes.
+
+        Beyond the second level is a cache of unknown size, several times as large and as fast as memory.
+        """
+        near = min(count, _NEAR_CACHES * self.l2_bytes)
+        return (near / _NEAR_RATE + count - near) / self.bandwidth
 
     def threads(self, threads: int | None = None) -> int:
         """Return how many threads the options allow, at most the cores."""

@@ -10,8 +10,6 @@ from fastconv.problem import ConvProblem
 
 # Seconds a call takes beside its loops.
 _OVERHEAD = 4e-6
-# Arrays of more L2 sizes than this come from memory, smaller ones from a cache, at the speed of the micro-kernel.
-_CACHED = 16
 
 
 class Depthwise(Algorithm):
@@ -45,10 +43,9 @@ class Depthwise(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
         seconds = work.tile.cycles / machine.hertz
-        if problem.bytes > _CACHED * machine.l2_bytes:
-            # What is written is read before.
-            written = work.problem.n * work.problem.oc * work.positions * work.size
-            seconds = max(seconds, (problem.bytes + written) / machine.bandwidth)
+        # What is written is read before.
+        written = work.problem.n * work.problem.oc * work.positions * work.size
+        seconds = max(seconds, machine.moving(problem.bytes + written))
         return _OVERHEAD + seconds / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:

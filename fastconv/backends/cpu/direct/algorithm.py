@@ -40,7 +40,7 @@ class Direct(Algorithm):
         work = _work(problem)
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
         computing = work.cycles / machine.hertz / _EFFICIENCY
-        moving = problem.bytes / machine.bandwidth
+        moving = machine.moving(problem.bytes)
         together = max(computing, moving) + _EXPOSED * min(computing, moving)
         return _OVERHEAD + packing + together / work.workers
 

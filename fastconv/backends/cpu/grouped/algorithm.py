@@ -8,6 +8,8 @@ from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
+# Of the time that moving takes, what is not hidden behind arithmetic.
+_EXPOSED = 0.6
 _OVERHEAD = 8e-6
 # More output channels a group fill the lanes of a vector themselves.
 _MOST_OUTPUTS = 32
@@ -41,7 +43,7 @@ class Grouped(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
         computing = work.cycles / machine.hertz
-        return _OVERHEAD + max(computing, problem.bytes / machine.bandwidth) / work.workers
+        return _OVERHEAD + (computing + _EXPOSED * machine.moving(problem.bytes)) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.grouped.run import GroupedRunner

@@ -40,7 +40,7 @@ class Planes(Algorithm):
         work = _work(problem)
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
         computing = work.cycles / machine.hertz
-        moving = problem.bytes / machine.bandwidth
+        moving = machine.moving(problem.bytes)
         return _OVERHEAD + packing + max(computing, moving) / min(work.workers, work.units)
 
     def plan(self, problem: AnyProblem) -> Plan:

@@ -20,6 +20,10 @@ ROWS_ARE_CHANNELS, LANES_ARE_CHANNELS, TURNED = range(3)
 _LATENCY = 4  # cycles before a sum can be added to again
 _CALL = 40  # cycles of a tile's beginning and end
 _EVEN = 0.95  # which share of their time all workers should have something to do
+# Cycles to copy a piece of a row of pixels of a channel, of which not all are read.
+_ROW = 10.0
+# Of the shorter of computing and moving, what is not hidden behind the other.
+_EXPOSED = 0.25
 _OVERHEAD = 5e-6
 TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
@@ -123,9 +127,11 @@ class Work:
         if self.problem.layout == "channels_last":
             return self.inputs * (math.log2(self.lanes) + 2) * -(-tile.cut.size // self.lanes)
         vectors = -(-tile.cut.size * tile.unit // self.lanes)
+        if self.problem.input_size != self.problem.output_size:
+            rows = tile.cut.size * tile.unit / self.axes[2].out + 1
+            return self.inputs * (2 * vectors + _ROW * rows)
         # Where they lie together, the first block copies them on its way.
-        in_passing = self.problem.input_size == self.problem.output_size and self.size == self.problem.itemsize
-        return self.inputs * vectors * (0.5 if in_passing else 2)
+        return self.inputs * vectors * (0.5 if self.size == self.problem.itemsize else 2)
 
     def tile_cycles(self, tile: Tile) -> float:
         """Cycles of the whole problem."""
@@ -225,16 +231,8 @@ class Work:
 
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
-        packing = 0.0 if self.problem.prepacked else _moving(2 * self.packed_size * self.size, machine)
-        moving = _moving(self.problem.bytes, machine)
+        packing = 0.0 if self.problem.prepacked else machine.moving(2 * self.packed_size * self.size)
+        moving = machine.moving(self.problem.bytes)
         computing = self.tile_cycles(self.tile) / machine.hertz
-        return _OVERHEAD + packing + max(computing, moving) / (self.workers * self._balance(self.parts))
-
-
-def _moving(count: int, machine: Machine) -> float:
-    """Return what moving bytes should take.
-
-    Beyond the second level is a cache of unknown size, several times as large and as fast as memory.
-    """
-    near = min(count, 8 * machine.l2_bytes)
-    return (near / 4 + count - near) / machine.bandwidth
+        together = max(computing, moving) + _EXPOSED * min(computing, moving)
+        return _OVERHEAD + packing + together / (self.workers * self._balance(self.parts))
