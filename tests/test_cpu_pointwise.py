@@ -128,6 +128,6 @@ def test_workspace_is_what_the_runner_takes():
         problem = parse_problem(text)
         runner = POINTWISE.plan(problem).run.__self__
         packed = runner.pack(testing.random_inputs(problem)[1]).array.nbytes
-        assert POINTWISE.workspace_bytes(problem) >= packed + runner._slabs
-        assert POINTWISE.workspace_bytes(problem.replace(prepacked=True)) >= runner._slabs
-        assert runner._slabs <= machine().threads() * (2 << 20)
+        assert POINTWISE.workspace_bytes(problem) >= packed + runner._scratch
+        assert POINTWISE.workspace_bytes(problem.replace(prepacked=True)) >= runner._scratch
+        assert runner._scratch <= machine().threads() * (2 << 20)
