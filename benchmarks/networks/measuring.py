@@ -99,10 +99,10 @@ def measure(
 
 
 def _refusal(entrant: Entrant, job: Job) -> str | None:
+    if job.training and not entrant.trains:
+        return "does not train"
     missing = [package for package in entrant.needs if find_spec(package) is None]
-    if missing:
-        return f"is not installed: {', '.join(missing)}"
-    return "does not train" if job.training and not entrant.trains else None
+    return f"is not installed: {', '.join(missing)}" if missing else None
 
 
 def _difference(result: Any, expected: Any) -> str | None:
