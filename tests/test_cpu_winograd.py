@@ -89,7 +89,7 @@ def test_matrices_filter_exactly(algorithm):
 def test_two_workers_share_a_block_of_tiles(algorithm):
     """One image of few tiles is no work for two, unless they share it; no bit of the result depends on it."""
     problem = fitted("conv2d n1 ic256 ih14 iw14 oc256 k3 p1 bias", algorithm)
-    assert Work(algorithm.m, algorithm.taps, problem, simd(), 2, 1 << 20).block.shared
+    assert Work(algorithm.m, problem, simd(), 2, 1 << 20).block.shared
     inputs, results = testing.random_inputs(problem), []
     for threads in (1, 2):
         with fc.options(threads=threads):
@@ -100,7 +100,7 @@ def test_two_workers_share_a_block_of_tiles(algorithm):
 @three
 def test_prediction_falls_with_workers(algorithm):
     problem = fitted("conv2d n4 ic128 ih28 iw28 oc128 k3 p1", algorithm)
-    one, two = (Work(algorithm.m, algorithm.taps, problem, simd(), workers, 1 << 20).block.cycles for workers in (1, 2))
+    one, two = (Work(algorithm.m, problem, simd(), workers, 1 << 20).block.cycles for workers in (1, 2))
     assert one / 2 <= two < one
 
 

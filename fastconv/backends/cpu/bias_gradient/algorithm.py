@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.work import refuses_halves
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -20,9 +21,7 @@ class BiasGradient(Algorithm):
             return "computes the gradient of a bias only"
         if problem.bias != "channel":
             return "sums over positions, each of which has a bias of its own here"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
-        return None
+        return refuses_halves(problem)
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         return _OVERHEAD + problem.bytes / machine.bandwidth / machine.threads()

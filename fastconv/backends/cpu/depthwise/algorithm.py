@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.work import Work
-from fastconv.backends.cpu.registers import simd
-from fastconv.machine import Machine, machine
+from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 # Seconds a call takes beside its loops.
@@ -19,29 +19,25 @@ class Depthwise(Algorithm):
     backend = "numba"
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        if not isinstance(problem, ConvProblem):
-            return "solves convolutions only"
-        if problem.direction != "fprop":
-            return "computes forward only"
-        if problem.is_local:
-            return "shares weights between positions, which a locally connected layer does not"
+        common = refuses_all_but("fprop", problem)
+        if common is not None:
+            return common
+        assert isinstance(problem, ConvProblem)
         if problem.ndim == 0:
             return "slides over spatial axes, of which a linear layer has none"
         if problem.groups != problem.ic:
             return f"takes one input channel a group, not {problem.ic // problem.groups}"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
-        if problem.ndim == 3 and _work(problem).slab:
+        if problem.ndim == 3 and Work.of(problem).slab:
             return "pads volumes with zeros only, and steps by at most two columns there"
-        return None
+        return refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        work = _work(problem)
+        work = Work.of(problem)
         packed = 0 if work.problem.prepacked else work.packed_size * work.size
         return packed + work.workers * work.slab_bytes + work.zero_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        work = _work(problem)
+        work = Work.of(problem)
         seconds = work.tile.cycles / machine.hertz
         # What is written is read before.
         written = work.problem.n * work.problem.oc * work.positions * work.size
@@ -51,10 +47,5 @@ class Depthwise(Algorithm):
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.run import DepthwiseRunner
 
-        runner = DepthwiseRunner(_work(problem))
+        runner = DepthwiseRunner(Work.of(problem))
         return Plan(problem, self, runner.run, runner.pack)
-
-
-def _work(problem: AnyProblem) -> Work:
-    assert isinstance(problem, ConvProblem)
-    return Work(problem, simd(), machine().threads(), machine().l2_bytes)

@@ -7,6 +7,7 @@ import math
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -21,22 +22,18 @@ class DepthwiseWgrad(Algorithm):
     backend = "numba"
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        if not isinstance(problem, ConvProblem):
-            return "solves convolutions only"
-        if problem.direction != "wgrad":
-            return "computes weight gradients only"
-        if problem.is_local:
-            return "shares weights between positions, which a locally connected layer does not"
+        common = refuses_all_but("wgrad", problem)
+        if common is not None:
+            return common
+        assert isinstance(problem, ConvProblem)
         if problem.ndim == 0:
             return "slides over spatial axes, of which a linear layer has none"
         if problem.groups != problem.ic:
             return f"takes one input channel a group, not {problem.ic // problem.groups}"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
         if problem.padding_mode != "zeros":
             return f"pads with zeros, not in mode {problem.padding_mode!r}"
         work = _work(problem)
-        return None if work.phases <= 2 else f"steps by one or two columns, not by {work.phases}"
+        return f"steps by one or two columns, not by {work.phases}" if work.phases > 2 else refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)

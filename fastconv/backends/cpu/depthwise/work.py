@@ -6,8 +6,8 @@ import math
 from functools import cached_property
 from typing import NamedTuple
 
-from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
 
 # Bytes of a slab that stays in the first-level cache beside what is stored.
@@ -38,7 +38,7 @@ class Tile(NamedTuple):
     cycles: float
 
 
-class Work:
+class Work(ConvWork):
     """A problem as the loops take it.
 
     Parameters
@@ -55,11 +55,9 @@ class Work:
     """
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int, slab: bool | None = None) -> None:
-        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        self.size = problem.itemsize
-        self.axes = self.depth, self.height, self.width = lifted_axes(problem)
+        super().__init__(problem, vectors, workers, cache)
+        self.depth, self.height, self.width = self.axes
         self.multiplier = problem.oc // problem.groups
-        self.taps = math.prod(problem.kernel_size)
         self.last = problem.layout == "channels_last" and self.multiplier == 1
         self.item = self.size * problem.ic if self.last else self.size
         self.slab = self._needs_slab() if slab is None else slab

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.direct.work import Work
-from fastconv.backends.cpu.registers import simd
-from fastconv.machine import Machine, machine
+from fastconv.backends.cpu.work import refuses_all_but
+from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 _OVERHEAD = 8e-6
@@ -23,21 +23,19 @@ class Direct(Algorithm):
     backend = "numba"
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        if not isinstance(problem, ConvProblem):
-            return "solves convolutions only"
-        if problem.direction != "fprop":
-            return "computes forward only"
-        if problem.is_local:
-            return "shares weights between positions, which a locally connected layer does not"
+        common = refuses_all_but("fprop", problem)
+        if common is not None:
+            return common
+        assert isinstance(problem, ConvProblem)
         return unfused_half(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        work = _work(problem)
+        work = Work.of(problem)
         packed = 0 if work.problem.prepacked else work.packed_size * work.size
         return packed + work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        work = _work(problem)
+        work = Work.of(problem)
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
         computing = work.cycles / machine.hertz / _EFFICIENCY
         moving = machine.moving(problem.bytes)
@@ -47,10 +45,5 @@ class Direct(Algorithm):
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.direct.run import DirectRunner
 
-        runner = DirectRunner(_work(problem))
+        runner = DirectRunner(Work.of(problem))
         return Plan(problem, self, runner.run, runner.pack)
-
-
-def _work(problem: AnyProblem) -> Work:
-    assert isinstance(problem, ConvProblem)
-    return Work(problem, simd(), machine().threads(), machine().l2_bytes)

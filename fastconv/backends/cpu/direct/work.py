@@ -6,9 +6,9 @@ import math
 from functools import cached_property
 from typing import NamedTuple
 
-from fastconv.backends.cpu.axes import lifted_axes
-from fastconv.backends.cpu.formats import computed, format_of, size_of
+from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem, Sizes
 
@@ -83,31 +83,12 @@ def _square_cycles(lanes: int) -> float:
     return lanes * (math.log2(lanes) + 1.5)
 
 
-class Work:
-    """A problem as the loops take it.
-
-    Parameters
-    ----------
-    problem : ConvProblem
-    vectors : Simd
-        The register file.
-    workers : int
-        Threads that will share the work.
-    cache : int
-        Bytes of a core's L2 cache.
-    """
+class Work(ConvWork):
+    """A problem as the loops take it; see `ConvWork`."""
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
-        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        # Of what is computed; arrays may hold less.
-        self.format = format_of(problem)
-        self.size = size_of(computed(self.format))
+        super().__init__(problem, vectors, workers, cache)
         self.is_half = self.format != computed(self.format)
-        self.lanes = vectors.lanes(self.size)
-        self.axes = lifted_axes(problem)
-        self.inputs = problem.ic // problem.groups
-        self.outputs = problem.oc // problem.groups
-        self.taps = math.prod(problem.kernel_size)
         padded = any(not axis.is_inside((0, axis.out)) for axis in self.axes)
         first = problem.layout == "channels_first"
         pixels = math.prod(problem.output_size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.fft.work import Work
+from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -21,12 +22,12 @@ class Fft(Algorithm):
     strict = False
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        if not isinstance(problem, ConvProblem) or problem.op == "linear":
-            return "solves convolutions only"
-        if problem.direction != "fprop":
-            return "computes forward only"
-        if problem.is_local:
-            return "shares weights between positions, which a locally connected layer does not"
+        common = refuses_all_but("fprop", problem)
+        if common is not None:
+            return common
+        assert isinstance(problem, ConvProblem)
+        if not problem.ndim:
+            return "slides over spatial axes, of which a linear layer has none"
         if problem.dtype == "float64":
             return "transforms in float64, which is too little for results in float64"
         return None

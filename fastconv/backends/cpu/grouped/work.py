@@ -12,8 +12,9 @@ import math
 from functools import cached_property
 from typing import NamedTuple
 
-from fastconv.backends.cpu.axes import inside, lifted_axes
+from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
 
 # Units of work a thread, so that an uneven end costs little.
@@ -79,28 +80,12 @@ def choose_tile(outputs: int, channels: int, lanes: int, registers: int, fma_per
     return best, best_cost
 
 
-class Work:
-    """A problem as the loops take it.
-
-    Parameters
-    ----------
-    problem : ConvProblem
-    vectors : Simd
-        The register file.
-    workers : int
-        Threads that will share the work.
-    cache : int
-        Bytes of a core's L2 cache.
-    """
+class Work(ConvWork):
+    """A problem as the loops take it; see `ConvWork`."""
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
-        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        self.size = problem.itemsize
-        self.lanes = vectors.lanes(self.size)
-        _, self.rows, self.cols = lifted_axes(problem)
-        self.inputs = problem.ic // problem.groups
-        self.outputs = problem.oc // problem.groups
-        self.taps = math.prod(problem.kernel_size)
+        super().__init__(problem, vectors, workers, cache)
+        _, self.rows, self.cols = self.axes
         self.terms = self.inputs * self.taps
         self.phases = self.rows.stride, self.cols.stride
         # Channels-last, a vector of channels is read and written at once, be they of several groups.

@@ -5,8 +5,7 @@ from __future__ import annotations
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.local.work import Work
-from fastconv.backends.cpu.registers import simd
-from fastconv.machine import Machine, machine
+from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 
@@ -29,18 +28,13 @@ class Local(Algorithm):
         return unfused_half(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        work = _work(problem)
+        work = Work.of(problem)
         return work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        return _work(problem).seconds(machine)
+        return Work.of(problem).seconds(machine)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.local.run import Runner, contiguous
 
-        return Plan(problem, self, Runner(_work(problem)).run, contiguous)
-
-
-def _work(problem: AnyProblem) -> Work:
-    assert isinstance(problem, ConvProblem)
-    return Work(problem, simd(), machine().threads(), machine().l2_bytes)
+        return Plan(problem, self, Runner(Work.of(problem)).run, contiguous)

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from fastconv.backends.cpu.axes import lifted_axes
-from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -42,29 +41,12 @@ class Tile(NamedTuple):
     across: int
 
 
-class Work:
-    """A problem as the loops take it.
-
-    Parameters
-    ----------
-    problem : ConvProblem
-    vectors : Simd
-        The register file.
-    workers : int
-        Threads that will share the work.
-    cache : int
-        Bytes of a core's L2 cache.
-    """
+class Work(ConvWork):
+    """A problem as the loops take it; see `ConvWork`."""
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
-        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        # Of what is computed; arrays may hold less.
-        self.format = format_of(problem)
-        self.size = size_of(computed(self.format))
-        self.lanes = vectors.lanes(self.size)
-        _, self.rows, self.cols = lifted_axes(problem)
-        self.inputs, self.outputs = problem.ic // problem.groups, problem.oc // problem.groups
-        self.taps = math.prod(problem.kernel_size)
+        super().__init__(problem, vectors, workers, cache)
+        _, self.rows, self.cols = self.axes
         self.direction = problem.direction
         # Images are the lanes, in so many vectors, if they are enough for that; 0 if elements of a row are the lanes.
         enough = self.direction in ("fprop", "dgrad") and 2 * problem.n >= self.lanes

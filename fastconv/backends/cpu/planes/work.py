@@ -6,8 +6,8 @@ import itertools
 import math
 from functools import cached_property
 
-from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
 
 # Strides between columns for which a line is taken apart in registers.
@@ -22,25 +22,11 @@ _NEAR = 1 << 14  # half of a first-level cache
 _CHANNELS, _VECTORS = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 5, 6, 7)
 
 
-class Work:
-    """A problem as the loops take it.
-
-    Parameters
-    ----------
-    problem : ConvProblem
-    vectors : Simd
-        The register file.
-    workers : int
-        Threads that will share the work.
-    cache : int
-        Bytes of a core's L2 cache.
-    """
+class Work(ConvWork):
+    """A problem as the loops take it; see `ConvWork`."""
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
-        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        self.size = problem.itemsize
-        self.lanes = vectors.lanes(self.size)
-        self.axes = lifted_axes(problem)
+        super().__init__(problem, vectors, workers, cache)
         self.depth, self.height, self.width = self.axes
         self.terms = problem.ic * math.prod(problem.kernel_size)
         self.phases = self.width.stride

@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from fastconv.backends.cpu.axes import lifted_axes
-from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -59,28 +58,11 @@ class Tile(NamedTuple):
     tail: int
 
 
-class Work:
-    """A problem as the loops take it.
-
-    Parameters
-    ----------
-    problem : ConvProblem
-    vectors : Simd
-        The register file.
-    workers : int
-        Threads that will share the work.
-    cache : int
-        Bytes of a core's L2 cache.
-    """
+class Work(ConvWork):
+    """A problem as the loops take it; see `ConvWork`."""
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
-        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        # Of what is computed; arrays may hold less.
-        self.format = format_of(problem)
-        self.size = size_of(computed(self.format))
-        self.lanes = vectors.lanes(self.size)
-        self.axes = lifted_axes(problem)
-        self.inputs, self.outputs = problem.ic // problem.groups, problem.oc // problem.groups
+        super().__init__(problem, vectors, workers, cache)
         pixels = math.prod(problem.output_size)
         # Where a pixel's channels lie together and none is left out, all images are one.
         self.merged = problem.layout == "channels_last" and problem.input_size == problem.output_size

@@ -14,6 +14,7 @@ from fastconv.backends.cpu.pointwise.algorithm import Pointwise
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.turned.work import Work
 from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4
+from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -38,10 +39,10 @@ class Turned(Algorithm):
     views: ClassVar[int] = 0
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        if not isinstance(problem, ConvProblem) or problem.direction != "dgrad":
-            return "computes input gradients and transposed convolutions only"
-        if problem.is_local:
-            return "shares weights between positions, which a locally connected layer does not"
+        common = refuses_all_but("dgrad", problem)
+        if common is not None:
+            return common
+        assert isinstance(problem, ConvProblem)
         if problem.padding_mode != "zeros":
             return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
         if problem.dtype != problem.accumulator and problem.residual:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.wgrad.work import Work
-from fastconv.machine import Machine, machine
-from fastconv.problem import ConvProblem
+from fastconv.backends.cpu.work import refuses_all_but
+from fastconv.machine import Machine
 
 
 class Wgrad(Algorithm):
@@ -16,26 +15,15 @@ class Wgrad(Algorithm):
     backend = "numba"
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        if not isinstance(problem, ConvProblem):
-            return "solves convolutions only"
-        if problem.direction != "wgrad":
-            return "computes the weight's gradient only"
-        if problem.is_local:
-            return "shares weights between positions, which a locally connected layer does not"
-        return None
+        return refuses_all_but("wgrad", problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        return _work(problem).scratch_bytes
+        return Work.of(problem).scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        return _work(problem).seconds(machine)
+        return Work.of(problem).seconds(machine)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.wgrad.run import Runner
 
-        return Plan(problem, self, Runner(_work(problem)).run)
-
-
-def _work(problem: AnyProblem) -> Work:
-    assert isinstance(problem, ConvProblem)
-    return Work(problem, simd(), machine().threads(), machine().l2_bytes)
+        return Plan(problem, self, Runner(Work.of(problem)).run)

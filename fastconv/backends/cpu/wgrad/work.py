@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.direct.work import Tile, choose_tile
-from fastconv.backends.cpu.formats import computed, format_of, size_of
+from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -59,19 +60,8 @@ class Chunk(NamedTuple):
     rows: int
 
 
-class Work:
-    """A problem as the loops take it.
-
-    Parameters
-    ----------
-    problem : ConvProblem
-    vectors : Simd
-        The register file.
-    workers : int
-        Threads that will share the work.
-    cache : int
-        Bytes of a core's L2 cache.
-    """
+class Work(ConvWork):
+    """A problem as the loops take it; see `ConvWork`."""
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         # Without a kernel x and dy play the same part: one is packed, the other read where it is. Inputs in the
@@ -82,20 +72,10 @@ class Work:
         self.turned = is_product and (inputs - outputs) * pixels < inputs * outputs
         if self.turned:
             problem = problem.replace(ic=problem.oc, oc=problem.ic)
-        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
-        # Of what is computed; arrays may hold less.
-        self.format = format_of(problem)
-        self.size = size_of(computed(self.format))
-        self.lanes = vectors.lanes(self.size)
-        self.axes = lifted_axes(problem)
+        super().__init__(problem, vectors, workers, cache)
         self.lines = tuple(map(Line, self.axes))
-        self.taps = math.prod(problem.kernel_size)
         self.kernel_cols = self.axes[2].kernel
-        self.groups, self.inputs, self.outputs = (
-            problem.groups,
-            problem.ic // problem.groups,
-            problem.oc // problem.groups,
-        )
+        self.groups = problem.groups
         self.spread = self._spread()
         if self.spread:
             self.groups = problem.oc // self.lanes

@@ -9,6 +9,7 @@ from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.backends.cpu.winograd.work import Work
+from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -43,21 +44,19 @@ class Winograd(Algorithm):
     constant: ClassVar[float]
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        if not isinstance(problem, ConvProblem):
-            return "solves convolutions only"
-        if problem.direction != "fprop":
-            return "computes forward only"
+        common = refuses_all_but("fprop", problem)
+        if common is not None:
+            return common
+        assert isinstance(problem, ConvProblem)
         if problem.op != "conv2d":
             return f"works on planes, not on {problem.op}"
         if problem.kernel_size != (self.taps, self.taps):
             return f"takes {self.taps}x{self.taps} kernels, not {problem.kh}x{problem.kw}"
         if problem.stride != (1, 1) or problem.dilation != (1, 1):
             return "takes kernels of stride 1 and dilation 1 only"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
         if _fewest_products(problem, self.taps) < _PRODUCTS:
             return f"an output of fewer than {_PRODUCTS} products would have the error of its tile's larger ones"
-        return None
+        return refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = self._work(problem)
@@ -87,7 +86,7 @@ class Winograd(Algorithm):
 
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
-        return Work(self.m, self.taps, problem, simd(), machine().threads(), machine().l2_bytes)
+        return Work(self.m, problem, simd(), machine().threads(), machine().l2_bytes)
 
 
 class Winograd2(Winograd):

@@ -8,6 +8,7 @@ from typing import ClassVar
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.wgrad_work import Work
+from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -40,21 +41,19 @@ class WinogradWgrad(Algorithm):
     constant: ClassVar[float]
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        if not isinstance(problem, ConvProblem):
-            return "solves convolutions only"
-        if problem.direction != "wgrad":
-            return "computes weight gradients only"
+        common = refuses_all_but("wgrad", problem)
+        if common is not None:
+            return common
+        assert isinstance(problem, ConvProblem)
         if problem.op != "conv2d":
             return f"works on planes, not on {problem.op}"
         if problem.kernel_size != (self.taps, self.taps):
             return f"takes {self.taps}x{self.taps} kernels, not {problem.kh}x{problem.kw}"
         if problem.stride != (1, 1) or problem.dilation != (1, 1):
             return "takes kernels of stride 1 and dilation 1 only"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
         if _fewest_products(problem) < _PRODUCTS:
             return f"a sum of fewer than {_PRODUCTS} products would have the error of its filter's larger ones"
-        return None
+        return refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         return self._work(problem).scratch_bytes

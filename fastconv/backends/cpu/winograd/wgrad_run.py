@@ -25,7 +25,7 @@ class Runner:
     def __init__(self, work: Work) -> None:
         self.work = work
         kind = (work.lanes, 8 * work.size, int(work.simd.fma))
-        self._enter, self._leave = (kernel.address for kernel in transforms(work.m, work.taps, *kind))
+        self._enter, self._leave = (kernel.address for kernel in transforms(work.m, work.problem.kernel_size[0], *kind))
         self._products = products(work.tile.cols, work.tile.vectors, work.tile.tail, *kind).address
         # The loops look at these by address.
         self._tables = work.tables()

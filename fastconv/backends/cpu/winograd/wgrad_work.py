@@ -11,6 +11,7 @@ import numpy as np
 
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import source_index
 from fastconv.problem import ConvProblem
 
@@ -43,7 +44,7 @@ class Block(NamedTuple):
     cols: int
 
 
-class Work:
+class Work(ConvWork):
     """A problem as the loops take it.
 
     Parameters
@@ -60,15 +61,11 @@ class Work:
     """
 
     def __init__(self, m: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
-        self.m, self.problem, self.simd, self.workers, self.cache = m, problem, vectors, workers, cache
-        self.size = problem.itemsize
-        self.lanes = vectors.lanes(self.size)
+        super().__init__(problem, vectors, workers, cache)
+        self.m = m
         self.width = self.lanes * self.size
-        self.taps = problem.kernel_size[0]
-        self.extent = m + self.taps - 1
+        self.extent = m + problem.kernel_size[0] - 1
         self.points = self.extent**2
-        self.inputs = problem.ic // problem.groups
-        self.outputs = problem.oc // problem.groups
         self.needed = -(-self.outputs // self.lanes)
         self.tile = self._choose()
         self.chunk = self.tile.cols
@@ -167,7 +164,7 @@ class Work:
         squares = self.lanes * self.width
         row = (self.blocks[0].cols * self.m + self.extent - self.m) * self.width
         slab = _lines(self.extent * row + squares)
-        strip = _lines(self.chunk * self.taps**2 * self.width + squares)
+        strip = _lines(self.chunk * self.taps * self.width + squares)
         sums = _lines(self.points * self.planes["m"])
         return {
             "v": _lines(self.points * self.planes["v"]),
@@ -193,7 +190,7 @@ class Work:
         for size, (before, after), tiles in zip(
             self.problem.input_size, self.problem.padding, (self.down, self.across), strict=True
         ):
-            position = np.arange(tiles * self.m + self.taps - 1) - before
+            position = np.arange(tiles * self.m + self.extent - self.m) - before
             index = source_index(position, size, self.problem.padding_mode)
             # The last tile may reach beyond what the convolution is defined on.
             found.append(np.where(position < size + after, index, -1))
@@ -219,7 +216,7 @@ class Work:
             products += _FAR_CYCLES * moved
         if not self.alone and self.all_sums > self.cache // 2:
             products += 2 * _FAR_CYCLES * len(self.blocks) * sums
-        leave = self.inputs * needed * (_OF_SUMS * self.points + turn * self.taps**2)
+        leave = self.inputs * needed * (_OF_SUMS * self.points + turn * self.taps)
         total: float = self.problem.groups * (enter + self.points * products + leave)
         units = self.kblocks * (self.parts if self.alone else self.points)
         uneven = -(-units // self.workers) / units

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import source_index
 from fastconv.problem import ConvProblem
 
@@ -82,15 +83,13 @@ def _uneven(units: int, workers: int) -> float:
     return -(-units // workers) / units
 
 
-class Work:
+class Work(ConvWork):
     """A problem as the loops take it.
 
     Parameters
     ----------
     m : int
         Outputs of a tile, along each axis.
-    taps : int
-        Elements of the filter, along each axis.
     problem : ConvProblem
     vectors : Simd
         The register file.
@@ -100,15 +99,11 @@ class Work:
         Bytes of a core's L2 cache.
     """
 
-    def __init__(self, m: int, taps: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
-        self.taps, self.extent = taps, m + taps - 1
-        self.m, self.problem, self.simd, self.workers, self.cache = m, problem, vectors, workers, cache
-        self.size = problem.itemsize
-        self.lanes = vectors.lanes(self.size)
+    def __init__(self, m: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        super().__init__(problem, vectors, workers, cache)
+        self.m, self.extent = m, m + problem.kernel_size[0] - 1
         self.width = self.lanes * self.size
         self.points = self.extent**2
-        self.inputs = problem.ic // problem.groups
-        self.outputs = problem.oc // problem.groups
         self.chunks = -(-self.inputs // self.lanes)
         self.chunk = -(-self.inputs // self.chunks)
         self.down, self.across = (-(-size // m) for size in problem.output_size)
@@ -142,7 +137,8 @@ class Work:
         if work > self.cache * _KEPT or shared:
             products += _FAR_CYCLES * transformed * _EXPOSED * blocks
         per_cycle, turn = self.simd.fma_per_cycle, math.log2(self.lanes) + _TURN
-        read, written = (-(-min(cols * self.m + more, self.problem.ow) // self.lanes) for more in (self.taps - 1, 0))
+        halo = self.extent - self.m
+        read, written = (-(-min(cols * self.m + more, self.problem.ow) // self.lanes) for more in (halo, 0))
         enter = _TRANSFORM[self.extent] * transformed + turn * self.lanes * rows * self.extent * read * self.chunks
         leave = _TRANSFORM[self.extent] * self.points * tiles * needed
         leave += turn * self.lanes * rows * self.m * written * needed
@@ -204,7 +200,7 @@ class Work:
         # A line more than needed: planes a power of two apart would share the few places of one cache set.
         v_plane = self.chunks * tiles * self.width + _LINE
         m_plane = tiles * self.tile.vectors * self.width + _LINE
-        slab_row = (columns + self.taps - 1) * self.width
+        slab_row = (columns + self.extent - self.m) * self.width
         # Whole squares are transposed, whatever of them is wanted.
         slack = self.lanes * self.width
         # What lies before each.
@@ -232,7 +228,7 @@ class Work:
     @property
     def filters(self) -> int:
         """Bytes of the filters of a vector of output channels and as many input channels, not yet transformed."""
-        return (self.taps**2 + 1) * self.lanes * self.width
+        return (self.taps + 1) * self.lanes * self.width
 
     @property
     def room(self) -> int:
@@ -256,7 +252,7 @@ class Work:
 
     def _table(self, size: int, padding: tuple[int, int], tiles: int) -> np.ndarray:
         before, after = padding
-        position = np.arange(tiles * self.m + self.taps - 1) - before
+        position = np.arange(tiles * self.m + self.extent - self.m) - before
         index = source_index(position, size, self.problem.padding_mode)
         # The last tile may reach beyond what the convolution is defined on.
         return np.ascontiguousarray(np.where(position < size + after, index, -1), np.int64)

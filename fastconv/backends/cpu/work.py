@@ -1,0 +1,80 @@
+"""What the engine's algorithms for convolutions begin with: common refusals, and a problem made ready."""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+from fastconv.algorithm import AnyProblem
+from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.formats import computed, format_of, size_of
+from fastconv.backends.cpu.registers import Simd, simd
+from fastconv.machine import machine
+from fastconv.problem import ConvProblem, Problem
+
+_ONLY = {
+    "fprop": "computes forward only",
+    "dgrad": "computes input gradients and transposed convolutions only",
+    "wgrad": "computes weight gradients only",
+}
+
+
+def refuses_all_but(direction: str, problem: AnyProblem) -> str | None:
+    """Return why a problem is refused that is no convolution with shared weights in a direction."""
+    if not isinstance(problem, ConvProblem):
+        return "solves convolutions only"
+    if problem.direction != direction:
+        return _ONLY[direction]
+    if problem.is_local:
+        return "shares weights between positions, which a locally connected layer does not"
+    return None
+
+
+def refuses_halves(problem: Problem) -> str | None:
+    """Return why a problem is refused whose arrays hold another type than it is computed in."""
+    if problem.dtype != problem.accumulator:
+        return f"computes in float32 and float64, not on {problem.dtype}"
+    return None
+
+
+class ConvWork:
+    """A problem as the loops take it. Every algorithm derives its own from it.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+    vectors : Simd
+        The register file.
+    workers : int
+        Threads that will share the work.
+    cache : int
+        Bytes of a core's L2 cache.
+
+    Attributes
+    ----------
+    problem, simd, workers, cache
+        The parameters.
+    format : int
+        How the arrays' elements are stored: `fastconv.backends.cpu.formats`.
+    size, lanes : int
+        Bytes of an element, and elements of a vector, as they are computed; arrays may hold less.
+    inputs, outputs : int
+        Channels of a group.
+    taps : int
+        Kernel positions.
+    """
+
+    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
+        self.format = format_of(problem)
+        self.size = size_of(computed(self.format))
+        self.lanes = vectors.lanes(self.size)
+        self.axes = lifted_axes(problem)
+        self.inputs, self.outputs = problem.ic // problem.groups, problem.oc // problem.groups
+        self.taps = math.prod(problem.kernel_size)
+
+    @classmethod
+    def of(cls, problem: AnyProblem) -> Self:
+        """Return a problem made ready for this machine and as many threads as the options allow."""
+        assert isinstance(problem, ConvProblem)
+        return cls(problem, simd(), machine().threads(), machine().l2_bytes)
