@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import from_dtype, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -26,16 +26,21 @@ HEAD = ("x", "w", "y", "bias", "residual", "slab")
 _MOST_WORDS = 128
 
 
-def fields_of(table: str) -> tuple[str, ...]:
-    """Return the fields that a table names, one line a kind, what they are behind a bar; those of `HEAD` first."""
+def fields_of(table: str, head: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the fields that a table names, one line a kind, what they are behind a bar; those of ``head`` first."""
     names = [name for line in table.strip().splitlines() for name in line.split("|")[0].split()]
     assert len(names) <= _MOST_WORDS - len(HEAD)
-    return (*HEAD, *(name for name in names if name not in HEAD))
+    return (*head, *(name for name in names if name not in head))
 
 
 def job_type(fields: tuple[str, ...]) -> np.dtype[Any]:
     """Return the type of a record with these fields, for compiled loops."""
     return np.dtype([(name, np.int64) for name in fields])
+
+
+def task_type(job: np.dtype[Any]) -> Any:
+    """Return the signature of compiled loops ``task(job, start, stop, worker)``, as `threads.run` calls them."""
+    return types.void(types.CPointer(from_dtype(job)), types.int64, types.int64, types.int64)
 
 
 @intrinsic

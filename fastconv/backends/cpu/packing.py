@@ -8,12 +8,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, from_dtype, types
+from numba import carray, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint, function
 from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.job import job_type, task_type
 from fastconv.backends.cpu.memory import integer
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter
@@ -93,7 +94,7 @@ def pack_kernel(bits: int, lanes: int) -> Any:
 
 
 _COLUMNS = ("w", "stride", "inputs", "outputs", "block", "packed", "offsets", "tail_offsets")
-_COLUMNS_JOB = np.dtype([(name, np.int64) for name in _COLUMNS])
+_COLUMNS_JOB = job_type(_COLUMNS)
 
 # Input channels that are packed for every block in turn, before the next: their rows are then near.
 _ROWS = 16
@@ -125,7 +126,7 @@ def _columns_kernel(bits: int, lanes: int) -> Any:
     vector = lanes * size_of(computed(bits))
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(_COLUMNS_JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(_COLUMNS_JOB))
     def pack(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -7,18 +7,19 @@ from functools import cache, reduce
 from typing import Any
 
 import numpy as np
-from numba import carray, from_dtype, types
+from numba import carray, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.job import job_type, task_type
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter
 from fastconv.problem import ConvProblem
 
 FIELDS = ("x", "xn", "xc", "xp", "images", "channels", "pixels", "result")
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+JOB = job_type(FIELDS)
 
 # Vectors that are summed apart, so that additions need not wait for one another.
 _SUMS = 4
@@ -87,7 +88,7 @@ def _loops(lanes: int, bits: int, last: int) -> Any:
     size, block = bits // 8, _SUMS * lanes if last else 1
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -9,12 +9,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.depthwise.slab import fill
 from fastconv.backends.cpu.depthwise.tile import depthwise_tile
-from fastconv.backends.cpu.job import fields_of, job_type
+from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -36,7 +36,7 @@ _FIELDS = """
     first last together         | items that lie inside the input; whether they are neighbours in the slab
     table_h table_w place_w     | input index of each padded position, -1 for zero; where it goes in a row
 """
-FIELDS = fields_of(_FIELDS)
+FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
 
 
@@ -56,7 +56,7 @@ def columns(
     width, size = vectors * lanes, bits // 8
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
@@ -148,7 +148,7 @@ def channels(rows: int, vectors: int, lanes: int, bits: int, fused: int, height:
     step = lanes * size
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -6,12 +6,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, from_dtype, types
+from numba import carray
 
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.depthwise.wgrad_tile import add_lanes, wgrad_tile
 from fastconv.backends.cpu.depthwise.work import WGRAD_ROWS, Work
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import AXES
@@ -29,8 +30,8 @@ _FIELDS = """
     zeros                       | address of zeros that stand for a row of padding
     sums sums_bytes             | where the workers keep a vector for each kernel position, and how far apart
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 _X, _Y, _W, _SUMS = (FIELDS.index(name) for name in ("x", "y", "w", "sums"))
 
 
@@ -45,7 +46,7 @@ def loops(lanes: int, bits: int, fused: int, height: int, cols: int, stride: int
     vector = lanes * size
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -10,13 +10,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.direct.job import JOB
 from fastconv.backends.cpu.elements import widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.job import task_type
 from fastconv.backends.cpu.memory import clear, copy, integer
 from fastconv.backends.cpu.simd import I64, Emitter
 
@@ -147,7 +148,7 @@ def fill_kernel(lanes: int, bits: int) -> Any:
     size, wide = size_of(bits), size_of(computed(bits))
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def fill(jobs, unit, stop, worker):
         if sources == 0:
             return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastconv.backends.cpu.job import fields_of, job_type
+from fastconv.backends.cpu.job import HEAD, fields_of, job_type
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -25,5 +25,5 @@ _FIELDS = """
     kernel_h step_d step_h      | rows that an output row reads; stride of the convolution, in positions
     table_d table_h table_w     | input index of each padded position, -1 for zero
 """
-FIELDS = fields_of(_FIELDS)
+FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)

@@ -9,12 +9,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, from_dtype, types
+from numba import carray
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.direct.job import JOB
 from fastconv.backends.cpu.direct.tile import conv_tile
 from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.job import task_type
 from fastconv.backends.cpu.threads import call
 
 
@@ -31,7 +32,7 @@ def loops(rows: int, cols: int, vectors: int, tail: int, lanes: int, bits: int, 
     sums_bytes = rows * cols * vectors * width
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

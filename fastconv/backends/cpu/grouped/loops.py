@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.grouped.tile import group_tile
 from fastconv.backends.cpu.grouped.vectors import put, put_split, put_turned, take, take_turned
-from fastconv.backends.cpu.job import fields_of, job_type
+from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, move
 
 # Addresses, sizes and (in bytes) strides.
@@ -32,7 +32,7 @@ _FIELDS = """
     table_h table_w             | input index of each padded position, -1 for zero, -2 for not read
     zeros                       | where in a slab zeros stand for a pixel of padding
 """
-FIELDS = fields_of(_FIELDS)
+FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
 
 
@@ -214,7 +214,7 @@ def loops(channels: int, vectors: int, less: int, lanes: int, bits: int, fused: 
     turned_x, turned_y = turned
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

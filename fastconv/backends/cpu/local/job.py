@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import numpy as np
+from fastconv.backends.cpu.job import fields_of, job_type
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -27,5 +27,5 @@ _FIELDS = """
     scratch scratch_bytes       | where the workers' scratch is, and how far apart
     slab patches matrix sums    | places in it
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)

@@ -5,17 +5,18 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.elements import get, put, widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.job import task_type
 from fastconv.backends.cpu.local.job import JOB
 from fastconv.backends.cpu.local.tile import add_piece, copy_piece, finish, multiply, multiply_back, outer_product
 from fastconv.backends.cpu.local.work import PIECE
 from fastconv.backends.cpu.memory import clear, integer
 
-TASK = types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64)
+TASK = task_type(JOB)
 
 
 @njit

@@ -5,11 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, function
-from fastconv.backends.cpu.job import fields_of, job_type
+from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, copy, integer, move
 from fastconv.backends.cpu.planes.tile import plane_tile
 from fastconv.backends.cpu.simd import Emitter
@@ -31,7 +31,7 @@ _FIELDS = """
     step_d step_h step_w        | stride of the convolution
     table_d table_h table_w     | input index of each padded position, -1 for zero
 """
-FIELDS = fields_of(_FIELDS)
+FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
 
 
@@ -130,7 +130,7 @@ def loops(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
     step = vectors * lanes
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -9,11 +9,11 @@ from functools import cache
 from typing import Any
 
 from llvmlite import ir
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.job import fields_of, job_type
+from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear
 from fastconv.backends.cpu.pointwise.work import TABLE_BYTES
 from fastconv.backends.cpu.simd import I64
@@ -39,7 +39,7 @@ _FIELDS = """
     streams                     | whether the weight comes from beyond the cache for every band
     bias residual activation    | addresses, 0 for none; the residual lies like y
 """
-FIELDS = fields_of(_FIELDS)
+FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
 
 # How far ahead a weight that streams past is prefetched: a page and more, at whose end processors stop foreseeing.
@@ -160,7 +160,7 @@ def loops() -> Any:
     """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units."""
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer
 from fastconv.backends.cpu.pool.loops import split
 from fastconv.backends.cpu.pool.maps import spread_rows
@@ -36,9 +36,9 @@ _FIELDS = """
     windows cells               | elements of a map of the small side, of the large one
     y_step j_step x_step        | from element to element of a map
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
-_SIGNATURE = types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64)
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
+_SIGNATURE = task_type(JOB)
 
 
 @njit

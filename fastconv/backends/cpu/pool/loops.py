@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import integer
 from fastconv.backends.cpu.pool.pixel import pool_line, pool_pixel, pool_whole
 from fastconv.backends.cpu.pool.plane import pool_plane
@@ -33,9 +33,9 @@ _FIELDS = """
     lines line_bytes places     | scratch: where that of the first worker is, bytes of each; where in it indices are
     planes size                 | whole maps: how many there are in an image, elements of each
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
-_SIGNATURE = types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64)
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
+_SIGNATURE = task_type(JOB)
 
 
 @njit

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import size_of
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, move
 from fastconv.backends.cpu.simd import Emitter
 
@@ -23,8 +23,8 @@ _FIELDS = """
     table                       | six words a phase: address and strides of image, group, channel, depth, row
     zeros                       | as many as a phase has columns
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 # Bytes of a phase in the table.
 ENTRY = 6 * 8
@@ -102,7 +102,7 @@ def interleaving(ways: int, lanes: int, bits: int) -> Any:
     size = size_of(bits)
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def interleave(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import size_of
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import integer, move
 from fastconv.backends.cpu.simd import I64, Emitter
 from fastconv.backends.cpu.turned.interleave import weave
@@ -24,8 +24,8 @@ _FIELDS = """
     room room_bytes         | for a block of so many input channels, transposed; how far apart the workers' lie
     special                 | where to say that an element is not finite; 0 not to look
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 # Of a forward convolution: the address of its weight, (groups, members, outputs, inputs, taps); members; taps; where
 # the offsets are, in bytes, of every member's taps among the terms.
@@ -196,7 +196,7 @@ def looking(lanes: int, bits: int) -> Any:
     size = size_of(bits)
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def look(jobs, start, stop, worker):
         if sources == 0:
             return
@@ -219,7 +219,7 @@ def turning(how: int, lanes: int, bits: int) -> Any:
     size = size_of(bits)
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def turn(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -9,12 +9,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.elements import widen_one
 from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer
 from fastconv.backends.cpu.wgrad.tile import lift, turn, wgrad_tile
 
@@ -50,8 +50,8 @@ _FIELDS = """
     unit_sums own            | bytes of a unit's sums; whether a worker has room for one unit alone
     add finish               | whether the sums go on from the last chunk's; whether this chunk is the last
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 
 @cache
@@ -61,7 +61,7 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
     size, wide = size_of(bits), size_of(accumulated)
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def pack_x(jobs, start, stop, worker):
         if sources == 0:
             return
@@ -104,7 +104,7 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
                     for c in range(channels):
                         widen_one(bits, source + index * job.xw + c * job.xc, to + c * wide)
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def pack_dy(jobs, start, stop, worker):
         if sources == 0:
             return
@@ -165,7 +165,7 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
     vector = lanes * size_of(accumulated)
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -11,10 +11,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numba import carray, from_dtype, njit, types
+from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, move
 from fastconv.backends.cpu.winograd.product import call_products
 from fastconv.backends.cpu.winograd.transforms import (
@@ -49,7 +49,7 @@ _FIELDS = """
     slab strip                  | offsets in the scratch, behind the products: the padded input, the output
     special                     | set to 1 if NaN or infinity is met
 """
-JOB = np.dtype([(name, np.int64) for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split()])
+JOB = job_type(fields_of(_FIELDS))
 
 
 @njit
@@ -179,7 +179,7 @@ def loops(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
     # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numba import carray, from_dtype, types
+from numba import carray
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear
 from fastconv.backends.cpu.winograd.transforms import gather_lanes, transform_filter
 
@@ -21,7 +21,7 @@ _FIELDS = """
     oc blocks vectors tail      | output channels of a group, their blocks, vectors of a block and of the last
     scratch scratch_bytes       | where the workers' scratch begins, and how far apart they are
 """
-JOB = np.dtype([(name, np.int64) for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split()])
+JOB = job_type(fields_of(_FIELDS))
 
 # How many input channels ahead a turned weight is fetched.
 _AHEAD = 4
@@ -39,7 +39,7 @@ def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int, turned: 
     elements = (extent - m + 1) ** 2  # of a filter
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64))
+    @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return

@@ -11,10 +11,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
-from numba import carray, from_dtype, types
+from numba import carray
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.threads import call
 from fastconv.backends.cpu.wgrad.tile import wgrad_tile
 from fastconv.backends.cpu.winograd.loops import enter, fill
@@ -43,10 +43,10 @@ _FIELDS = """
     leave here                  | the address of `leave` and of this record
     add special                 | whether sums go on from the last block's; set to 1 if NaN or infinity is met
 """
-FIELDS = tuple(name for line in _FIELDS.strip().splitlines() for name in line.split("|")[0].split())
-JOB = np.dtype([(name, np.int64) for name in FIELDS])
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
-_RUN = types.void(types.CPointer(from_dtype(JOB)), types.int64, types.int64, types.int64)
+_RUN = task_type(JOB)
 
 
 @cache
