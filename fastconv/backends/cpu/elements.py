@@ -9,17 +9,19 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.formats import computed
-from fastconv.backends.cpu.simd import I32, Emitter
+from fastconv.backends.cpu.simd import I32, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
 def widen_one(typingctx, format, source, target):
     """Copy one element to where it is stored as it is computed."""
-    if not isinstance(format, types.IntegerLiteral):
+    known = literals(format)
+    if known is None:
         return None
+    (stored,) = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder, format.literal_value, 1)
+        e = Emitter(builder, stored, 1)
         e.wide.store(e.load(args[1]), args[2])
         return context.get_dummy_value()
 
@@ -29,11 +31,13 @@ def widen_one(typingctx, format, source, target):
 @intrinsic(prefer_literal=True)
 def widen_some(typingctx, lanes, format, source, target, count):
     """Copy ``count`` adjacent elements, at most ``lanes``, to where they are stored as they are computed."""
-    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(format, types.IntegerLiteral):
+    known = literals(format, lanes)
+    if known is None:
         return None
+    stored, width = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder, format.literal_value, lanes.literal_value)
+        e = Emitter(builder, stored, width)
         mask = e.first(args[4])
         e.wide.store_masked(e.load_masked(args[2], mask), args[3], mask)
         return context.get_dummy_value()
@@ -44,12 +48,14 @@ def widen_some(typingctx, lanes, format, source, target, count):
 @intrinsic(prefer_literal=True)
 def get(typingctx, format, address):
     """Return an element as it is computed."""
-    if not isinstance(format, types.IntegerLiteral):
+    known = literals(format)
+    if known is None:
         return None
-    number = types.float64 if computed(format.literal_value) == 64 else types.float32
+    (stored,) = known
+    number = types.float64 if computed(stored) == 64 else types.float32
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder, format.literal_value, 1)
+        e = Emitter(builder, stored, 1)
         return builder.extract_element(e.load(args[1]), I32(0))
 
     return number(format, types.int64), codegen
@@ -58,11 +64,13 @@ def get(typingctx, format, address):
 @intrinsic(prefer_literal=True)
 def put(typingctx, format, address, value):
     """Write a number of the computed type to an address."""
-    if not isinstance(format, types.IntegerLiteral):
+    known = literals(format)
+    if known is None:
         return None
+    (stored,) = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder, format.literal_value, 1)
+        e = Emitter(builder, stored, 1)
         e.store(builder.insert_element(ir.Constant(e.vector, ir.Undefined), args[2], I32(0)), args[1])
         return context.get_dummy_value()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -44,12 +44,18 @@ def integer(typingctx: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
+@njit
+def word(table, index):
+    """Return an entry of a table of 64-bit integers at an address."""
+    return integer(table + 8 * index)
+
+
 @intrinsic
 def move(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
     """Copy one element of 2, 4 or 8 bytes."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        def word(bits: int) -> None:
+        def element(bits: int) -> None:
             pointer = ir.IntType(bits).as_pointer()
             loaded = builder.load(builder.inttoptr(args[1], pointer))
             loaded.align = 1
@@ -64,7 +70,7 @@ def move(typingctx: Any, target: Any, source: Any, size: Any) -> Any:
             if bits != 64:
                 switch.add_case(ir.IntType(64)(bits // 8), block)
             builder.position_at_end(block)
-            word(bits)
+            element(bits)
             builder.branch(after)
         builder.position_at_end(after)
         return context.get_dummy_value()

@@ -15,9 +15,9 @@ from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint, function
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import job_type, task_type
-from fastconv.backends.cpu.memory import integer
+from fastconv.backends.cpu.memory import word
 from fastconv.backends.cpu.scratch import address
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -26,9 +26,10 @@ def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
 
     Element ``e`` of all rows becomes a vector, widened and zero beyond ``rows``, at ``target + offsets[e]``.
     """
-    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
+    known = literals(lanes, bits)
+    if known is None:
         return None
-    width, element = lanes.literal_value, bits.literal_value
+    width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, stride, rows, count, target, offsets = args[2:]
@@ -103,9 +104,10 @@ _ROWS = 16
 @intrinsic(prefer_literal=True)
 def _copy_vector(typingctx, lanes, bits, source, count, target):
     """Copy ``count`` elements, widened, and fill the vector with zeros."""
-    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
+    known = literals(lanes, bits)
+    if known is None:
         return None
-    width, element = lanes.literal_value, bits.literal_value
+    width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, count, target = args[2:]
@@ -139,7 +141,7 @@ def _columns_kernel(bits: int, lanes: int) -> Any:
                 table = job.offsets if first + job.block < job.outputs else job.tail_offsets
                 for k in range(unit * _ROWS, min((unit + 1) * _ROWS, job.inputs)):
                     source = job.w + k * job.stride + first * size
-                    at = target + integer(table + 8 * k)
+                    at = target + word(table, k)
                     for v in range(vectors):
                         _copy_vector(lanes, bits, source + v * lanes * size, there - v * lanes, at + v * vector)
                 target += job.inputs * vectors * vector

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 
 from fastconv.backends.cpu import half
@@ -18,6 +19,13 @@ from fastconv.backends.cpu.formats import computed, size_of
 
 I64 = ir.IntType(64)
 I32 = ir.IntType(32)
+
+
+def literals(*arguments: Any) -> list[int] | None:
+    """Return the values of an intrinsic's arguments; None, which makes Numba try literals, if one is not a literal."""
+    if not all(isinstance(argument, types.IntegerLiteral) for argument in arguments):
+        return None
+    return [argument.literal_value for argument in arguments]
 
 
 class Emitter:

@@ -15,7 +15,7 @@ from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import job_type, task_type
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.scratch import address
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 from fastconv.problem import ConvProblem
 
 FIELDS = ("x", "xn", "xc", "xp", "images", "channels", "pixels", "result")
@@ -28,17 +28,18 @@ _SUMS = 4
 @intrinsic(prefer_literal=True)
 def _sum(typingctx, lanes, bits, last, x, xn, xp, images, pixels, count, target):
     """Store the sum of one channel or, if ``last``, of ``count`` neighbouring ones, at most ``_SUMS`` vectors."""
-    literals = (lanes, bits, last)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (lanes, bits, last)
+    known = literals(*given)
+    if known is None:
         return None
-    width, element, is_last = (a.literal_value for a in literals)
+    width, element, is_last = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder, element, width)
         (_channels if is_last else _pixels)(e, *args[3:])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 7), codegen
+    return types.void(*given, *(types.int64,) * 7), codegen
 
 
 def _channels(e: Emitter, x: Any, xn: Any, xp: Any, images: Any, pixels: Any, count: Any, target: Any) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 
 from numba import njit
 
-from fastconv.backends.cpu.memory import clear, copy, integer, move
+from fastconv.backends.cpu.memory import clear, copy, move, word
 
 
 @njit
 def _gather(job: Any, size: int, target: int, line: int, start: int, stop: int) -> None:
     """Copy some items of a row one by one, as the table says."""
     for w in range(start, stop):
-        index, at = integer(job.table_w + 8 * w), target + integer(job.place_w + 8 * w)
+        index, at = word(job.table_w, w), target + word(job.place_w, w)
         source = line + index * job.xw if index >= 0 else job.zeros
         if job.item == size:
             move(at, source, size)
@@ -31,7 +31,7 @@ def _gather(job: Any, size: int, target: int, line: int, start: int, stop: int) 
 def fill(job: Any, size: int, slab: int, x: int, row: int) -> None:
     """Copy what the output rows from ``row`` on read of a plane at ``x``."""
     for h in range(job.slab_rows):
-        source = integer(job.table_h + 8 * (row * job.stride + h))
+        source = word(job.table_h, (row * job.stride + h))
         target = slab + h * job.slab_row
         if source < 0:
             clear(target, job.slab_row)

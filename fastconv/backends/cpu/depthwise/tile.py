@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # The values that `depthwise_tile` is given, in order.
 _VALUES = """
@@ -109,8 +109,8 @@ def in_order(e: Emitter, values: list[Any]) -> list[Any]:
     return [b.extract_value(made, i) for i in range(count)] if count > 1 else [made]
 
 
-def _values(args: Any, literals: tuple[Any, ...]) -> dict[str, Any]:
-    return dict(zip(_VALUES.split(), args[len(literals) :], strict=True))
+def _values(args: Any, known: list[int]) -> dict[str, Any]:
+    return dict(zip(_VALUES.split(), args[len(known) :], strict=True))
 
 
 @intrinsic(prefer_literal=True)
@@ -137,15 +137,14 @@ def depthwise_tile(
     and its strides; left (columns, or channels, to store); bias, residual, activation (slope below zero, floor, cap):
     addresses, 0 for none; zeros (address of as many zeros as the vectors of a row span).
     """
-    literals = (rows, vectors, lanes, bits, fused, last, edge, partial, height, stride, phases)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (rows, vectors, lanes, bits, fused, last, edge, partial, height, stride, phases)
+    known = literals(*given)
+    if known is None:
         return None
-    nrows, nvectors, width, element, has_fma, is_last, is_edge, is_partial, nheight, step, nphases = (
-        a.literal_value for a in literals
-    )
+    nrows, nvectors, width, element, has_fma, is_last, is_edge, is_partial, nheight, step, nphases = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = _values(args, literals)
+        v = _values(args, known)
         e = Emitter(builder, element, width, bool(has_fma))
         window = Window(e, bool(is_last), bool(is_edge), nvectors, nphases, v)
         cells = [(r, i) for r in range(nrows) for i in range(nvectors)]
@@ -203,4 +202,4 @@ def depthwise_tile(
             e.store_masked(value, target(v["y"], r, n), stored[n])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * len(_VALUES.split())), codegen
+    return types.void(*given, *(types.int64,) * len(_VALUES.split())), codegen

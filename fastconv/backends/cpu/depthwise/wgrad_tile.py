@@ -9,7 +9,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.depthwise.tile import Window, in_order
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # The values that `wgrad_tile` is given, in order.
 _VALUES = "x xd xh xw depth row col depths heights widths spread down zeros dy dyh left rounds sums"
@@ -26,13 +26,14 @@ def wgrad_tile(
     row and this kernel column; dy and its row's stride; left (columns of dy that there are); rounds (at least one);
     sums (address of a vector for each kernel position, by column and row).
     """
-    literals = (rows, lanes, bits, fused, height, cols, stride, phases)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (rows, lanes, bits, fused, height, cols, stride, phases)
+    known = literals(*given)
+    if known is None:
         return None
-    nrows, width, element, has_fma, nheight, ncols, step, nphases = (a.literal_value for a in literals)
+    nrows, width, element, has_fma, nheight, ncols, step, nphases = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = dict(zip(_VALUES.split(), args[len(literals) :], strict=True))
+        v = dict(zip(_VALUES.split(), args[len(known) :], strict=True))
         e = Emitter(builder, element, width, bool(has_fma))
         window = Window(e, last=False, edge=True, vectors=1, phases=nphases, values=v)
         read, down = (nrows, v["down"]) if nheight == 1 else ((nrows - 1) * step + nheight, I64(1))
@@ -71,15 +72,16 @@ def wgrad_tile(
             e.store(total, e.at(v["sums"], c * width * e.bytes))
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * len(_VALUES.split())), codegen
+    return types.void(*given, *(types.int64,) * len(_VALUES.split())), codegen
 
 
 @intrinsic(prefer_literal=True)
 def add_lanes(typingctx, lanes, bits, source, target):
     """Store the sum of a vector's lanes, in pairs of halves."""
-    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
+    known = literals(lanes, bits)
+    if known is None:
         return None
-    width, element = lanes.literal_value, bits.literal_value
+    width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder, element, width)

@@ -18,8 +18,8 @@ from fastconv.backends.cpu.direct.job import JOB
 from fastconv.backends.cpu.elements import widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import task_type
-from fastconv.backends.cpu.memory import clear, copy, integer
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.memory import clear, copy, integer, word
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -28,9 +28,10 @@ def turn(typingctx, lanes, bits, source, stride, channels, pixels, target, item,
 
     A pixel's channels go to ``target`` plus a multiple of ``item`` bytes, and zeros behind them up to ``width``.
     """
-    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
+    known = literals(lanes, bits)
+    if known is None:
         return None
-    count, element = lanes.literal_value, bits.literal_value
+    count, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, stride, channels, pixels, target, item, width = args[2:]
@@ -61,9 +62,10 @@ def turn(typingctx, lanes, bits, source, stride, channels, pixels, target, item,
 @intrinsic(prefer_literal=True)
 def _interleave(typingctx, channels, lanes, bits, source, stride, pixels, target):
     """Interleave ``pixels`` (at most ``lanes``) elements of a few lines: pixel by pixel, nothing between them."""
-    if not all(isinstance(a, types.IntegerLiteral) for a in (channels, lanes, bits)):
+    known = literals(channels, lanes, bits)
+    if known is None:
         return None
-    few, count, element = channels.literal_value, lanes.literal_value, bits.literal_value
+    few, count, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, stride, pixels, target = args[3:]
@@ -96,7 +98,7 @@ def _pixel(job, bits, wide, target, source, channels):
 def _border(job, bits, wide, start, stop, target, source, channels):
     """Fill columns of a line by the table: padding, and what padding repeats."""
     for w in range(start, stop):
-        index = integer(job.table_w + 8 * w)
+        index = word(job.table_w, w)
         if index < 0:
             clear(target + w * job.item, job.item)
         else:
@@ -164,9 +166,9 @@ def fill_kernel(lanes: int, bits: int) -> Any:
         for chunk in range(job.chunks):
             channels = min(items, job.nc - chunk * items)
             for d in range(job.depths):
-                source_d = integer(job.table_d + 8 * (depth * job.step_d + d))
+                source_d = word(job.table_d, (depth * job.step_d + d))
                 for h in range(heights):
-                    source_h = integer(job.table_h + 8 * (row * job.step_h + h))
+                    source_h = word(job.table_h, (row * job.step_h + h))
                     target = slab + chunk * job.lc + d * job.ld + h * job.lh
                     if source_d < 0 or source_h < 0:
                         clear(target, job.lh)

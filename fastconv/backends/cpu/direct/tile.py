@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -32,17 +32,17 @@ def conv_tile(
     (slope below zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave
     the sums, instead of in y); the last five are 0 for none.
     """
-    literals = (rows, cols, vectors, lanes, bits, fused, last, partial)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (rows, cols, vectors, lanes, bits, fused, last, partial)
+    shape = literals(*given)
+    if shape is None:
         return None
-    shape = [a.literal_value for a in literals]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         tile = _Tile(builder, *shape)
-        tile.emit(*args[len(literals) :])
+        tile.emit(*args[len(shape) :])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 18), codegen
+    return types.void(*given, *(types.int64,) * 18), codegen
 
 
 class _Tile:

@@ -11,7 +11,7 @@ from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.grouped.tile import group_tile
 from fastconv.backends.cpu.grouped.vectors import put, put_split, put_turned, take, take_turned
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, integer, move
+from fastconv.backends.cpu.memory import clear, integer, move, word
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -78,7 +78,7 @@ def _gather_row(job, lanes, bits, target, source, row):
     size = bits // 8
     for phase in range(job.cols_apart):
         for i in range(job.vectors * lanes):
-            index = integer(job.table_w + 8 * (i * job.cols_apart + phase))
+            index = word(job.table_w, (i * job.cols_apart + phase))
             at = target + phase * job.sub + i * size
             if index < 0 or row < 0:
                 clear(at, size)
@@ -102,7 +102,7 @@ def _fill_rows(job, lanes, bits, slab, x, row):
         for channel in range(job.bundle * job.inputs):
             target, source = base + channel * job.plane, x + channel * job.xc
             for h in range(0, job.heights - phase, job.rows_apart):
-                index = integer(table + 8 * h)
+                index = word(table, h)
                 line = source + index * xh
                 if pixelwise:
                     _gather_row(job, lanes, bits, target, line, index)
@@ -127,7 +127,7 @@ def _fill_turned(job, lanes, bits, slab, x, row):
             continue
         line = slab + phase * apart * job.sub
         for h in range(0, job.heights - phase, job.rows_apart):
-            index = integer(table + 8 * h)
+            index = word(table, h)
             # Behind the table of the columns stands one of a row of padding.
             columns = job.table_w if index >= 0 else job.table_w + 8 * job.vectors * lanes * apart
             source = x + max(index, 0) * job.xh

@@ -7,7 +7,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.simd import Emitter
+from fastconv.backends.cpu.simd import Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -20,13 +20,14 @@ def group_tile(typingctx, channels, vectors, lanes, bits, fused, x, places, term
     an offset into x for every term of the sums), terms (how many), w, wk (weights of the first channel, one after
     another as the terms; from channel to channel), y, yk (the same of the sums that are stored), bias (0 for none).
     """
-    literals = (channels, vectors, lanes, bits, fused)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (channels, vectors, lanes, bits, fused)
+    known = literals(*given)
+    if known is None:
         return None
-    height, width, nlanes, element, has_fma = (a.literal_value for a in literals)
+    height, width, nlanes, element, has_fma = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, places, terms, w, wk, y, yk, bias = args[len(literals) :]
+        x, places, terms, w, wk, y, yk, bias = args[len(known) :]
         e = Emitter(builder, element, nlanes, bool(has_fma))
         step = nlanes * e.bytes
         weights = [e.at(w, e.times(wk, k)) for k in range(height)]
@@ -58,4 +59,4 @@ def group_tile(typingctx, channels, vectors, lanes, bits, fused, x, places, term
             e.store(value, e.at(y, e.times(yk, i // width), i % width * step))
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 8), codegen
+    return types.void(*given, *(types.int64,) * 8), codegen

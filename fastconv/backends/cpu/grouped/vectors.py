@@ -8,18 +8,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
-from fastconv.backends.cpu.simd import I64, Emitter
-
-
-def _values(literals: tuple[Any, ...]) -> list[int] | None:
-    known = all(isinstance(a, types.IntegerLiteral) for a in literals)
-    return [a.literal_value for a in literals] if known else None
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
 def put(typingctx, lanes, bits, partial, source, target, count):
     """Store a whole vector: elements from an address, and zeros after the first ``count`` if ``partial``."""
-    shape = _values((lanes, bits, partial))
+    shape = literals(lanes, bits, partial)
     if shape is None:
         return None
     width, element, is_partial = shape
@@ -36,7 +31,7 @@ def put(typingctx, lanes, bits, partial, source, target, count):
 @intrinsic(prefer_literal=True)
 def put_split(typingctx, lanes, bits, partial, source, even, odd, count):
     """Store two whole vectors: every second element from an address, and those between; see `put`."""
-    shape = _values((lanes, bits, partial))
+    shape = literals(lanes, bits, partial)
     if shape is None:
         return None
     width, element, is_partial = shape
@@ -61,7 +56,7 @@ def put_turned(typingctx, lanes, bits, partial, source, zeros, indices, step, st
     instead) and ``step`` the bytes to the next one's; pixels lie ``stride`` bytes apart. There are ``count`` channels
     if ``partial``, otherwise ``lanes``. Channels' lines lie ``to_line`` bytes apart.
     """
-    shape = _values((lanes, bits, partial))
+    shape = literals(lanes, bits, partial)
     if shape is None:
         return None
     width, element, is_partial = shape
@@ -100,7 +95,7 @@ def _finish(e: Emitter, value: Any, residual: Any, activation: Any, mask: Any) -
 @intrinsic(prefer_literal=True)
 def take(typingctx, lanes, bits, partial, source, target, residual, activation, count):
     """Store the first ``count`` sums, or all if not ``partial``, with residual and activation (addresses or 0)."""
-    shape = _values((lanes, bits, partial))
+    shape = literals(lanes, bits, partial)
     if shape is None:
         return None
     width, element, is_partial = shape
@@ -122,7 +117,7 @@ def take_turned(typingctx, lanes, bits, partial, source, to_line, target, stride
     ``lanes`` lines are read, ``to_line`` bytes apart. The first ``pixels`` of them are stored ``stride`` bytes apart,
     with ``count`` channels each if ``partial``. ``residual`` lies as the target; see `take`.
     """
-    shape = _values((lanes, bits, partial))
+    shape = literals(lanes, bits, partial)
     if shape is None:
         return None
     width, element, is_partial = shape

@@ -13,7 +13,7 @@ from fastconv.backends.cpu.elements import get, put, widen_one
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.local.batch_tile import finish_turned, multiply_back_batch, multiply_batch
 from fastconv.backends.cpu.local.loops import TASK
-from fastconv.backends.cpu.memory import clear, integer
+from fastconv.backends.cpu.memory import clear, integer, word
 
 
 @njit
@@ -46,7 +46,7 @@ def _fill(job, lanes, format, size, wide, slab, x, images, row):
     target = slab
     for channel in range(job.channels):
         for r in range(job.kernel_h):
-            h = integer(job.table_h + 8 * (row * job.step_h + r * job.dilation_h))
+            h = word(job.table_h, (row * job.step_h + r * job.dilation_h))
             if h < 0:
                 clear(target, job.line)
                 target += job.line
@@ -55,7 +55,7 @@ def _fill(job, lanes, format, size, wide, slab, x, images, row):
             for w in range(job.widths):
                 if job.first <= w < job.stop:
                     continue
-                index, to = integer(job.table_w + 8 * w), target + w * job.pixel
+                index, to = word(job.table_w, w), target + w * job.pixel
                 if index < 0:
                     clear(to, job.pixel)
                 else:

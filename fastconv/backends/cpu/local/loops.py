@@ -14,7 +14,7 @@ from fastconv.backends.cpu.job import task_type
 from fastconv.backends.cpu.local.job import JOB
 from fastconv.backends.cpu.local.tile import add_piece, copy_piece, finish, multiply, multiply_back, outer_product
 from fastconv.backends.cpu.local.work import PIECE
-from fastconv.backends.cpu.memory import clear, integer
+from fastconv.backends.cpu.memory import clear, integer, word
 
 TASK = task_type(JOB)
 
@@ -23,7 +23,7 @@ TASK = task_type(JOB)
 def _border(job, format, wide, start, stop, target, source):
     """Fill columns of a line by the table: padding, and what padding repeats."""
     for w in range(start, stop):
-        index = integer(job.table_w + 8 * w)
+        index = word(job.table_w, w)
         if index < 0:
             clear(target + w * wide, wide)
         else:
@@ -37,7 +37,7 @@ def _fill(job, lanes, format, size, wide, slab, x, images, channels, row):
     for image in range(images):
         for channel in range(channels):
             for r in range(job.kernel_h):
-                h = integer(job.table_h + 8 * (row * job.step_h + r * job.dilation_h))
+                h = word(job.table_h, (row * job.step_h + r * job.dilation_h))
                 if h < 0:
                     clear(target, job.line)
                     target += job.line

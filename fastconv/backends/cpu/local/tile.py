@@ -11,14 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
-from fastconv.backends.cpu.simd import I64, Emitter
-
-
-def literals(*values: Any) -> list[int] | None:
-    """Return the values of literal integers; None if one is not."""
-    if not all(isinstance(value, types.IntegerLiteral) for value in values):
-        return None
-    return [value.literal_value for value in values]
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 def _sum_lanes(e: Emitter, vectors: list[Any]) -> Any:

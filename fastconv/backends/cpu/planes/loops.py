@@ -10,9 +10,9 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, function
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, copy, integer, move
+from fastconv.backends.cpu.memory import clear, copy, integer, move, word
 from fastconv.backends.cpu.planes.tile import plane_tile
-from fastconv.backends.cpu.simd import Emitter
+from fastconv.backends.cpu.simd import Emitter, literals
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -38,9 +38,10 @@ JOB = job_type(FIELDS)
 @intrinsic(prefer_literal=True)
 def _halve(typingctx, lanes, bits, source, count, even, odd):
     """Copy ``count`` elements, at most twice ``lanes``: those of even index to one address, of odd to another."""
-    if not isinstance(lanes, types.IntegerLiteral) or not isinstance(bits, types.IntegerLiteral):
+    known = literals(lanes, bits)
+    if known is None:
         return None
-    width, element = lanes.literal_value, bits.literal_value
+    width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, count, even, odd = args[2:]
@@ -66,7 +67,7 @@ def _place(job, size, target, w):
 def _border(job, size, start, stop, target, source):
     """Fill columns of a line by the table: padding, and what padding repeats."""
     for w in range(start, stop):
-        index, at = integer(job.table_w + 8 * w), _place(job, size, target, w)
+        index, at = word(job.table_w, w), _place(job, size, target, w)
         if index < 0:
             clear(at, size)
         else:
@@ -102,9 +103,9 @@ def _fill(lanes, bits, job, slab, x, depth, row, heights):
     size = bits // 8
     for c in range(job.nc):
         for d in range(job.depths):
-            source_d = integer(job.table_d + 8 * (depth * job.step_d + d))
+            source_d = word(job.table_d, (depth * job.step_d + d))
             for h in range(heights):
-                source_h = integer(job.table_h + 8 * (row * job.step_h + h))
+                source_h = word(job.table_h, (row * job.step_h + h))
                 target = slab + c * job.lc + d * job.ld + h * job.lh
                 if source_d < 0 or source_h < 0:
                     clear(target, job.lh)

@@ -8,7 +8,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -20,16 +20,16 @@ def plane_tile(
     Values, addresses and strides in bytes: x, terms (address of nterms offsets into x), w (packed: term, channel),
     y, yk (output channel), bias, residual (strides of y), activation; the last three are 0 for none.
     """
-    literals = (rows, vectors, lanes, bits, fused)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (rows, vectors, lanes, bits, fused)
+    shape = literals(*given)
+    if shape is None:
         return None
-    shape = [a.literal_value for a in literals]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _emit(builder, *shape, *args[len(literals) :])
+        _emit(builder, *shape, *args[len(shape) :])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 11), codegen
+    return types.void(*given, *(types.int64,) * 11), codegen
 
 
 def _emit(

@@ -14,23 +14,17 @@ from numba.extending import intrinsic
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.elements import widen_one
 from fastconv.backends.cpu.formats import computed, size_of
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # Whatever copies takes the same six integers: source, step of a channel, channels, target, step of a channel there,
 # pixels. Panels have room for a vector more than they hold.
 _SIGNATURE = types.void(*(types.int64,) * 6)
 
 
-def _literals(*values: Any) -> list[int] | None:
-    if not all(isinstance(value, types.IntegerLiteral) for value in values):
-        return None
-    return [value.literal_value for value in values]
-
-
 @intrinsic(prefer_literal=True)
 def _copy_line(typingctx, vectors, lanes, bits, source, target, count):
     """Copy ``count`` elements and store ``vectors`` whole vectors."""
-    shape = _literals(vectors, lanes, bits)
+    shape = literals(vectors, lanes, bits)
     if shape is None:
         return None
 
@@ -49,7 +43,7 @@ def _copy_line(typingctx, vectors, lanes, bits, source, target, count):
 @intrinsic(prefer_literal=True)
 def _copy_piece(typingctx, every, lanes, bits, source, target, count):
     """Copy at most a vector of elements, each one or every second."""
-    shape = _literals(every, lanes, bits)
+    shape = literals(every, lanes, bits)
     if shape is None:
         return None
 
@@ -77,7 +71,7 @@ def _turn(typingctx, lanes, bits, table, first, count, target, step):
 
     ``table`` holds the pixels' addresses. A channel's pixels are stored as a whole vector, ``step`` bytes apart.
     """
-    shape = _literals(lanes, bits)
+    shape = literals(lanes, bits)
     if shape is None:
         return None
 

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.pointwise.work import ROWS_ARE_CHANNELS, TURNED
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -33,16 +33,16 @@ def _product(
     that exist), bias, residual (lies like y) and activation (addresses, 0 for none), ahead (address to prefetch
     from, two cache lines and ``ahead_step`` bytes further each product), panel (address).
     """
-    literals = (rows, vectors, lanes, bits, fused, form, kept)
-    if not all(isinstance(value, types.IntegerLiteral) for value in literals):
+    given = (rows, vectors, lanes, bits, fused, form, kept)
+    shape = literals(*given)
+    if shape is None:
         return None
-    shape = [value.literal_value for value in literals]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _Tile(builder, *shape).emit(*args[len(literals) :])
+        _Tile(builder, *shape).emit(*args[len(shape) :])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 14), codegen
+    return types.void(*given, *(types.int64,) * 14), codegen
 
 
 class _Tile:

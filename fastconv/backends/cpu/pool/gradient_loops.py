@@ -9,7 +9,7 @@ from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, integer
+from fastconv.backends.cpu.memory import clear, word
 from fastconv.backends.cpu.pool.loops import split
 from fastconv.backends.cpu.pool.maps import spread_rows
 from fastconv.backends.cpu.pool.pixel import pool_line
@@ -39,11 +39,6 @@ _FIELDS = """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
 _SIGNATURE = task_type(JOB)
-
-
-@njit
-def _entry(table, index):
-    return integer(table + 8 * index)
 
 
 @njit
@@ -91,10 +86,10 @@ def averages(kernel: int, stride: int, lanes: int, bits: int) -> Any:
                 y, yh, scale = weighted, job.ow * size, job.one
                 yd = yh * job.oh
             x = job.x + n * job.xn + c * job.xc + d * job.xd
-            d0, nd = _entry(job.from_d, d), _entry(job.reads_d, d)
+            d0, nd = word(job.from_d, d), word(job.reads_d, d)
             last_h, last_n = -1, -1
             for h in range(first, last):
-                h0, nh = _entry(job.from_h, h), _entry(job.reads_h, h)
+                h0, nh = word(job.from_h, h), word(job.reads_h, h)
                 if nd * nh == 0:
                     clear(x + h * job.xh, job.width * size)
                     continue
@@ -192,7 +187,7 @@ def _cover(vectors, partial, fused, lanes, bits, job, x, y, d, h, w, d0, h0, w0,
     size = bits // 8
     cover_pixel(
         vectors, partial, fused, lanes, bits,
-        y, _entry(job.reads_d, d), job.yd, _entry(job.reads_h, h), job.yh, _entry(job.reads_w, w), job.yw,
+        y, word(job.reads_d, d), job.yd, word(job.reads_h, h), job.yh, word(job.reads_w, w), job.yw,
         job.scale + (d0 * job.oh + h0) * size, job.oh * size, job.scales + w0 * size if job.scales else 0, x, left,
     )  # fmt: skip
 
@@ -212,12 +207,12 @@ def covers(vectors: int, fused: int, lanes: int, bits: int) -> Any:
         for unit in range(start, stop):
             h, rest = unit % job.heights, unit // job.heights
             d, n = rest % job.depths, rest // job.depths
-            d0, h0 = _entry(job.from_d, d), _entry(job.from_h, h)
-            some = _entry(job.reads_d, d) * _entry(job.reads_h, h)
+            d0, h0 = word(job.from_d, d), word(job.from_h, h)
+            some = word(job.reads_d, d) * word(job.reads_h, h)
             for w in range(job.width):
                 x = job.x + n * job.xn + d * job.xd + h * job.xh + w * job.xw
-                w0, left = _entry(job.from_w, w), job.channels
-                if some * _entry(job.reads_w, w) == 0:
+                w0, left = word(job.from_w, w), job.channels
+                if some * word(job.reads_w, w) == 0:
                     clear(x, left * size)
                     continue
                 y = job.y + n * job.yn + d0 * job.yd + h0 * job.yh + w0 * job.yw

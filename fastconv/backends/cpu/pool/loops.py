@@ -9,7 +9,7 @@ from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import integer
+from fastconv.backends.cpu.memory import integer, word
 from fastconv.backends.cpu.pool.pixel import pool_line, pool_pixel, pool_whole
 from fastconv.backends.cpu.pool.plane import pool_plane
 from fastconv.backends.cpu.pool.rows import pool_row
@@ -39,18 +39,13 @@ _SIGNATURE = task_type(JOB)
 
 
 @njit
-def _entry(table, index):
-    return integer(table + 8 * index)
-
-
-@njit
 def _row(op, kernel, stride, rows, indexed, exact, lanes, bits, job, x, y, i, d, h):
     """Compute an output row of a plane; return whether NaN may have been lost."""
-    d0, h0 = _entry(job.from_d, d), _entry(job.from_h, h)
+    d0, h0 = word(job.from_d, d), word(job.from_h, h)
     return pool_row(
         op, kernel, stride, rows, indexed, exact, lanes, bits,
-        x + d0 * job.xd + h0 * job.xh, _entry(job.reads_d, d), job.step_d * job.xd,
-        _entry(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, job.before,
+        x + d0 * job.xd + h0 * job.xh, word(job.reads_d, d), job.step_d * job.xd,
+        word(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, job.before,
         d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
         y + h * job.yh, i + h * job.jh, job.ow, job.scale + (d * job.oh + h) * (bits // 8), job.scales,
     )  # fmt: skip
@@ -90,9 +85,9 @@ def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, bits: int)
         job = carray(jobs, 1)[0]
         for unit in range(start, stop):
             x, y, i, d, first, last = _unit(job, unit, False)
-            lone, nan = _entry(job.reads_d, d) == 1, 0
+            lone, nan = word(job.reads_d, d) == 1, 0
             for h in range(first, last):
-                reads = _entry(job.reads_h, h)
+                reads = word(job.reads_h, h)
                 if lone and reads == 3:
                     nan |= _row(op, kernel, stride, 3, indexed, 0, lanes, bits, job, x, y, i, d, h)
                 elif lone and reads == 2:
@@ -162,12 +157,12 @@ def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: 
 @njit
 def _gathered(op, then, indexed, exact, lanes, bits, job, line, x, y, i, d, h):
     """Compute an output row by way of a line of reduced columns."""
-    d0, h0 = _entry(job.from_d, d), _entry(job.from_h, h)
+    d0, h0 = word(job.from_d, d), word(job.from_h, h)
     size, places = bits // 8, line + job.places
     nan = pool_row(
         op, 1, 1, 0, indexed, exact, lanes, bits,
-        x + d0 * job.xd + h0 * job.xh, _entry(job.reads_d, d), job.step_d * job.xd,
-        _entry(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, 0,
+        x + d0 * job.xd + h0 * job.xh, word(job.reads_d, d), job.step_d * job.xd,
+        word(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, 0,
         d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
         line, places, job.width, job.one, 0,
     )  # fmt: skip
@@ -204,11 +199,11 @@ def gathered(op: int, then: int, indexed: int, lanes: int, bits: int) -> Any:
 
 @njit
 def _pixel(op, vectors, columns, partial, indexed, exact, lanes, bits, job, x, y, i, d, h, w, count):
-    d0, h0, w0 = _entry(job.from_d, d), _entry(job.from_h, h), _entry(job.from_w, w)
+    d0, h0, w0 = word(job.from_d, d), word(job.from_h, h), word(job.from_w, w)
     return pool_pixel(
         op, vectors, columns, partial, indexed, exact, lanes, bits,
-        x + d0 * job.xd + h0 * job.xh + w0 * job.xw, _entry(job.reads_d, d), job.step_d * job.xd,
-        _entry(job.reads_h, h), job.step_h * job.xh, _entry(job.reads_w, w), job.step_w * job.xw,
+        x + d0 * job.xd + h0 * job.xh + w0 * job.xw, word(job.reads_d, d), job.step_d * job.xd,
+        word(job.reads_h, h), job.step_h * job.xh, word(job.reads_w, w), job.step_w * job.xw,
         d0 * job.flat_d + h0 * job.flat_h + w0, job.step_d * job.flat_d, job.step_h * job.flat_h, job.step_w,
         y + h * job.yh + w * job.yw, i + h * job.jh + w * job.jw, count, job.scale + (d * job.oh + h) * (bits // 8),
         job.scales + w * (bits // 8) if job.scales else 0,
@@ -242,7 +237,7 @@ def pixels(op: int, vectors: int, indexed: int, lanes: int, bits: int) -> Any:
             for h in range(first, last):
                 nan = 0
                 for w in range(job.ow):
-                    reads = _entry(job.reads_w, w)
+                    reads = word(job.reads_w, w)
                     if reads == 3:
                         nan |= _position(op, vectors, 3, indexed, 0, lanes, bits, job, x, y, i, d, h, w)
                     elif reads == 2:

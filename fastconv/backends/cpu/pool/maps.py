@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.pool.reduction import MAX, if_any, pick
 from fastconv.backends.cpu.pool.spread import load_indices
-from fastconv.backends.cpu.simd import I32, I64, Emitter
+from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -35,16 +35,17 @@ def spread_rows(
     behind is written later), scale (of a factor for each row), scales (of one for each column, 0 for none), line
     (scratch for the rows that wait, as many vectors as these have: zeros at first).
     """
-    literals = (op, kernel, stride, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (op, kernel, stride, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    nop, nkernel, nstride, nlanes, element = (a.literal_value for a in literals)
+    nop, nkernel, nstride, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _Rows(Emitter(builder, element, nlanes), nop, nkernel, nstride, args[len(literals) :]).emit()
+        _Rows(Emitter(builder, element, nlanes), nop, nkernel, nstride, args[len(known) :]).emit()
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 18), codegen
+    return types.void(*given, *(types.int64,) * 18), codegen
 
 
 class _Rows:

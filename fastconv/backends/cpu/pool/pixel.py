@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.pool.reduction import Reduction, if_any, pick
-from fastconv.backends.cpu.simd import I32, I64, Emitter
+from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -27,15 +27,14 @@ def pool_pixel(
     has and how far apart they are, flat (index of its first element) and what a step adds to it, y, indices,
     count (channels to store), scale and scales (addresses of two factors of the sums, the second may be 0).
     """
-    literals = (op, vectors, columns, partial, indexed, exact, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (op, vectors, columns, partial, indexed, exact, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    nop, nvectors, ncolumns, is_partial, is_indexed, is_exact, nlanes, element = (a.literal_value for a in literals)
+    nop, nvectors, ncolumns, is_partial, is_indexed, is_exact, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, nd, xd, nh, xh, nw, xw, flat, flat_d, flat_h, flat_w, y, indices, count, scale, scales = args[
-            len(literals) :
-        ]
+        x, nd, xd, nh, xh, nw, xw, flat, flat_d, flat_h, flat_w, y, indices, count, scale, scales = args[len(known) :]
         e = Emitter(builder, element, nlanes)
         reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
         width, step = len(reduction.border), nlanes * e.bytes
@@ -78,7 +77,7 @@ def pool_pixel(
             reduction.store(term, e.at(y, v * step), e.at(indices, v * nlanes * 8), masks[v])
         return nan
 
-    return types.int64(*literals, *(types.int64,) * 16), codegen
+    return types.int64(*given, *(types.int64,) * 16), codegen
 
 
 def _gather(e: Emitter, addresses: Any, mask: Any, otherwise: Any) -> Any:
@@ -105,13 +104,14 @@ def pool_line(
     the windows: 64-bit integers, in elements, for all lanes), kernel (the largest count), step (from element to
     element of a window), y, indices, count, scale and scales (as in `pool_row`).
     """
-    literals = (op, indexed, exact, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (op, indexed, exact, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    nop, is_indexed, is_exact, nlanes, element = (a.literal_value for a in literals)
+    nop, is_indexed, is_exact, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        line, places, starts, counts, kernel, step, y, indices, count, scale, scales = args[len(literals) :]
+        line, places, starts, counts, kernel, step, y, indices, count, scale, scales = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
         # Squares are in the line already; the root is still to be taken.
         reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
@@ -143,7 +143,7 @@ def pool_line(
         reduction.store(total, y, indices, mask)
         return nan
 
-    return types.int64(*literals, *(types.int64,) * 11), codegen
+    return types.int64(*given, *(types.int64,) * 11), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -155,14 +155,15 @@ def pool_whole(typingctx, op, lanes, bits, x, stride, planes, size, y, scale, sc
     Values, addresses and strides in bytes: x, stride (from run to run), planes (how many), size (elements of each), y,
     scale (of a factor of the sums), scratch (a square of vectors).
     """
-    literals = (op, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (op, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    nop, nlanes, element = (a.literal_value for a in literals)
+    nop, nlanes, element = known
     chains = 4
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, stride, planes, size, y, scale, scratch = args[len(literals) :]
+        x, stride, planes, size, y, scale, scratch = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
         reduction = Reduction(e, nop, False, True)
         step = nlanes * e.bytes
@@ -211,4 +212,4 @@ def pool_whole(typingctx, op, lanes, bits, x, stride, planes, size, y, scale, sc
         e.store_masked(result, y, e.first(planes))
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 7), codegen
+    return types.void(*given, *(types.int64,) * 7), codegen

@@ -13,7 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.pool.reduction import Reduction, if_any, pick
-from fastconv.backends.cpu.simd import I32, I64, Emitter
+from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -33,17 +33,18 @@ def pool_plane(
     may be stored as whole vectors, since what lies behind is written later), count (outputs of a row),
     scale (of one factor of the sums for each row), scales (of a factor for each column, 0 for none).
     """
-    literals = (op, kernel, stride, groups, rows, indexed, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (op, kernel, stride, groups, rows, indexed, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    nop, nkernel, nstride, ngroups, nrows, is_indexed, nlanes, element = (a.literal_value for a in literals)
+    nop, nkernel, nstride, ngroups, nrows, is_indexed, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder, element, nlanes)
         reduction = Reduction(e, nop, bool(is_indexed), False)
-        return _Plane(reduction, (nkernel, nstride, ngroups, nrows), args[len(literals) :]).emit()
+        return _Plane(reduction, (nkernel, nstride, ngroups, nrows), args[len(known) :]).emit()
 
-    return types.int64(*literals, *(types.int64,) * 18), codegen
+    return types.int64(*given, *(types.int64,) * 18), codegen
 
 
 class _Plane:

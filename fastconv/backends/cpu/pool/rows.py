@@ -14,7 +14,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.pool.reduction import Reduction, either, pick
-from fastconv.backends.cpu.simd import I32, I64, Emitter
+from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -33,17 +33,18 @@ def pool_row(
     what a step adds to it), y, indices, count (of outputs), scale (of a factor of the sums), scales (of a factor for
     each column, 0 for none).
     """
-    literals = (op, kernel, stride, rows, indexed, exact, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (op, kernel, stride, rows, indexed, exact, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    nop, nkernel, nstride, nrows, is_indexed, is_exact, nlanes, element = (a.literal_value for a in literals)
+    nop, nkernel, nstride, nrows, is_indexed, is_exact, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder, element, nlanes)
         reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
-        return _Row(reduction, nkernel, nstride, nrows, args[len(literals) :]).emit()
+        return _Row(reduction, nkernel, nstride, nrows, args[len(known) :]).emit()
 
-    return types.int64(*literals, *(types.int64,) * 16), codegen
+    return types.int64(*given, *(types.int64,) * 16), codegen
 
 
 class _Row:

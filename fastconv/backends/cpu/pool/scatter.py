@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # What is done with recorded positions: gradients are added, values are put, and taken.
 ADD, PUT, TAKE = range(3)
@@ -32,13 +32,14 @@ def scatter(
     left out); y and j (values and indices) with their strides; aside (one element that is written for what is left
     out, in scratch).
     """
-    literals = (action, ways, dense, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (action, ways, dense, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    what, nways, is_dense, element = (a.literal_value for a in literals)
+    what, nways, is_dense, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        count, x, x_way, x_next, step, cells, y, y_way, y_next, j, j_way, j_next, aside = args[len(literals) :]
+        count, x, x_way, x_next, step, cells, y, y_way, y_next, j, j_way, j_next, aside = args[len(known) :]
         b, e = builder, Emitter(builder, element, 1)
         pointer = e.scalar.as_pointer()
         zero = ir.Constant(e.scalar, 0.0)
@@ -67,4 +68,4 @@ def scatter(
         e.loop(count, start, turn)
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 13), codegen
+    return types.void(*given, *(types.int64,) * 13), codegen

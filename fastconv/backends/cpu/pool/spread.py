@@ -10,7 +10,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.pool.reduction import pick
-from fastconv.backends.cpu.simd import I32, I64, Emitter
+from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 def _whole_or_part(e: Emitter, first: Any, count: int, width: Any, room: Any, store: Any) -> None:
@@ -39,13 +39,14 @@ def spread_row(typingctx, kernel, stride, lanes, bits, line, width, room, before
     (of the row), room (elements that may be written from its start on: what lies behind is written later), before
     (padding), dx.
     """
-    literals = (kernel, stride, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (kernel, stride, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    nkernel, nstride, nlanes, element = (a.literal_value for a in literals)
+    nkernel, nstride, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        line, width, room, before, dx = args[len(literals) :]
+        line, width, room, before, dx = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
         step = nlanes * e.bytes
         count = max(nstride, 1)
@@ -75,7 +76,7 @@ def spread_row(typingctx, kernel, stride, lanes, bits, line, width, room, before
         e.loop(b.sdiv(e.at(width, before, span - 1), I64(span)), [], block)
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 5), codegen
+    return types.void(*given, *(types.int64,) * 5), codegen
 
 
 def load_indices(e: Emitter, address: Any, mask: Any) -> Any:
@@ -103,13 +104,14 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
     (as in `spread_row`; -1 for no more than a row), dx (the first of the rows, all of which are written whole), xh
     (from row to row).
     """
-    literals = (kernel, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (kernel, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    nkernel, nlanes, element = (a.literal_value for a in literals)
+    nkernel, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dy, indices, count, flat, rows, flat_h, width, room, dx, xh = args[len(literals) :]
+        dy, indices, count, flat, rows, flat_h, width, room, dx, xh = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
         integer = ir.IntType(element)
         kind = ir.VectorType(integer, nlanes)
@@ -145,7 +147,7 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
         e.loop(b.sdiv(e.at(width, span - 1), I64(span)), [], block)
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 10), codegen
+    return types.void(*given, *(types.int64,) * 10), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -163,13 +165,14 @@ def cover_pixel(
     the next depth; those of rows are neighbours), scales (of that of its column, 0 for none), dx, count (channels to
     store).
     """
-    literals = (vectors, partial, fused, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (vectors, partial, fused, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    nvectors, is_partial, has_fma, nlanes, element = (a.literal_value for a in literals)
+    nvectors, is_partial, has_fma, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        dy, nd, yd, nh, yh, nw, yw, scale, scale_d, scales, dx, count = args[len(literals) :]
+        dy, nd, yd, nh, yh, nw, yw, scale, scale_d, scales, dx, count = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes, bool(has_fma))
         step = nlanes * e.bytes
         masks = [e.first(e.at(count, -v * nlanes)) if is_partial else None for v in range(nvectors)]
@@ -190,4 +193,4 @@ def cover_pixel(
             e.store_masked(total, e.at(dx, v * step), masks[v])
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 12), codegen
+    return types.void(*given, *(types.int64,) * 12), codegen

@@ -12,7 +12,7 @@ from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, move
-from fastconv.backends.cpu.simd import Emitter
+from fastconv.backends.cpu.simd import Emitter, literals
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -36,10 +36,11 @@ WAYS = (2, 4)
 @intrinsic(prefer_literal=True)
 def weave(typingctx, ways, lanes, bits, target, sources, count):
     """Store ``count`` elements taken in turn from as many addresses as there are ``ways``, a tuple."""
-    literals = (ways, lanes, bits)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (ways, lanes, bits)
+    known = literals(*given)
+    if known is None:
         return None
-    phases, width, element = (a.literal_value for a in literals)
+    phases, width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         target, sources, count = args[3:]
@@ -80,7 +81,7 @@ def weave(typingctx, ways, lanes, bits, target, sources, count):
         return context.get_dummy_value()
 
     kind = types.UniTuple(types.int64, phases)
-    return types.void(*literals, types.int64, kind, types.int64), codegen
+    return types.void(*given, types.int64, kind, types.int64), codegen
 
 
 @njit

@@ -12,7 +12,7 @@ from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import integer, move
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 from fastconv.backends.cpu.turned.interleave import weave
 
 # Addresses and sizes; strides follow from them, since both weights are contiguous.
@@ -44,16 +44,10 @@ def block_of(terms: int, lanes: int, size: int) -> tuple[int, int]:
     return block, block * terms * lanes * size
 
 
-def _literals(*values: Any) -> list[int] | None:
-    if not all(isinstance(value, types.IntegerLiteral) for value in values):
-        return None
-    return [value.literal_value for value in values]
-
-
 @intrinsic(prefer_literal=True)
 def _reverse(typingctx, taps, lanes, bits, source, target, room):
     """Copy ``taps`` elements in reverse order; what follows them, of ``room`` elements, may be overwritten."""
-    shape = _literals(taps, lanes, bits)
+    shape = literals(taps, lanes, bits)
     if shape is None:
         return None
 
@@ -76,7 +70,7 @@ def _reverse(typingctx, taps, lanes, bits, source, target, room):
 @intrinsic(prefer_literal=True)
 def _transpose(typingctx, lanes, bits, source, stride, rows, columns, target, step):
     """Transpose ``rows`` rows, ``stride`` bytes apart, of ``columns`` elements, both at most ``lanes``."""
-    shape = _literals(lanes, bits)
+    shape = literals(lanes, bits)
     if shape is None:
         return None
 
@@ -105,7 +99,7 @@ def _transpose(typingctx, lanes, bits, source, stride, rows, columns, target, st
 @intrinsic(prefer_literal=True)
 def _special(typingctx, lanes, bits, source, count):
     """Return 1 if one of ``count`` elements is not finite, otherwise 0."""
-    shape = _literals(lanes, bits)
+    shape = literals(lanes, bits)
     if shape is None:
         return None
 
@@ -137,7 +131,7 @@ def _integer(bits: int) -> Any:
 @intrinsic(prefer_literal=True)
 def _collect(typingctx, lanes, bits, source, table, taps, count, target, step):
     """Store, for ``count`` input channels, the elements of ``taps`` vectors of them, at ``source + table[tap]``."""
-    shape = _literals(lanes, bits)
+    shape = literals(lanes, bits)
     if shape is None:
         return None
 

@@ -15,7 +15,7 @@ from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.elements import widen_one
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, integer
+from fastconv.backends.cpu.memory import clear, integer, word
 from fastconv.backends.cpu.wgrad.tile import lift, turn, wgrad_tile
 
 # Addresses, sizes and (in bytes) strides.
@@ -71,7 +71,7 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
             d, rest = rest % job.depths, rest // job.depths
             image, block = rest % job.images, rest // job.images
             target = job.slab + block * job.sblock + image * job.simage + d * job.sd + h * job.sh
-            source_d, source_h = integer(job.table_d + 8 * d), integer(job.table_h + 8 * h)
+            source_d, source_h = word(job.table_d, d), word(job.table_h, h)
             if source_d < 0 or source_h < 0:
                 clear(target, job.widths * job.item)
                 continue
@@ -86,14 +86,14 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
                 if w == job.first and job.first < job.last and job.xw == size and together > 0:
                     for q in range(job.first, job.last, together):
                         count = (min(together, job.last - q) - 1) * job.gap + 1
-                        at = source + integer(job.table_w + 8 * q) * size
+                        at = source + word(job.table_w, q) * size
                         for c in range(0, channels, lanes):
                             turn(lanes, bits, accumulated, 0, whole, at + c * job.xc, job.xc,
                                  min(lanes, channels - c), count,
                                  target + q * job.item + c * wide, job.xsteps)  # fmt: skip
                 if job.first <= w < job.last and job.xw == size and together > 0:
                     continue
-                index, to = integer(job.table_w + 8 * w), target + w * job.item
+                index, to = word(job.table_w, w), target + w * job.item
                 if index < 0:
                     clear(to, job.item)
                 elif job.xc == size:
@@ -193,7 +193,7 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
                                 from_ = b + (_first(job, c) * job.direct if job.direct else c * job.sblock)
                                 to = room + (c - first_c) * block_sums
                                 for t in range(job.ntiles):
-                                    at = from_ + integer(job.tiles + 8 * t)
+                                    at = from_ + word(job.tiles, t)
                                     if is_last:
                                         wgrad_tile(
                                             cols, tail, lanes, accumulated, fused, spread, apart,

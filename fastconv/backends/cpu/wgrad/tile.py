@@ -8,7 +8,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # Inputs that lie apart are addressed from one pointer for so many: its multiples of a stride are all that an
 # instruction can add.
@@ -31,13 +31,14 @@ def wgrad_tile(
     next; if apart: from one input to the next), the box, sums (input, output channel), and whether to add to what
     they are.
     """
-    literals = (cols, vectors, lanes, bits, fused, spread, apart)
-    if not all(isinstance(value, types.IntegerLiteral) for value in literals):
+    given = (cols, vectors, lanes, bits, fused, spread, apart)
+    known = literals(*given)
+    if known is None:
         return None
-    cols_, vectors_, lanes_, bits_, fused_, spread_, apart_ = (value.literal_value for value in literals)
+    cols_, vectors_, lanes_, bits_, fused_, spread_, apart_ = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add = args[len(literals) :]
+        a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add = args[len(known) :]
         e = Emitter(builder, bits_, lanes_, bool(fused_))
         width = lanes_ * e.bytes
         places = [i * width for i in range(cols_ * vectors_)]
@@ -74,7 +75,7 @@ def wgrad_tile(
             e.store(value, e.at(sums, place))
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 13), codegen
+    return types.void(*given, *(types.int64,) * 13), codegen
 
 
 def _spread(e: Emitter, address: Any, spread: int, col: int) -> Any:
@@ -92,10 +93,11 @@ def turn(typingctx, lanes, bits, to, listed, whole, source, stride, rows, count,
     address of the rows' offsets; otherwise rows are ``stride`` bytes apart), whole (a whole vector is stored, zero
     beyond the rows; otherwise ``rows`` elements).
     """
-    literals = (lanes, bits, to, listed, whole)
-    if not all(isinstance(value, types.IntegerLiteral) for value in literals):
+    given = (lanes, bits, to, listed, whole)
+    known = literals(*given)
+    if known is None:
         return None
-    width, element, written, by_list, entire = (value.literal_value for value in literals)
+    width, element, written, by_list, entire = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, stride, rows, count, target, offsets = args[5:]
@@ -134,7 +136,7 @@ def turn(typingctx, lanes, bits, to, listed, whole, source, stride, rows, count,
                 part()
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 6), codegen
+    return types.void(*given, *(types.int64,) * 6), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -143,10 +145,11 @@ def lift(typingctx, lanes, bits, to, whole, source, count, target):
 
     ``bits`` and ``to`` are the formats of what is read and written.
     """
-    literals = (lanes, bits, to, whole)
-    if not all(isinstance(value, types.IntegerLiteral) for value in literals):
+    given = (lanes, bits, to, whole)
+    known = literals(*given)
+    if known is None:
         return None
-    width, element, written, entire = (value.literal_value for value in literals)
+    width, element, written, entire = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, count, target = args[4:]
@@ -155,4 +158,4 @@ def lift(typingctx, lanes, bits, to, whole, source, count, target):
         out.store_masked(e.load_masked(source, mask), target, None if entire else mask)
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 3), codegen
+    return types.void(*given, *(types.int64,) * 3), codegen

@@ -15,7 +15,7 @@ from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, integer, move
+from fastconv.backends.cpu.memory import clear, move, word
 from fastconv.backends.cpu.winograd.product import call_products
 from fastconv.backends.cpu.winograd.transforms import (
     copy_lanes,
@@ -64,7 +64,7 @@ def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
     low = max(job.first - col, 0)
     high = max(low, min(job.last - col, columns))
     for i in range(extent):
-        source_h = integer(job.table_h + 8 * (row + i))
+        source_h = word(job.table_h, (row + i))
         target = slab + i * job.slab_row
         if source_h < 0:
             clear(target, columns * width)
@@ -84,7 +84,7 @@ def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
             high = low
         for edge in range(low + columns - high):
             j = edge if edge < low else edge - low + high
-            source_w = integer(job.table_w + 8 * (col + j))
+            source_w = word(job.table_w, (col + j))
             if source_w < 0:
                 clear(target + j * width, width)
             else:

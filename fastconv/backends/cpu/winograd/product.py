@@ -15,7 +15,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.simd import I32, I64, Emitter
+from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -28,14 +28,14 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
     ``ahead`` bytes further for each channel: into the second-level cache, since the first holds no more than the
     input, of which the next chunk is fetched.
     """
-    literals = (tiles, vectors, lanes, bits, fused)
-    if not all(isinstance(a, types.IntegerLiteral) for a in literals):
+    given = (tiles, vectors, lanes, bits, fused)
+    shape = literals(*given)
+    if shape is None:
         return None
-    shape = [a.literal_value for a in literals]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         tiles, vectors, lanes, bits, fused = shape
-        v, step, chunks, chunk, w, fetch, ahead, target = args[len(literals) :]
+        v, step, chunks, chunk, w, fetch, ahead, target = args[len(shape) :]
         e = Emitter(builder, bits, lanes, bool(fused))
         width = lanes * e.bytes
 
@@ -68,7 +68,7 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
             e.store(total, e.at(target, i * width))
         return context.get_dummy_value()
 
-    return types.void(*literals, *(types.int64,) * 8), codegen
+    return types.void(*given, *(types.int64,) * 8), codegen
 
 
 def prefetch(e: Emitter, address: Any, write: int = 0, locality: int = 3) -> None:

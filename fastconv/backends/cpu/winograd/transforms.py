@@ -10,13 +10,9 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 from fastconv.backends.cpu.winograd.points import Matrix, matrices
 from fastconv.backends.cpu.winograd.product import prefetch
-
-
-def _literal(*arguments: Any) -> bool:
-    return all(isinstance(a, types.IntegerLiteral) for a in arguments)
 
 
 @intrinsic(prefer_literal=True)
@@ -26,9 +22,10 @@ def gather_lanes(typingctx, lanes, bits, source, stride, rows, count, target, ah
     Both are at most ``lanes``. Always ``lanes`` vectors are written; beyond ``rows`` their lanes repeat the last row.
     What lies ``ahead`` bytes further is fetched meanwhile.
     """
-    if not _literal(lanes, bits):
+    known = literals(lanes, bits)
+    if known is None:
         return None
-    width, element = lanes.literal_value, bits.literal_value
+    width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, stride, rows, count, target, ahead = args[2:]
@@ -50,9 +47,10 @@ def gather_lanes(typingctx, lanes, bits, source, stride, rows, count, target, ah
 @intrinsic(prefer_literal=True)
 def scatter_lanes(typingctx, lanes, bits, source, count, target, stride, rows):
     """Undo `gather_lanes`: ``count`` vectors become ``rows`` rows of adjacent elements, ``stride`` bytes apart."""
-    if not _literal(lanes, bits):
+    known = literals(lanes, bits)
+    if known is None:
         return None
-    width, element = lanes.literal_value, bits.literal_value
+    width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, count, target, stride, rows = args[2:]
@@ -72,9 +70,10 @@ def scatter_lanes(typingctx, lanes, bits, source, count, target, stride, rows):
 @intrinsic(prefer_literal=True)
 def copy_lanes(typingctx, lanes, bits, source, target, read, written):
     """Copy a vector of which the first ``read`` lanes exist and the first ``written`` are wanted; zero between."""
-    if not _literal(lanes, bits):
+    known = literals(lanes, bits)
+    if known is None:
         return None
-    width, element = lanes.literal_value, bits.literal_value
+    width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, target, read, written = args[2:]
@@ -91,9 +90,9 @@ def transform_filter(typingctx, m, extent, lanes, bits, fused, turned, source, t
 
     ``turned``: the filter's elements are in reverse order.
     """
-    if not _literal(m, extent, lanes, bits, fused, turned):
+    shape = literals(m, extent, lanes, bits, fused, turned)
+    if shape is None:
         return None
-    shape = [a.literal_value for a in (m, extent, lanes, bits, fused, turned)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, target, plane = args[6:]
@@ -113,9 +112,9 @@ def transform_filter(typingctx, m, extent, lanes, bits, fused, turned, source, t
 @intrinsic(prefer_literal=True)
 def transform_input(typingctx, extent, lanes, bits, fused, source, row, target, plane):
     """Transform a square of extent^2 vectors, its rows ``row`` bytes apart, into as many, ``plane`` bytes apart."""
-    if not _literal(extent, lanes, bits, fused):
+    shape = literals(extent, lanes, bits, fused)
+    if shape is None:
         return None
-    shape = [a.literal_value for a in (extent, lanes, bits, fused)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, row, target, plane = args[4:]
@@ -136,9 +135,9 @@ def transform_output(typingctx, m, extent, lanes, bits, fused, source, plane, ta
     Strides as in `transform_input`. Of the bias, ``channels`` values exist; addresses of 0 for no bias and no
     activation (slope below zero, floor, cap).
     """
-    if not _literal(m, extent, lanes, bits, fused):
+    shape = literals(m, extent, lanes, bits, fused)
+    if shape is None:
         return None
-    shape = [a.literal_value for a in (m, extent, lanes, bits, fused)]
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, plane, target, row, bias, channels, activation = args[5:]

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.simd import I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 from fastconv.backends.cpu.winograd.points import Matrix, matrices
 from fastconv.backends.cpu.winograd.transforms import both_axes, store_planes
 
@@ -17,16 +17,10 @@ def _turned(matrix: Matrix) -> Matrix:
     return tuple(zip(*matrix, strict=True))
 
 
-def _literals(*arguments: Any) -> list[int] | None:
-    if not all(isinstance(a, types.IntegerLiteral) for a in arguments):
-        return None
-    return [a.literal_value for a in arguments]
-
-
 @intrinsic(prefer_literal=True)
 def transform_gradient(typingctx, m, taps, lanes, bits, fused, source, row, target, plane):
     """Transform a square of m^2 vectors, its rows ``row`` bytes apart, into (m+taps-1)^2, ``plane`` bytes apart."""
-    shape = _literals(m, taps, lanes, bits, fused)
+    shape = literals(m, taps, lanes, bits, fused)
     if shape is None:
         return None
 
@@ -45,7 +39,7 @@ def transform_gradient(typingctx, m, taps, lanes, bits, fused, source, row, targ
 @intrinsic(prefer_literal=True)
 def transform_sums(typingctx, m, taps, lanes, bits, fused, source, plane, target):
     """Transform (m+taps-1)^2 vectors into adjacent taps^2; return whether NaN or infinity was met."""
-    shape = _literals(m, taps, lanes, bits, fused)
+    shape = literals(m, taps, lanes, bits, fused)
     if shape is None:
         return None
 
