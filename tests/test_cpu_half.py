@@ -29,10 +29,10 @@ CASES = [
     ("pointwise", "conv2d n2 c70 i9 oc37 k1 bias residual relu6"),
     ("pointwise", "conv2d n2 c70 i12 oc37 k1 s2"),
     ("pointwise", "conv2d n2 c70 i9 oc37 k1 channels_last"),
-    ("turned_direct", "conv2d:dgrad n1 c37 i12 oc20 k3 p1"),
-    ("turned_direct", "conv2d:dgrad n2 c9 i13 oc20 k3 p1 s2"),  # phases, interleaved
-    ("turned_direct", "conv2d:dgrad n2 c9 i13 oc20 k3 p1 s3 channels_last"),
-    ("turned_pointwise", "conv2d:dgrad n2 c70 i9 oc37 k1"),
+    ("dgrad_direct", "conv2d:dgrad n1 c37 i12 oc20 k3 p1"),
+    ("dgrad_direct", "conv2d:dgrad n2 c9 i13 oc20 k3 p1 s2"),  # phases, interleaved
+    ("dgrad_direct", "conv2d:dgrad n2 c9 i13 oc20 k3 p1 s3 channels_last"),
+    ("dgrad_pointwise", "conv2d:dgrad n2 c70 i9 oc37 k1"),
     ("wgrad", "conv2d:wgrad n2 c20 i13 oc37 k3 p1 s2"),
     ("wgrad", "conv2d:wgrad n2 c70 i9 oc37 k1"),  # a product, whose lanes are inputs
     ("wgrad", "conv2d:wgrad n2 c20 i9 oc37 k3 channels_last"),
@@ -154,7 +154,7 @@ def test_what_would_be_rounded_twice_is_refused():
         for name in ("direct", "pointwise"):
             assert registry.find(f"numba/{name}").refuses(problem)
     transposed = parse_problem("conv2d:dgrad n1 c3 i8 oc4 k3 residual").replace(dtype="bfloat16")
-    assert "residual" in registry.find("numba/turned_direct").refuses(transposed)
+    assert "residual" in registry.find("numba/dgrad_direct").refuses(transposed)
 
 
 @pytest.mark.parametrize("text", ["conv2d n1 c64 i28 oc64 k3 p1", "conv2d n1 c64 i28 oc128 k1"])

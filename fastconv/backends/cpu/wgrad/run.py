@@ -150,7 +150,7 @@ class Runner:
         f |= {"ysteps": address(self._pixels[0]), "ytail": address(self._pixels[1])}
         f |= {"order": address(self._orders[0]), "tail_order": address(self._orders[1])}
         f |= {"csupers": work.csupers, "csuper": work.csuper, "unit_sums": work.unit_sums, "own": int(work.own)}
-        return f | {"turned": int(work.turned)}
+        return f | {"dgrad": int(work.turned)}
 
     def _inside(self, inside: Any, plain: bool) -> dict[str, int]:
         """Return which columns of packed x are adjacent columns of the input."""

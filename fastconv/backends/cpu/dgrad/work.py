@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
+from fastconv.backends.cpu.dgrad.phases import forward_problem, groups_of
 from fastconv.backends.cpu.formats import format_of
-from fastconv.backends.cpu.turned.phases import forward_problem, groups_of
 from fastconv.problem import ConvProblem, Sizes
 
 # Of the caches of all workers, how much phases may take that are not yet interleaved.

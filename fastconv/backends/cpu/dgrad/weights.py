@@ -9,11 +9,11 @@ from numba import carray, njit, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.dgrad.interleave import weave
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import integer, move
 from fastconv.backends.cpu.simd import I64, Emitter, literals
-from fastconv.backends.cpu.turned.interleave import weave
 
 # Addresses and sizes; strides follow from them, since both weights are contiguous.
 _FIELDS = """

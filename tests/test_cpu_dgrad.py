@@ -9,10 +9,10 @@ import pytest
 
 import fastconv as fc
 from fastconv import registry, testing
-from fastconv.backends.cpu.turned.phases import groups_of, line_of
+from fastconv.backends.cpu.dgrad.phases import groups_of, line_of
 from fastconv.notation import parse_problem
 
-TURNED = [algorithm for algorithm in registry.algorithms() if algorithm.name.startswith("turned_")]
+DGRAD = [algorithm for algorithm in registry.algorithms() if algorithm.name.startswith("dgrad_")]
 
 GRADIENTS = """
     conv2d:dgrad n2 c5 i9 oc7 k3 p1
@@ -74,7 +74,7 @@ GRADIENTS = """
 @pytest.mark.parametrize("text", [text.strip() for text in GRADIENTS])
 def test_gradients_are_the_references(text, dtype):
     problem = parse_problem(text).replace(dtype=dtype)
-    algorithms = [algorithm for algorithm in TURNED if algorithm.refuses(problem) is None]
+    algorithms = [algorithm for algorithm in DGRAD if algorithm.refuses(problem) is None]
     assert algorithms
     for algorithm in algorithms:
         testing.check_problem(algorithm, problem)
@@ -91,7 +91,7 @@ def test_adjoint_of_the_forward_convolution(text):
     backward = forward.replace(direction="dgrad")
     dy, _ = testing.integer_inputs(backward, seed=1)
     (y,) = testing.run(registry.find("numba/direct"), forward, (x, w))
-    for algorithm in TURNED:
+    for algorithm in DGRAD:
         if algorithm.refuses(backward) is None and algorithm.strict:
             (dx,) = testing.run(algorithm, backward, (dy, w))
             assert (y.astype(np.float64) * dy).sum() == (x.astype(np.float64) * dx).sum()
@@ -108,7 +108,7 @@ def test_adjoint_of_the_forward_convolution(text):
 def test_any_number_of_threads_gives_the_same_bits(text):
     problem = parse_problem(text)
     inputs = testing.random_inputs(problem)
-    for algorithm in TURNED:
+    for algorithm in DGRAD:
         if algorithm.refuses(problem) is None:
             results = []
             for count in (1, 2):
@@ -160,7 +160,7 @@ def test_weight_that_is_not_finite_is_not_multiplied_by_padding():
     w = w.copy()
     w[0, 0, 0, 0] = np.inf
     expected = testing.exact(problem, (dy, w))
-    for algorithm in TURNED:
+    for algorithm in DGRAD:
         if algorithm.refuses(problem) is None:
             for form in (problem, problem.replace(prepacked=True)):
                 results = testing.run(algorithm, form, (dy, w))

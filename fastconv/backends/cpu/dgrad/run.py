@@ -11,11 +11,11 @@ from fastconv import epilogue
 from fastconv.algorithm import Algorithm
 from fastconv.arrays import dtype_named
 from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.dgrad import interleave, weights
+from fastconv.backends.cpu.dgrad.exact import input_gradient
+from fastconv.backends.cpu.dgrad.phases import Group
+from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.scratch import address
-from fastconv.backends.cpu.turned import interleave, weights
-from fastconv.backends.cpu.turned.exact import input_gradient
-from fastconv.backends.cpu.turned.phases import Group
-from fastconv.backends.cpu.turned.work import Work
 from fastconv.problem import AXES
 
 _W, _PARTS, _SPECIAL, _ROOM, _ROOM_BYTES = (
@@ -150,7 +150,7 @@ class Runner:
         if not shapes:
             return []
         sizes = [-(-math.prod(shape) * work.size // _LINE) * _LINE for shape in shapes]
-        room = scratch.room(sum(sizes), "turned")
+        room = scratch.room(sum(sizes), "dgrad")
         places, start = [], 0
         for shape, size in zip(shapes, sizes, strict=True):
             used = math.prod(shape) * work.size

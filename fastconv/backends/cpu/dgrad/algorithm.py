@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
+from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.turned.work import Work
 from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4
 from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine, machine
@@ -30,7 +30,7 @@ _COPY_RATE = 20e9
 _WEAVE_CYCLES = 3.0
 
 
-class Turned(Algorithm):
+class Dgrad(Algorithm):
     """Phases of the stride, each a forward convolution of stride 1; any stride, dilation and padding with zeros."""
 
     backend = "numba"
@@ -96,7 +96,7 @@ class Turned(Algorithm):
         return Work(problem, lanes, workers, cache, self.views)
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.turned.run import Runner
+        from fastconv.backends.cpu.dgrad.run import Runner
 
         runner = Runner(self._work(problem), self.forward)
         return Plan(problem, self, runner.run, runner.pack)
@@ -112,57 +112,57 @@ def _packing_bytes(algorithm: Algorithm, forward: ConvProblem) -> int:
     return max(0, every - once)
 
 
-class TurnedDirect(Turned):
+class DgradDirect(Dgrad):
     """By implicit GEMM: everything."""
 
-    name = "turned_direct"
+    name = "dgrad_direct"
     forward = Direct()
 
 
-class TurnedPointwise(Turned):
+class DgradPointwise(Dgrad):
     """By matrix products: where one tap reaches an element."""
 
-    name = "turned_pointwise"
+    name = "dgrad_pointwise"
     forward = Pointwise()
     views = 1
 
 
-class TurnedGrouped(Turned):
+class DgradGrouped(Dgrad):
     """By lanes of pixels: few channels of the gradient, or few of a group."""
 
-    name = "turned_grouped"
+    name = "dgrad_grouped"
     forward = Grouped()
 
 
-class TurnedDepthwise(Turned):
+class DgradDepthwise(Dgrad):
     """Every channel on its own."""
 
-    name = "turned_depthwise"
+    name = "dgrad_depthwise"
     forward = Depthwise()
 
 
-class TurnedWinograd2(Turned):
+class DgradWinograd2(Dgrad):
     """By F(2x2, 3x3)."""
 
-    name = "turned_winograd2"
+    name = "dgrad_winograd2"
     strict = False
     forward = Winograd2()
     views = 2
 
 
-class TurnedWinograd4(Turned):
+class DgradWinograd4(Dgrad):
     """By F(4x4, 3x3)."""
 
-    name = "turned_winograd4"
+    name = "dgrad_winograd4"
     strict = False
     forward = Winograd4()
     views = 2
 
 
-class TurnedWinograd2x5(Turned):
+class DgradWinograd2x5(Dgrad):
     """By F(2x2, 5x5)."""
 
-    name = "turned_winograd2_5x5"
+    name = "dgrad_winograd2_5x5"
     strict = False
     forward = Winograd2x5()
     views = 2
