@@ -124,7 +124,7 @@ class Runner(ABC):
         record = None
         if found is not None:
             fields, loops, kept = found
-            integers = np.array([fields.get(name, 0) for name in self.fields], np.int64)
+            integers = job.record_of(self.fields, fields)
             record = Record(integers, address(integers), loops, kept)
         if len(self._records) >= _MOST_RECORDS:
             self._records.clear()

@@ -12,7 +12,7 @@ from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.depthwise.wgrad_tile import add_lanes, wgrad_tile
 from fastconv.backends.cpu.depthwise.work import WGRAD_ROWS, Work
-from fastconv.backends.cpu.job import fields_of, job_type, task_type
+from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.memory import clear
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import AXES
@@ -24,7 +24,7 @@ _FIELDS = """
     kd kh kw                    | kernel sizes
     depths heights widths       | input sizes
     od oh ow                    | output sizes
-    stride_d stride_h           | input positions from one output to the next
+    stride_d stride_h stride_w  | input positions from one output to the next
     dilation_d dilation_h dilation_w    | input positions from one kernel position to the next
     before_d before_h before_w  | padding before
     zeros                       | address of zeros that stand for a row of padding
@@ -125,7 +125,7 @@ class Runner:
         missing = (0,) * (len(AXES) - self.problem.ndim)
         f = self._fields | dict(zip(("xn", "xc", "xd", "xh"), (*x.strides[:2], *missing, *x.strides[2:]), strict=False))
         f |= dict(zip(("yn", "yk", "yd", "yh"), (*dy.strides[:2], *missing, *dy.strides[2:]), strict=False))
-        job = np.array([f.get(name, 0) for name in FIELDS], np.int64)
+        job = record_of(FIELDS, f)
         job[_X], job[_Y], job[_W] = address(x), address(dy), address(result)
         job[_SUMS] = scratch.take(self.work.workers * self.work.sums_bytes)
         threads.run(self._loops, address(job), self.problem.oc, self.work.workers)

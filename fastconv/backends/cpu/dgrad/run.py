@@ -15,6 +15,7 @@ from fastconv.backends.cpu.dgrad import interleave, weights
 from fastconv.backends.cpu.dgrad.exact import input_gradient
 from fastconv.backends.cpu.dgrad.phases import Group
 from fastconv.backends.cpu.dgrad.work import Work
+from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import AXES
 
@@ -75,7 +76,7 @@ class Runner:
         elif work.whole and terms <= work.lanes:
             how = terms
         kernel = 0 if work.as_view else weights.turning(how, work.lanes, work.format).address
-        return kernel, np.array([fields.get(name, 0) for name in weights.FIELDS], np.int64), p.groups * blocks
+        return kernel, record_of(weights.FIELDS, fields), p.groups * blocks
 
     def pack(self, w: Any) -> Packed:
         """Return the weight as `run` takes it where the problem is prepacked."""
@@ -209,7 +210,7 @@ class Runner:
             "groups": p.groups, "channels": p.ic // p.groups, "sd": strides[0], "sh": strides[1], "sw": strides[2],
             "table": address(entries), "zeros": address(self._zeros),
         }  # fmt: skip
-        job = np.array([fields[name] for name in interleave.FIELDS], np.int64)
+        job = record_of(interleave.FIELDS, fields)
         threads.run(self._weave, address(job), work.images * p.ic, work.workers)
 
     def _fill(self, bias: Any, dx: Any) -> None:

@@ -10,6 +10,7 @@ from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.axes import inside
+from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.local.batch_loops import forward_batch, input_gradient_batch
 from fastconv.backends.cpu.local.job import FIELDS
 from fastconv.backends.cpu.local.loops import forward, input_gradient, weight_gradient
@@ -36,7 +37,7 @@ class Runner:
         self._offsets = self._window()
         self._task = self._compile().address
         fields = self._fields() | work.places
-        self._record = np.array([fields.get(name, 0) for name in FIELDS], np.int64)
+        self._record = record_of(FIELDS, fields)
 
     def _compile(self) -> Any:
         """Return the compiled loops."""

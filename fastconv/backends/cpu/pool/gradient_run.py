@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.pool.gradient_loops import FIELDS, averages, covers, maps, recorded, routes
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
 from fastconv.backends.cpu.pool.reduction import MAX, SUM
@@ -141,6 +142,6 @@ class GradientRunner:
         missing = (0,) * (3 - self.problem.ndim)
         for array, name in ((large, "x"), (small, "y"), (indices, "j")):
             f |= {name + axis: s for axis, s in zip("ncdhw", (*array[:2], *missing, *array[2:]), strict=True)}
-        record = np.array([f.get(name, 0) for name in FIELDS], np.int64) if fits else None
+        record = record_of(FIELDS, f) if fits else None
         self._records[large, small, indices] = record
         return record

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.pool.loops import FIELDS, gathered, pixels, planes, rows, whole
 from fastconv.backends.cpu.pool.reduction import MAX, NORM, ROOT, SQUARES, SUM
 from fastconv.backends.cpu.pool.windows import padded, runs, scales, span
@@ -137,6 +138,6 @@ class Runner:
         f["packed"] = int(f["yh"] == rows * size and (not self._indexed or f["jh"] == rows * 8))
         reach = self.work.kernel[1] + f["rise"]
         f["ahead"] = reach * f["xh"]
-        record = np.array([f.get(name, 0) for name in FIELDS], np.int64) if fits else None
+        record = record_of(FIELDS, f) if fits else None
         self._records[x, y, indices] = record
         return record

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.wgrad.loops import FIELDS, packing, sums
 from fastconv.backends.cpu.wgrad.work import Chunk, Work
@@ -118,7 +119,7 @@ class Runner:
             f = common | self._read_dy(chunk, dy)
             f |= self._read_where_it_is(chunk, x) if direct else self._read_packed(chunk, x, tables)
             f |= {"add": int(index > 0), "finish": int(index == len(self._chunks) - 1)}
-            jobs.append([f.get(name, 0) for name in FIELDS])
+            jobs.append(record_of(FIELDS, f))
             lines_x = 0 if direct else work.groups * work.cblocks * f["images"] * f["depths"] * f["heights"]
             steps.append(Step(lines_x, work.groups * work.kblocks * f["images"] * f["ydepths"] * f["lines"]))
         shape = (tile.cols, tile.vectors, tile.tail, work.lanes, work.format, int(work.simd.fma), work.spread)
@@ -150,7 +151,7 @@ class Runner:
         f |= {"ysteps": address(self._pixels[0]), "ytail": address(self._pixels[1])}
         f |= {"order": address(self._orders[0]), "tail_order": address(self._orders[1])}
         f |= {"csupers": work.csupers, "csuper": work.csuper, "unit_sums": work.unit_sums, "own": int(work.own)}
-        return f | {"dgrad": int(work.turned)}
+        return f | {"turned": int(work.turned)}
 
     def _inside(self, inside: Any, plain: bool) -> dict[str, int]:
         """Return which columns of packed x are adjacent columns of the input."""

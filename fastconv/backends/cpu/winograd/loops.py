@@ -49,7 +49,8 @@ _FIELDS = """
     slab strip                  | offsets in the scratch, behind the products: the padded input, the output
     special                     | set to 1 if NaN or infinity is met
 """
-JOB = job_type(fields_of(_FIELDS))
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 
 @njit

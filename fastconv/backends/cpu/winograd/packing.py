@@ -21,7 +21,8 @@ _FIELDS = """
     oc blocks vectors tail      | output channels of a group, their blocks, vectors of a block and of the last
     scratch scratch_bytes       | where the workers' scratch begins, and how far apart they are
 """
-JOB = job_type(fields_of(_FIELDS))
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
 
 # How many input channels ahead a turned weight is fetched.
 _AHEAD = 4

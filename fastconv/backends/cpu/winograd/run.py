@@ -10,6 +10,7 @@ from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.direct.algorithm import Direct
+from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.winograd import loops, packing
 from fastconv.backends.cpu.winograd.product import products
 from fastconv.backends.cpu.winograd.work import Work
@@ -71,7 +72,7 @@ class Runner:
         fields |= {"ic": work.inputs, "padded": work.chunks * work.chunk, "oc": work.outputs, "blocks": work.blocks}
         fields |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
         fields |= {"scratch": room, "scratch_bytes": work.filters} | work.weight_strides
-        job = _filled(packing.JOB, fields)
+        job = record_of(packing.FIELDS, fields)
         kernel = packing.pack_kernel(work.m, work.extent, *self._kind, int(turned)).address
         threads.run(kernel, job.ctypes.data, work.problem.groups * work.blocks, work.workers)
 
@@ -126,7 +127,7 @@ class Runner:
                 self._records.clear()
             fields = dict(zip(("xn", "xc", "xh", "xw", "yn", "yk", "yh", "yw"), x + y, strict=True))
             fields["xg"] = x[1] * self.work.inputs
-            known = self._records[x, y] = _filled(loops.JOB, self._fields | fields)
+            known = self._records[x, y] = record_of(loops.FIELDS, self._fields | fields)
         return known
 
     def _describe(self) -> dict[str, int]:
@@ -150,9 +151,3 @@ class Runner:
 def is_turned(w: Any) -> bool:
     """Whether a weight is that of a gradient's convolution, turned by its strides alone: filters lie backwards."""
     return bool(w.flags.aligned and w.strides[2:] == (-w.shape[-1] * w.itemsize, -w.itemsize))
-
-
-def _filled(dtype: np.dtype[Any], fields: dict[str, int]) -> np.ndarray:
-    """Return a record of integers as an array, which NumPy copies and changes much faster."""
-    assert dtype.names is not None
-    return np.array([fields.get(name, 0) for name in dtype.names], np.int64)

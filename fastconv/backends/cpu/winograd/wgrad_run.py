@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.wgrad.algorithm import Wgrad
 from fastconv.backends.cpu.winograd.wgrad_loops import FIELDS, JOB, products, transforms
@@ -101,7 +102,7 @@ class Runner:
                 }
                 records.append(
                     [
-                        [fields.get(name, 0) for name in FIELDS]
+                        record_of(FIELDS, fields)
                         for fields in (
                             both | of_x | place | {"slab_row": rows["x"]},
                             both | of_dy | place | {"slab_row": rows["dy"]},
