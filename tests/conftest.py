@@ -8,6 +8,7 @@ import tempfile
 import pytest
 from hypothesis import HealthCheck, settings
 
+from fastconv import dispatch
 from fastconv.environment import VARIABLES
 
 # Every run tries the same examples; `--hypothesis-profile=search` looks for new ones, and for longer.
@@ -34,3 +35,11 @@ def _one_torch_thread():
     """PyTorch is a referee here, and test processes run side by side."""
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture
+def cache_dir(tmp_path, monkeypatch):
+    """A performance database for a test alone, and no plan from before."""
+    monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
+    dispatch.plan_for.cache_clear()
+    return tmp_path

@@ -19,10 +19,7 @@ TEXT = "conv2d:fprop n1 c3 i8 oc4 k3 p1 f32"
 CANONICAL = format_problem(parse_problem(TEXT))
 
 
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("cache_dir")
 
 
 @pytest.fixture

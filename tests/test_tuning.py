@@ -20,10 +20,7 @@ MACHINE = "a processor, 2 threads"
 OTHER = "another processor, 2 threads"
 
 
-@pytest.fixture(autouse=True)
-def cache_dir(tmp_path, monkeypatch):
-    monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("cache_dir")
 
 
 @pytest.fixture
