@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from fastconv.nn.native.compiling import kernel, run
 
@@ -106,20 +107,27 @@ def normalise_gradient(
     return dx, dweight, dbias
 
 
+@njit(fastmath={"reassoc", "contract"})
+def _exponentials(source, target):
+    """Write the exponentials of a row less its greatest element; return that and their sum."""
+    largest = source[0]
+    for i in range(len(source)):
+        largest = max(largest, source[i])
+    total = 0.0
+    for i in range(len(source)):
+        value = math.exp(source[i] - largest)
+        target[i] = value
+        total += value
+    return largest, total
+
+
 @kernel(sums=True)
 def _softmax(start, stop, x, y):
     for row in range(start, stop):
-        source, target = x[row], y[row]
-        largest = source[0]
-        for i in range(len(source)):
-            largest = max(largest, source[i])
-        total = 0.0
-        for i in range(len(source)):
-            value = math.exp(source[i] - largest)
-            target[i] = value
-            total += value
+        target = y[row]
+        _, total = _exponentials(x[row], target)
         factor = x.dtype.type(1 / total)
-        for i in range(len(source)):
+        for i in range(len(target)):
             target[i] *= factor
 
 
@@ -156,14 +164,7 @@ def _cross_entropy(start, stop, logits, labels, losses, gradient):
     n = len(logits)
     for row in range(start, stop):
         source, target = logits[row], gradient[row]
-        largest = source[0]
-        for i in range(len(source)):
-            largest = max(largest, source[i])
-        total = 0.0
-        for i in range(len(source)):
-            value = math.exp(source[i] - largest)
-            target[i] = value
-            total += value
+        largest, total = _exponentials(source, target)
         factor = logits.dtype.type(1 / (total * n))
         for i in range(len(source)):
             target[i] *= factor
