@@ -100,6 +100,21 @@ def test_every_kernel_is_found_on_disk_by_the_next_process(tmp_path):
     assert kept[1] == kept[0]
 
 
+def test_the_engine_leaves_numba_its_linear_algebra():
+    """SciPy's is not imported with the engine, and whoever needs it for code of their own still gets it."""
+    pytest.importorskip("scipy", reason="numba's linear algebra needs it: pip install scipy")
+    python("""
+import sys
+import numpy as np
+import fastconv as fc
+fc.conv2d(np.ones((1, 1, 4, 4)), np.ones((1, 1, 3, 3)), backend="numba")
+assert "scipy.linalg" not in sys.modules
+import numba
+assert numba.njit(lambda a: np.linalg.inv(a))(2 * np.eye(2))[0, 0] == 0.5
+assert numba.njit(lambda a: np.cov(a))(np.eye(2))[0, 0] == 0.5
+""")
+
+
 @functools.cache
 def counting() -> Any:
     """Return a compiled task that adds one to a counter for each of its units."""

@@ -5,10 +5,34 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from numba import cfunc, njit
+from numba.np import linalg
+
+
+def _load_array_functions() -> None:
+    """Import what Numba knows of arrays, which it would do at the first compilation, without SciPy.
+
+    Numba asks whether SciPy is installed by importing its linear algebra: a third of the time of a first call. Where
+    it is asked for here, being installed is enough; code that needs it still imports it.
+    """
+    ensure_blas = linalg.ensure_blas
+
+    def is_installed() -> None:
+        if find_spec("scipy") is None:
+            raise ImportError("scipy")
+
+    linalg.ensure_blas = is_installed
+    try:
+        import numba.np.arraymath  # noqa: F401
+    finally:
+        linalg.ensure_blas = ensure_blas
+
+
+_load_array_functions()
 
 
 @cache
