@@ -62,7 +62,8 @@ class Algorithm(ABC):
         What remains when nothing else may run: it solves every problem of its kind, and ``max_workspace`` does not
         exclude it.
     strict : bool
-        Every result is the plain sum of its products (Winograd and FFT are not).
+        Every result is the plain sum of its products (Winograd and FFT are not: they compute neighbours together, so
+        that their error bound is a share of the largest magnitude in the image, not of each element's own).
     """
 
     name: ClassVar[str]

@@ -158,7 +158,11 @@ def survey(problem: AnyProblem, options: Options, *, bans: bool = True) -> Choic
     ------
     NoAlgorithmError
         If the options name a backend or an algorithm that is not registered.
+    ValueError
+        If an environment variable cannot be read: algorithms that ask for it would only seem to refuse.
     """
+    for name in environment.VARIABLES:
+        environment.read(name)
     _check_names(options)
     if problem.n == 0:
         return Choice(problem, options, (), None)

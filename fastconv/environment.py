@@ -30,9 +30,9 @@ def _positive(text: str) -> int:
 
 
 def _simd(text: str) -> str:
-    if text not in ("avx512", "avx2", "neon", "none"):
+    if text.lower() not in ("avx512", "avx2", "neon", "none"):
         raise ValueError("expected avx512, avx2, neon or none")
-    return text
+    return text.lower()
 
 
 def _bytes(text: str) -> int:

@@ -143,18 +143,31 @@ def _kept(problem: AnyProblem) -> tuple[str, ...]:
 
 def _derivative(problem: AnyProblem, role: str, grad: Any, saved: dict[str, Any]) -> tuple[AnyProblem, tuple[Any, ...]]:
     """Return the problem whose result is the gradient for one input, and that problem's inputs."""
+    derivative = _derivative_problem(problem, role)
     if isinstance(problem, PoolProblem):
-        turned = {"fprop": "dgrad", "dgrad": "fprop"}[problem.direction]
-        backward = problem.replace(direction=turned, return_indices=False)
-        return backward, (grad, *(saved[r] for r in _kept(problem)))
+        return derivative, (grad, *(saved[r] for r in _kept(problem)))
     if role == "bias":
-        return _bias_problem(problem), (grad,)
+        return derivative, (grad,)
     # The sum of x * w * dy over all windows is linear in each: leave one out, and the rest is its gradient.
     roles = {"fprop": "dy", "dgrad": "x", "wgrad": "w"}
     factors = {**saved, roles[problem.direction]: grad}
+    return derivative, tuple(factors[operand.name] for operand in derivative.inputs)
+
+
+# To make and check a record takes longer than to differentiate a small layer.
+@lru_cache(maxsize=4096)
+def _derivative_problem(problem: AnyProblem, role: str) -> AnyProblem:
+    if isinstance(problem, PoolProblem):
+        back = {"fprop": "dgrad", "dgrad": "fprop"}[problem.direction]
+        pool: PoolProblem = problem.replace(direction=back, return_indices=False)
+        return pool
+    if role == "bias":
+        return _bias_problem(problem)
     direction = {"x": "dgrad", "w": "wgrad", "dy": "fprop"}[role]
-    plain = problem.replace(direction=direction, bias="none", activation=None, residual=False, prepacked=False)
-    return plain, tuple(factors[operand.name] for operand in plain.inputs)
+    conv: ConvProblem = problem.replace(
+        direction=direction, bias="none", activation=None, residual=False, prepacked=False
+    )
+    return conv
 
 
 def _bias_problem(problem: ConvProblem) -> ConvProblem:

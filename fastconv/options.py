@@ -111,7 +111,8 @@ def options(**changes: Any) -> Iterator[Options]:
         Only algorithms whose results are bit-identical from run to run and for any number of threads; and the choice
         among them is made as for one thread, so that it does not depend on that number either.
     strict : bool
-        Only algorithms that sum plainly (no Winograd, no FFT).
+        Only algorithms that sum plainly (no Winograd, no FFT): for data whose largest values hide the small ones, such
+        as masks and "no data" values, since what is computed together shares its rounding.
     threads : int, optional
         How many threads to use; all cores by default.
     autotune : bool

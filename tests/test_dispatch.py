@@ -357,6 +357,13 @@ def test_unreadable_verbose_is_told_at_the_first_call():
     assert done.stderr.splitlines()[-1] == f"ValueError: {error}"
 
 
+@pytest.mark.parametrize("subject", [lambda: conv(), lambda: fc.explain(PROBLEM)])
+def test_a_misspelt_variable_is_no_refusal(subject, monkeypatch):
+    monkeypatch.setenv("FASTCONV_SIMD", "axv2")
+    with pytest.raises(ValueError, match="FASTCONV_SIMD='axv2': expected avx512, avx2, neon or none"):
+        subject()
+
+
 def test_unreadable_threads_are_shown():
     shown = python("from fastconv import cli; raise SystemExit(cli.main(['info']))", FASTCONV_THREADS="abc").stdout
     (line,) = (line for line in shown.splitlines() if line.split()[:1] == ["FASTCONV_THREADS"])

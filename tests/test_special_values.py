@@ -176,3 +176,25 @@ def test_half_precision_is_summed_in_single(key):
     if algorithm.refuses(pool) is None:
         (y,) = testing.run(algorithm, pool, (np.full((1, 1, 4), 60000, np.float16),))
         assert y.tolist() == [[[float(np.float16(60000))]]]
+
+
+SPIKY = [
+    "conv2d n1 c16 i20 oc16 k3 p1",
+    "conv2d n1 c16 i20 oc16 k5 p2",
+    "conv2d:dgrad n1 c16 i20 oc16 k3 p1",
+    "conv1d n1 c2 i400 oc3 k101",
+]
+
+
+@solvable(*SPIKY, dtypes=("float32",))
+def test_a_value_that_dwarfs_the_rest(key, text, dtype):
+    """A plain sum feels it where it is read; what computes neighbours together, within the magnitude of the largest."""
+    algorithm, problem = registry.find(key), parse_problem(text)
+    x, w = testing.random_inputs(problem)
+    x[0, 0, ..., x.shape[-1] // 2] *= 1e9
+    inputs = (x, w)
+    expected = testing.exact(problem, inputs)
+    if not algorithm.strict:
+        largest = np.broadcast_to(expected.magnitude.max(), expected.magnitude.shape)
+        expected = expected._replace(magnitude=largest)
+    testing.compare(problem, testing.run(algorithm, problem, inputs), expected, algorithm.error_bound(problem))
