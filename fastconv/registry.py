@@ -39,6 +39,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd4",
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd2x5",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
+    "fastconv.backends.cuda.direct.algorithm:Direct",
 )
 
 _algorithms: dict[str, Algorithm] = {}

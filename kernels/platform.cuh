@@ -38,6 +38,6 @@ struct Conditional<false, A, B> {
     using type = B;
 };
 
-constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
+__device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 
 }  // namespace fastconv

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,16 @@ from fastconv.backends.cuda.launching import Kernel, Launch
 HERE = Path(__file__).parent
 ORDERS = ("forward", "reverse", "shuffled")
 CHECKS = "alignment,bounds,shift,signed-integer-overflow"
-FLAGS = ("-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-fsanitize=address", "-fno-omit-frame-pointer")
+FLAGS = (
+    "-std=c++17",
+    "-O1",
+    "-g1",
+    "-Wall",
+    "-Wextra",
+    "-Wno-unknown-pragmas",
+    "-fsanitize=address",
+    "-fno-omit-frame-pointer",
+)
 SANITIZER_OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0"}
 # A GPU of no particular kind: what predictions and choices of tiles go by.
 PROPERTIES = Properties(
@@ -64,8 +73,8 @@ class Emulator:
     def properties(self) -> Properties:
         return self.properties_shown
 
-    def device_of(self, array: Any) -> int:
-        return 0
+    def on(self, array: Any) -> AbstractContextManager[None]:
+        return nullcontext()
 
     def empty(self, count: int, dtype: str) -> Any:
         scratch = np.empty(count, dtype)
@@ -85,7 +94,9 @@ class Emulator:
         def launch(grid: tuple[int, ...], parameters: bytes | bytearray, arrays: Sequence[Any]) -> None:
             order = len(self.launched)
             self.launched.append((kernel, grid))
-            program.run(kernel.name, grid, block, shared, (self.orders[order % len(self.orders)], order), parameters, arrays)
+            program.run(
+                kernel.name, grid, block, shared, (self.orders[order % len(self.orders)], order), parameters, arrays
+            )
 
         return launch
 
@@ -123,7 +134,7 @@ class Program:
 
     def _start(self) -> subprocess.Popen[bytes]:
         if self.process is None or self.process.poll() is not None:
-            self.errors = tempfile.TemporaryFile()
+            self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process lives
             self.process = subprocess.Popen(
                 [self.executable],
                 stdin=subprocess.PIPE,
@@ -257,7 +268,9 @@ def _compile(*arguments: str) -> None:
 @cache
 def _cache_directory() -> Path:
     """Return where executables are kept: those of an earlier run are used again."""
-    chosen = os.environ.get("FASTCONV_EMULATION_CACHE") or Path(tempfile.gettempdir(), f"fastconv-emulation-{os.getuid()}")
+    chosen = os.environ.get("FASTCONV_EMULATION_CACHE") or Path(
+        tempfile.gettempdir(), f"fastconv-emulation-{os.getuid()}"
+    )
     path = Path(chosen)
     path.mkdir(parents=True, exist_ok=True)
     return path

@@ -42,7 +42,10 @@ class Compiled(NamedTuple):
     @property
     def usage(self) -> dict[str, Usage]:
         """By kernel, read out of the compiler's log."""
-        return {name: Usage(int(used), int(stack), int(out) + int(back)) for name, stack, out, back, used in _USAGE(self.log)}
+        return {
+            name: Usage(int(used), int(stack), int(out) + int(back))
+            for name, stack, out, back, used in _USAGE(self.log)
+        }
 
 
 _USAGE = re.compile(

@@ -71,7 +71,9 @@ class Properties:
         slots = self.multiprocessors * resident
         waves = -(-blocks // slots)
         share = blocks / (waves * slots)
-        return _LAUNCH_SECONDS * launches + max(flops / (peak * share), moved / (self.bandwidth * min(1.0, blocks / slots)))
+        return _LAUNCH_SECONDS * launches + max(
+            flops / (peak * share), moved / (self.bandwidth * min(1.0, blocks / slots))
+        )
 
 
 @cache

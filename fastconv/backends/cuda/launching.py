@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
@@ -48,8 +48,8 @@ class Launcher(Protocol):
     def properties(self) -> Properties:
         """Return the current device's properties."""
 
-    def device_of(self, array: Any) -> int:
-        """Return the number of the device that an array is on."""
+    def on(self, array: Any) -> AbstractContextManager[Any]:
+        """Return a context in which an array's device is the current one."""
 
     def empty(self, count: int, dtype: str) -> Any:
         """Return scratch memory, a flat array, on the current device."""
@@ -75,8 +75,9 @@ class CupyLauncher:
 
         return device.properties(cupy.cuda.runtime.getDevice())
 
-    def device_of(self, array: Any) -> int:
-        return int(array.device.id)
+    def on(self, array: Any) -> AbstractContextManager[Any]:
+        context: AbstractContextManager[Any] = array.device
+        return context
 
     def empty(self, count: int, dtype: str) -> Any:
         import cupy

@@ -1,0 +1,368 @@
+// Convolution of any kind as an implicit matrix product on CUDA cores.
+//
+// All directions are one gather. Positions P = (image, t) and taps Q = (channel, j) meet in the element
+// b[image, channel, t * stride + origin + j * dilation], and
+//
+//     fprop, dgrad:   out[row, P] = sum over Q of a[row, Q] * b[P, Q]          a: weight     b: x or dy
+//     wgrad:          out[row, Q] = sum over P of a[row, P] * b[P, Q]          a: dy         b: x
+//
+// An input gradient with strides is several gathers of stride 1, its phases, each with the taps that reach it, so that
+// no inserted zero is multiplied. A locally connected layer is a gather a position: t comes with the block, and the
+// strides of `position` say how arrays move on with it.
+//
+// Macros: ELEMENT, RESULT (element types); TILE (rows, columns, depth of a block's tile; rows, columns of a thread's);
+// WGRAD, FOLDED (padding other than zeros), AXES (2 or 3), A_ALONG, B_ALONG (whether the operand's elements lie along
+// the reduction), OFFSET (int, or long long for arrays of 2^31 elements and more).
+
+#include "convolution.cuh"
+#include "gemm.cuh"
+
+using namespace fastconv;
+
+constexpr int MAX_PHASES = 8;
+
+struct Phase {
+    Axis axis[3];
+    long long a_origin;
+    long long out_origin;
+    long long residual_origin;
+};
+
+struct DirectParameters {
+    const ELEMENT* a;
+    const ELEMENT* b;
+    RESULT* out;
+    const ELEMENT* bias;
+    const ELEMENT* residual;
+    Accumulator<ELEMENT>* partial;  // sums of parts of the reduction, if it is split
+
+    Strides a_strides, out_strides, bias_strides, residual_strides;
+    long long b_group, b_channel, b_image, b_axis[3];
+
+    int images, channels, rows, groups;
+    int local;            // positions come with the block
+    int skips_outside;    // local: taps outside of b do not count, and a has no element for them
+    int channels_fastest;  // of Q
+    int rows_fastest;     // neighbouring threads hold neighbouring rows
+    int padding_mode;
+    int activation;
+    int splits;
+    int row_tiles;
+    FastDiv<unsigned int> by_channels, by_row_tiles, by_column_tiles, by_groups, by_split_columns;
+    Phase phase[MAX_PHASES];
+};
+
+using Sum = Accumulator<ELEMENT>;
+using Offset = OFFSET;
+using Block = Tile<Sum, TILE>;
+
+constexpr int THREADS = Block::threads;
+constexpr int DEPTH = Block::tile_depth;
+constexpr int FIRST_AXIS = 3 - AXES;
+
+using AShare = Share<Block::tile_rows, DEPTH, THREADS, A_ALONG>;
+using BShare = Share<Block::tile_columns, DEPTH, THREADS, B_ALONG>;
+
+// A place in P or Q: its share of the offsets into both operands, and of the coordinates in b.
+struct Place {
+    Offset a;
+    Offset b;
+    int at[AXES];
+    bool valid;
+};
+
+// Digits of an index, the last axis fastest.
+struct Digits {
+    int outer;
+    int axis[3];
+};
+
+__device__ inline Digits position_digits(const Axis (&axes)[3], unsigned int index) {
+    Digits digits;
+#pragma unroll
+    for (int i = 2; i >= FIRST_AXIS; --i) {
+        const auto [quotient, remainder] = axes[i].by_positions.divmod(index);
+        digits.axis[i] = static_cast<int>(remainder);
+        index = quotient;
+    }
+    digits.outer = static_cast<int>(index);
+    return digits;
+}
+
+__device__ inline Digits tap_digits(const DirectParameters& p, const Axis (&axes)[3], unsigned int index) {
+    Digits digits;
+    if (p.channels_fastest) {
+        const auto [quotient, remainder] = p.by_channels.divmod(index);
+        digits.outer = static_cast<int>(remainder);
+        index = quotient;
+    }
+#pragma unroll
+    for (int i = 2; i >= FIRST_AXIS; --i) {
+        const auto [quotient, remainder] = axes[i].by_taps.divmod(index);
+        digits.axis[i] = static_cast<int>(remainder);
+        index = quotient;
+    }
+    if (!p.channels_fastest) digits.outer = static_cast<int>(index);
+    return digits;
+}
+
+// Elements from an array's origin to the digits' element.
+__device__ inline long long offset(const Strides& strides, const Digits& digits) {
+    long long result = strides.outer * digits.outer;
+#pragma unroll
+    for (int i = FIRST_AXIS; i < 3; ++i) result += strides.axis[i] * digits.axis[i];
+    return result;
+}
+
+// Where a block is: its tile, and what all of its elements have in common.
+struct BlockPlace {
+    int row, column, group, split;
+    Digits local;
+    const Phase* phase;
+    unsigned int positions, taps;  // sizes of P and Q
+};
+
+__device__ inline BlockPlace block_place(const DirectParameters& p) {
+    BlockPlace block;
+    block.phase = &p.phase[blockIdx.z];
+    const Axis(&axes)[3] = block.phase->axis;
+    const auto [above, row_tile] = p.by_row_tiles.divmod(blockIdx.x);
+    const auto [rest, column_tile] = p.by_column_tiles.divmod(above);
+    const auto [position, group] = p.by_groups.divmod(rest);
+    block.row = static_cast<int>(row_tile) * Block::tile_rows;
+    block.column = static_cast<int>(column_tile) * Block::tile_columns;
+    block.group = static_cast<int>(group);
+    block.split = static_cast<int>(blockIdx.y);
+    block.local = {0, {0, 0, 0}};
+    if (p.local) block.local = position_digits(axes, position);
+    block.positions = p.images;
+    block.taps = p.channels;
+#pragma unroll
+    for (int i = FIRST_AXIS; i < 3; ++i) {
+        if (!p.local) block.positions *= axes[i].positions;
+        block.taps *= axes[i].taps;
+    }
+    return block;
+}
+
+__device__ inline Place position_place(const DirectParameters& p, const BlockPlace& block, unsigned int index) {
+    const Axis(&axes)[3] = block.phase->axis;
+    Digits digits = block.local;
+    if (p.local) {
+        digits.outer = static_cast<int>(index);
+    } else {
+        digits = position_digits(axes, index);
+    }
+    Place place;
+    place.valid = index < block.positions;
+    place.b = static_cast<Offset>(p.b_image * digits.outer);
+    place.a = static_cast<Offset>(p.local ? p.a_strides.outer * digits.outer : offset(p.a_strides, digits));
+#pragma unroll
+    for (int i = 0; i < AXES; ++i) {
+        const Axis& axis = axes[FIRST_AXIS + i];
+        place.at[i] = digits.axis[FIRST_AXIS + i] * axis.stride + axis.origin;
+        if (!FOLDED) place.b += static_cast<Offset>(p.b_axis[FIRST_AXIS + i] * place.at[i]);
+    }
+    return place;
+}
+
+__device__ inline Place tap_place(const DirectParameters& p, const BlockPlace& block, unsigned int index) {
+    const Axis(&axes)[3] = block.phase->axis;
+    const Digits digits = tap_digits(p, axes, index);
+    Place place;
+    place.valid = index < block.taps;
+    place.b = static_cast<Offset>(p.b_channel * digits.outer);
+    place.a = static_cast<Offset>(offset(p.a_strides, digits));
+#pragma unroll
+    for (int i = 0; i < AXES; ++i) {
+        const Axis& axis = axes[FIRST_AXIS + i];
+        place.at[i] = digits.axis[FIRST_AXIS + i] * axis.dilation;
+        if (!FOLDED) place.b += static_cast<Offset>(p.b_axis[FIRST_AXIS + i] * place.at[i]);
+        if (p.skips_outside) {
+            const int at = block.local.axis[FIRST_AXIS + i] * axis.stride + axis.origin + place.at[i];
+            place.valid = place.valid && at >= 0 && at < axis.size;
+        }
+    }
+    return place;
+}
+
+// The element where a position and a tap meet; zero in zero padding.
+__device__ inline ELEMENT gathered(const DirectParameters& p, const Axis (&axes)[3], const ELEMENT* b, const Place& one,
+                                   const Place& other) {
+    bool inside = one.valid && other.valid;
+    Offset at = one.b + other.b;
+#pragma unroll
+    for (int i = 0; i < AXES; ++i) {
+        const int coordinate = one.at[i] + other.at[i];
+        if (FOLDED) {
+            const int size = axes[FIRST_AXIS + i].size;
+            at += static_cast<Offset>(p.b_axis[FIRST_AXIS + i] * folded(coordinate, size, p.padding_mode));
+        } else {
+            inside = inside &&
+                     static_cast<unsigned int>(coordinate) < static_cast<unsigned int>(axes[FIRST_AXIS + i].size);
+        }
+    }
+    return inside ? b[at] : narrow<ELEMENT>(0);
+}
+
+__device__ inline void store(const DirectParameters& p, const BlockPlace& block, Sum sum, int row, long long out,
+                             long long residual) {
+    if (p.bias) {
+        long long at = p.bias_strides.group * block.group + p.bias_strides.row * row;
+#pragma unroll
+        for (int i = FIRST_AXIS; i < 3; ++i) at += p.bias_strides.position[i] * block.local.axis[i];
+        sum += widen(p.bias[at]);
+    }
+    if (p.residual) sum += widen(p.residual[residual + p.residual_strides.row * row]);
+    p.out[out + p.out_strides.row * row] = narrow<RESULT>(activated(sum, p.activation));
+}
+
+// The offset of a column's first row in the result, or in an array of its shape.
+__device__ inline long long column_offset(const DirectParameters& p, const Strides& strides, const BlockPlace& block,
+                                          unsigned int column) {
+    const Axis(&axes)[3] = block.phase->axis;
+    long long result = strides.group * block.group;
+    if (WGRAD) {
+        result += offset(strides, tap_digits(p, axes, column));
+    } else if (p.local) {
+        result += strides.outer * static_cast<int>(column);
+    } else {
+        result += offset(strides, position_digits(axes, column));
+    }
+#pragma unroll
+    for (int i = FIRST_AXIS; i < 3; ++i) result += strides.position[i] * block.local.axis[i];
+    return result;
+}
+
+KERNEL(direct, DirectParameters, THREADS) {
+    SHARED_ARRAY(Sum, a_slices, 2 * DEPTH * Block::row_line);
+    SHARED_ARRAY(Sum, b_slices, 2 * DEPTH * Block::column_line);
+    SHARED_ARRAY(Place, steps, 2 * DEPTH);
+
+    const BlockPlace block = block_place(p);
+    const Axis(&axes)[3] = block.phase->axis;
+    const unsigned int columns = WGRAD ? block.taps : block.positions;
+    const unsigned int depth = WGRAD ? block.positions : block.taps;
+    if (static_cast<unsigned int>(block.column) >= columns) return;
+    const int slices = static_cast<int>((depth + DEPTH - 1) / DEPTH);
+    const int first = static_cast<int>(static_cast<long long>(slices) * block.split / p.splits);
+    const int last = static_cast<int>(static_cast<long long>(slices) * (block.split + 1) / p.splits);
+
+    long long a_origin = p.a_strides.group * block.group + block.phase->a_origin;
+#pragma unroll
+    for (int i = FIRST_AXIS; i < 3; ++i) a_origin += p.a_strides.position[i] * block.local.axis[i];
+    const ELEMENT* const a = p.a + a_origin;
+    const ELEMENT* const b = p.b + p.b_group * block.group;
+
+    Offset rows[AShare::lines];
+    bool row_valid[AShare::lines];
+#pragma unroll
+    for (int i = 0; i < AShare::lines; ++i) {
+        const int row = block.row + AShare::line(i);
+        row_valid[i] = row < p.rows;
+        rows[i] = static_cast<Offset>(p.a_strides.row * (row_valid[i] ? row : 0));
+    }
+    Place places[BShare::lines];
+#pragma unroll
+    for (int i = 0; i < BShare::lines; ++i) {
+        const unsigned int column = block.column + BShare::line(i);
+        places[i] = WGRAD ? tap_place(p, block, column) : position_place(p, block, column);
+    }
+
+    ELEMENT a_loaded[AShare::count], b_loaded[BShare::count];
+
+    const auto find_steps = [&](int slice) {
+        if (threadIdx.x < DEPTH) {
+            const unsigned int index = static_cast<unsigned int>(slice) * DEPTH + threadIdx.x;
+            steps[slice % 2 * DEPTH + threadIdx.x] = WGRAD ? position_place(p, block, index) : tap_place(p, block, index);
+        }
+    };
+    const auto load = [&](int slice) {
+        const Place* const of = steps + slice % 2 * DEPTH;
+#pragma unroll
+        for (int i = 0; i < AShare::count; ++i) {
+            const Place& step = of[AShare::step(i)];
+            a_loaded[i] = row_valid[i % AShare::lines] && step.valid ? a[rows[i % AShare::lines] + step.a]
+                                                                     : narrow<ELEMENT>(0);
+        }
+#pragma unroll
+        for (int i = 0; i < BShare::count; ++i) {
+            b_loaded[i] = gathered(p, axes, b, places[i % BShare::lines], of[BShare::step(i)]);
+        }
+    };
+    const auto keep = [&](int slice) {
+        Sum* const a_to = a_slices + slice % 2 * (DEPTH * Block::row_line);
+        Sum* const b_to = b_slices + slice % 2 * (DEPTH * Block::column_line);
+#pragma unroll
+        for (int i = 0; i < AShare::count; ++i) a_to[AShare::step(i) * Block::row_line + AShare::line(i)] = widen(a_loaded[i]);
+#pragma unroll
+        for (int i = 0; i < BShare::count; ++i) b_to[BShare::step(i) * Block::column_line + BShare::line(i)] = widen(b_loaded[i]);
+    };
+
+    const int thread = static_cast<int>(threadIdx.x);
+    const int row_thread = p.rows_fastest ? thread % Block::row_threads : thread / Block::column_threads;
+    const int column_thread = p.rows_fastest ? thread / Block::row_threads : thread % Block::column_threads;
+    Block tile;
+    tile.clear();
+
+    // While one slice is multiplied, the next one is on its way, and the steps of the one after that are found.
+    if (first < last) {
+        find_steps(first);
+        __syncthreads();
+        load(first);
+        if (first + 1 < last) find_steps(first + 1);
+        keep(first);
+        __syncthreads();
+    }
+    for (int slice = first; slice < last; ++slice) {
+        const bool more = slice + 1 < last;
+        if (more) load(slice + 1);
+        tile.multiply(a_slices + slice % 2 * (DEPTH * Block::row_line), b_slices + slice % 2 * (DEPTH * Block::column_line),
+                      row_thread, column_thread);
+        if (slice + 2 < last) find_steps(slice + 2);
+        if (more) keep(slice + 1);
+        __syncthreads();
+    }
+
+#pragma unroll
+    for (int j = 0; j < Block::columns; ++j) {
+        const unsigned int column = block.column + Block::column(column_thread, j);
+        if (column >= columns) continue;
+        long long out = 0, residual = 0;
+        if (p.splits > 1) {
+            out = (static_cast<long long>(block.split) * p.groups + block.group) * p.rows * columns + column;
+        } else {
+            out = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
+            if (p.residual) residual = block.phase->residual_origin + column_offset(p, p.residual_strides, block, column);
+        }
+#pragma unroll
+        for (int i = 0; i < Block::rows; ++i) {
+            const int row = block.row + Block::row(row_thread, i);
+            if (row >= p.rows) continue;
+            if (p.splits > 1) {
+                p.partial[out + static_cast<long long>(row) * columns] = tile.sum[i][j];
+            } else {
+                store(p, block, tile.sum[i][j], row, out, residual);
+            }
+        }
+    }
+}
+
+// Adds up the parts of a split reduction, always in the same order, and finishes the result.
+KERNEL(direct_sum, DirectParameters, 256) {
+    BlockPlace block;
+    block.phase = &p.phase[0];
+    block.local = {0, {0, 0, 0}};
+    const long long index = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
+    const unsigned int columns = p.by_split_columns.divisor;
+    const long long count = static_cast<long long>(p.groups) * p.rows * columns;
+    if (index >= count) return;
+    const long long line = index / columns;
+    const unsigned int column = static_cast<unsigned int>(index - line * columns);
+    block.group = static_cast<int>(line / p.rows);
+    const int row = static_cast<int>(line - static_cast<long long>(block.group) * p.rows);
+    Sum sum = 0;
+    for (int split = 0; split < p.splits; ++split) sum += p.partial[split * count + index];
+    const long long residual = p.residual ? block.phase->residual_origin + column_offset(p, p.residual_strides, block, column) : 0;
+    store(p, block, sum, row, block.phase->out_origin + column_offset(p, p.out_strides, block, column), residual);
+}
