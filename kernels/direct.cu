@@ -41,7 +41,7 @@ struct DirectParameters {
 
     int images, channels, rows, groups;
     int local;            // positions come with the block
-    int skips_outside;    // local: taps outside of b do not count, and a has no element for them
+    int skips_outside;    // taps outside of b have no part in a sum, not even that of zero times infinity
     int channels_fastest;  // of Q
     int rows_fastest;     // neighbouring threads hold neighbouring rows
     int padding_mode;
@@ -178,7 +178,7 @@ __device__ inline Place tap_place(const DirectParameters& p, const BlockPlace& b
         const Axis& axis = axes[FIRST_AXIS + i];
         place.at[i] = digits.axis[FIRST_AXIS + i] * axis.dilation;
         if (!FOLDED) place.b += static_cast<Offset>(p.b_axis[FIRST_AXIS + i] * place.at[i]);
-        if (p.skips_outside) {
+        if (p.local && p.skips_outside) {
             const int at = block.local.axis[FIRST_AXIS + i] * axis.stride + axis.origin + place.at[i];
             place.valid = place.valid && at >= 0 && at < axis.size;
         }
@@ -232,6 +232,28 @@ __device__ inline long long column_offset(const DirectParameters& p, const Strid
 #pragma unroll
     for (int i = FIRST_AXIS; i < 3; ++i) result += strides.position[i] * block.local.axis[i];
     return result;
+}
+
+// A sum by its definition, without the products of zeros that stand for elements outside: where one of these met an
+// infinity, the sum of a tile is NaN.
+__device__ inline Sum exact_sum(const DirectParameters& p, const BlockPlace& block, int row, unsigned int column) {
+    const Axis(&axes)[3] = block.phase->axis;
+    const ELEMENT* const a = p.a + p.a_strides.group * block.group + block.phase->a_origin + p.a_strides.row * row;
+    const ELEMENT* const b = p.b + p.b_group * block.group;
+    const Place position = position_place(p, block, column);
+    Sum sum = 0;
+#pragma unroll 1
+    for (unsigned int index = 0; index < block.taps; ++index) {
+        const Place tap = tap_place(p, block, index);
+        bool inside = true;
+#pragma unroll
+        for (int i = 0; i < AXES; ++i) {
+            const int at = position.at[i] + tap.at[i];
+            inside = inside && at >= 0 && at < axes[FIRST_AXIS + i].size;
+        }
+        if (inside) sum += widen(a[tap.a]) * widen(b[position.b + tap.b]);
+    }
+    return sum;
 }
 
 KERNEL(direct, DirectParameters, THREADS) {
@@ -324,6 +346,7 @@ KERNEL(direct, DirectParameters, THREADS) {
         __syncthreads();
     }
 
+    bool any_nan = false;
 #pragma unroll
     for (int j = 0; j < Block::columns; ++j) {
         const unsigned int column = block.column + Block::column(column_thread, j);
@@ -339,12 +362,24 @@ KERNEL(direct, DirectParameters, THREADS) {
         for (int i = 0; i < Block::rows; ++i) {
             const int row = block.row + Block::row(row_thread, i);
             if (row >= p.rows) continue;
+            any_nan = any_nan || tile.sum[i][j] != tile.sum[i][j];
             if (p.splits > 1) {
                 p.partial[out + static_cast<long long>(row) * columns] = tile.sum[i][j];
             } else {
                 store(p, block, tile.sum[i][j], row, out, residual);
             }
         }
+    }
+    if (WGRAD || FOLDED || p.local || !p.skips_outside || p.splits > 1 || !any_nan) return;
+#pragma unroll 1
+    for (int e = 0; e < Block::rows * Block::columns; ++e) {
+        const int row = block.row + Block::row(row_thread, e % Block::rows);
+        const unsigned int column = block.column + Block::column(column_thread, e / Block::rows);
+        if (row >= p.rows || column >= columns) continue;
+        const long long out = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
+        long long residual = 0;
+        if (p.residual) residual = block.phase->residual_origin + column_offset(p, p.residual_strides, block, column);
+        store(p, block, exact_sum(p, block, row, column), row, out, residual);
     }
 }
 
@@ -353,6 +388,13 @@ KERNEL(direct_sum, DirectParameters, 256) {
     BlockPlace block;
     block.phase = &p.phase[0];
     block.local = {0, {0, 0, 0}};
+    block.positions = p.images;
+    block.taps = p.channels;
+#pragma unroll
+    for (int i = FIRST_AXIS; i < 3; ++i) {
+        block.positions *= block.phase->axis[i].positions;
+        block.taps *= block.phase->axis[i].taps;
+    }
     const long long index = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
     const unsigned int columns = p.by_split_columns.divisor;
     const long long count = static_cast<long long>(p.groups) * p.rows * columns;
@@ -363,6 +405,7 @@ KERNEL(direct_sum, DirectParameters, 256) {
     const int row = static_cast<int>(line - static_cast<long long>(block.group) * p.rows);
     Sum sum = 0;
     for (int split = 0; split < p.splits; ++split) sum += p.partial[split * count + index];
+    if (!WGRAD && !FOLDED && p.skips_outside && sum != sum) sum = exact_sum(p, block, row, column);
     const long long residual = p.residual ? block.phase->residual_origin + column_offset(p, p.residual_strides, block, column) : 0;
     store(p, block, sum, row, block.phase->out_origin + column_offset(p, p.out_strides, block, column), residual);
 }
