@@ -25,7 +25,7 @@ struct FoldParameters {
     int channels_fastest;
 };
 
-KERNEL(fold_padding, FoldParameters, 256) {
+KERNEL(fold_padding, FoldParameters, 256, 2) {
     const unsigned long long start = static_cast<unsigned long long>(blockIdx.x) * 256 + threadIdx.x;
     if (start >= static_cast<unsigned long long>(p.count)) return;
     unsigned long long index = start;

@@ -14,6 +14,8 @@ from fastconv.options import current
 from fastconv.problem import DTYPES, ConvProblem
 
 _MOST = 2**31
+# `Place::beyond` of kernels/direct.cu must be farther away than the longest line.
+_LONGEST = 2**30
 
 
 class Direct(CudaAlgorithm):
@@ -27,7 +29,9 @@ class Direct(CudaAlgorithm):
             return "solves convolutions and the gradients of their inputs and weights only"
         work = _work(problem)
         if any(max(work.positions(f), work.taps(f)) >= _MOST for f in work.phases):
-            return "has more than 2^31 positions or taps"
+            return "has 2^31 positions or taps and more"
+        if any(axis.size >= _LONGEST for phase in work.phases for axis in phase):
+            return "has an axis of 2^30 elements or more"
         return None
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
