@@ -15,6 +15,7 @@ from typing import Any
 
 from fastconv import contest, environment, registry, testing, tuning
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cuda import device
 from fastconv.machine import machine
 from fastconv.notation import format_problem
 from fastconv.options import Options, applied, current
@@ -282,6 +283,7 @@ def plan_for(problem: AnyProblem, options: Options) -> Plan:
     _heed_verbose()
     choice = _autotuned(problem, options) if options.autotune else survey(problem, options)
     if choice.winner is None:
+        _check_device(problem, options)
         reasons = "".join(f"\n  {c.algorithm}: {c.refusal}" for c in choice.candidates) or f" {choice.reason}"
         raise NoAlgorithmError(f"no algorithm for {format_problem(problem)}:{reasons}")
     log.info("%s -> %s: %s", format_problem(problem), choice.winner, choice.reason)
@@ -350,6 +352,21 @@ def _measure(problem: AnyProblem, options: Options, force: bool, progress: Calla
                 _failures[problem, key] = outcome.failure
         tuning.database().record(format_problem(problem), measured_on(), results)
     forget()
+
+
+def _check_device(problem: AnyProblem, options: Options) -> None:
+    """Say plainly why nothing on a GPU may run, if that is what the options ask for."""
+    for name in ("backend", "algorithm"):
+        wanted = getattr(options, name)
+        devices = {a.device for a in registry.algorithms() if wanted in (a.backend, a.name, a.key)}
+        if wanted is None or devices != {"cuda"} or problem.device == "cuda":
+            continue
+        missing = device.missing()
+        if missing:
+            raise NoAlgorithmError(f"{name}: {wanted!r} cannot run here: {missing}")
+        raise NoAlgorithmError(
+            f"{name}: {wanted!r} computes on arrays in GPU memory, and these are in the CPU's: pass CuPy arrays"
+        )
 
 
 _generation = 0

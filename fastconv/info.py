@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
-import sys
 from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any
 
 from fastconv import environment, registry, tuning
 from fastconv._version import __version__
+from fastconv.backends.cuda import device
 from fastconv.machine import machine
 from fastconv.options import Options, applied, current
 
@@ -31,7 +30,7 @@ _FRAMEWORKS = {
 
 def collect() -> dict[str, Any]:
     """Return everything that `fastconv info` shows, as plain data."""
-    cuda_state = cuda()
+    cuda_state = device.state()
     with applied(_options()):
         threads, peak = machine().threads(), machine().peak("float32")
     return {
@@ -64,38 +63,6 @@ def backends(cuda_state: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def cuda() -> dict[str, Any]:
-    """Return what there is of CUDA, and under ``missing`` what stands in the way of using it."""
-    state: dict[str, Any] = {"driver": _driver(), "cupy": None, "nvrtc": None, "devices": [], "missing": []}
-    missing: list[str] = state["missing"]
-    if state["driver"] is None:
-        missing.append("no NVIDIA driver was found")
-    if find_spec("cupy") is None:
-        known = {12: "'fastconv[cuda12]'", 13: "'fastconv[cuda13]'"}
-        fits = [known[state["driver"][0]]] if state["driver"] and state["driver"][0] in known else known.values()
-        missing.append(f"CuPy is not installed: pip install {' or '.join(fits)}")
-        return state
-    try:
-        import cupy
-
-        state["cupy"] = cupy.__version__
-        state["nvrtc"] = cupy.cuda.nvrtc.getVersion()
-        for index in range(cupy.cuda.runtime.getDeviceCount()):
-            properties = cupy.cuda.runtime.getDeviceProperties(index)
-            state["devices"].append(
-                {
-                    "name": properties["name"].decode(),
-                    "compute_capability": f"{properties['major']}.{properties['minor']}",
-                    "memory": properties["totalGlobalMem"],
-                }
-            )
-    except Exception as error:  # noqa: BLE001 - broken installations fail in ways of their own
-        missing.append(f"CuPy does not work: {type(error).__name__}: {error}")
-    if not state["devices"]:
-        missing.append("no CUDA device was found")
-    return state
-
-
 def variables() -> dict[str, dict[str, Any]]:
     """Return every environment variable with its value, and what it does."""
     return {
@@ -117,15 +84,3 @@ def _value(name: str) -> Any:
         return environment.read(name)
     except ValueError as error:
         return f"unreadable: {error}"
-
-
-def _driver() -> tuple[int, int] | None:
-    """Return the CUDA version that the driver supports, asked of the driver itself; None without one."""
-    try:
-        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-        version = ctypes.c_int()
-        if library.cuDriverGetVersion(ctypes.byref(version)):
-            return None
-    except (OSError, AttributeError):
-        return None
-    return version.value // 1000, version.value % 1000 // 10

@@ -39,6 +39,8 @@ _BUILT_IN = (
     "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd4",
     "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd2x5",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
+    "fastconv.backends.cuda.direct.algorithm:Direct",
+    "fastconv.backends.cuda.bias_gradient:BiasGradient",
 )
 
 _algorithms: dict[str, Algorithm] = {}

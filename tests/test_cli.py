@@ -80,9 +80,10 @@ def test_info_json(run, monkeypatch):
 
 def test_info_tells_how_to_get_cuda(run, monkeypatch):
     monkeypatch.setattr("fastconv.info.find_spec", lambda name: None)
-    monkeypatch.setattr("fastconv.info._driver", lambda: None)
+    monkeypatch.setattr("fastconv.backends.cuda.device.find_spec", lambda name: None)
+    monkeypatch.setattr("fastconv.backends.cuda.device._driver", lambda: None)
     assert "pip install 'fastconv[cuda12]' or 'fastconv[cuda13]'" in run("info")
-    monkeypatch.setattr("fastconv.info._driver", lambda: (13, 1))
+    monkeypatch.setattr("fastconv.backends.cuda.device._driver", lambda: (13, 1))
     out = run("info")
     assert "pip install 'fastconv[cuda13]'" in out
     assert "for CUDA 13.1" in out

@@ -1,0 +1,145 @@
+"""The GPU as predictions see it, and what is missing where there is none to use."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from typing import Any
+
+# Nothing here is measured. What a multiprocessor does in a cycle: fused multiply-adds by accumulator, by capability.
+_FMA_PER_CYCLE = {(8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (12, 0): 128}
+_DOUBLE_PER_CYCLE = {(8, 0): 32, (9, 0): 64, (10, 0): 64}
+_LAUNCH_SECONDS = 4e-6
+
+
+@dataclass(frozen=True)
+class Properties:
+    """A GPU.
+
+    Attributes
+    ----------
+    name : str
+    capability : (int, int)
+        The compute capability.
+    multiprocessors : int
+    hertz : float
+        Cycles a second of a multiprocessor.
+    bandwidth : float
+        Bytes a second from and to memory.
+    shared_bytes : int
+        Shared memory that a block may have.
+    l2_bytes : int
+        Size of the second-level cache.
+    """
+
+    name: str
+    capability: tuple[int, int]
+    multiprocessors: int
+    hertz: float
+    bandwidth: float
+    shared_bytes: int
+    l2_bytes: int
+
+    def peak(self, dtype: str) -> float:
+        """Return FLOP/s of fused multiply-adds on CUDA cores with sums in ``dtype``."""
+        if dtype == "float64":
+            rate = _DOUBLE_PER_CYCLE.get(self.capability, 2)
+        else:
+            rate = _FMA_PER_CYCLE.get(self.capability, 128)
+        return 2.0 * rate * self.multiprocessors * self.hertz
+
+    def seconds(
+        self, *, flops: float, moved: float, blocks: int, peak: float, resident: int = 1, launches: int = 1
+    ) -> float:
+        """Return what launches should take: work in waves of blocks, or memory, whichever takes longer.
+
+        Parameters
+        ----------
+        flops, moved : float
+            Operations, padding of tiles counted, and bytes to and from memory.
+        blocks : int
+            Blocks of all launches.
+        peak : float
+            FLOP/s that the kernel reaches with every multiprocessor at work.
+        resident : int
+            Blocks that a multiprocessor runs side by side.
+        launches : int
+        """
+        slots = self.multiprocessors * resident
+        waves = -(-blocks // slots)
+        share = blocks / (waves * slots)
+        return _LAUNCH_SECONDS * launches + max(
+            flops / (peak * share), moved / (self.bandwidth * min(1.0, blocks / slots))
+        )
+
+
+@cache
+def properties(index: int) -> Properties:
+    """Return a device's properties, asked of the CUDA runtime."""
+    import cupy
+
+    known: dict[str, Any] = cupy.cuda.runtime.getDeviceProperties(index)
+    # Twice the clock for double data rate. Newer runtimes no longer tell the clocks: then a common value serves.
+    memory_hertz = 1e3 * known.get("memoryClockRate", 0) or 1.6e9
+    return Properties(
+        name=known["name"].decode(),
+        capability=(known["major"], known["minor"]),
+        multiprocessors=known["multiProcessorCount"],
+        hertz=1e3 * known.get("clockRate", 0) or 1.5e9,
+        bandwidth=2 * memory_hertz * known.get("memoryBusWidth", 384) / 8,
+        shared_bytes=known.get("sharedMemPerBlockOptin", 48 << 10),
+        l2_bytes=known.get("l2CacheSize", 4 << 20),
+    )
+
+
+def state() -> dict[str, Any]:
+    """Return what there is of CUDA, and under ``missing`` what stands in the way of using it."""
+    found: dict[str, Any] = {"driver": _driver(), "cupy": None, "nvrtc": None, "devices": [], "missing": []}
+    missing: list[str] = found["missing"]
+    if found["driver"] is None:
+        missing.append("no NVIDIA driver was found")
+    if find_spec("cupy") is None:
+        known = {12: "'fastconv[cuda12]'", 13: "'fastconv[cuda13]'"}
+        fits = [known[found["driver"][0]]] if found["driver"] and found["driver"][0] in known else known.values()
+        missing.append(f"CuPy is not installed: pip install {' or '.join(fits)}")
+        return found
+    try:
+        import cupy
+
+        found["cupy"] = cupy.__version__
+        found["nvrtc"] = cupy.cuda.nvrtc.getVersion()
+        for index in range(cupy.cuda.runtime.getDeviceCount()):
+            properties = cupy.cuda.runtime.getDeviceProperties(index)
+            found["devices"].append(
+                {
+                    "name": properties["name"].decode(),
+                    "compute_capability": f"{properties['major']}.{properties['minor']}",
+                    "memory": properties["totalGlobalMem"],
+                }
+            )
+    except Exception as error:  # noqa: BLE001 - broken installations fail in ways of their own
+        missing.append(f"CuPy does not work: {type(error).__name__}: {error}")
+    if not found["devices"]:
+        missing.append("no CUDA device was found")
+    return found
+
+
+@cache
+def missing() -> str | None:
+    """Return in words what stands in the way of using a GPU; None if nothing does."""
+    return "; ".join(state()["missing"]) or None
+
+
+def _driver() -> tuple[int, int] | None:
+    """Return the CUDA version that the driver supports, asked of the driver itself; None without one."""
+    try:
+        library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        version = ctypes.c_int()
+        if library.cuDriverGetVersion(ctypes.byref(version)):
+            return None
+    except (OSError, AttributeError):
+        return None
+    return version.value // 1000, version.value % 1000 // 10

@@ -1,0 +1,1 @@
+"""Convolution of any kind on CUDA cores."""
