@@ -78,6 +78,33 @@ def test_batch_norms_fold_into_every_convolution(ndim, groups):
     assert sum(1 for _ in compiled.graph.nodes) == 4
 
 
+class Perceptron(nn.Module):
+    """Linear layers: the batch norm is one of the second axis, which the layer before it does not compute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        self.second, self.third = nn.Linear(6, 9), nn.Linear(9, 9, bias=False)
+
+    def forward(self, x):
+        x = F.relu(self.second(self.norm(self.first(x))))
+        return torch.tanh(x + self.third(x))
+
+
+def test_linear_layers_take_what_follows_them():
+    compiled = check(settled(Perceptron()), torch.randn(2, 6, 6, generator=torch.Generator().manual_seed(0)))
+    assert sorted(str(layer.activation) for layer in packed(compiled)) == ["None", "relu", "tanh"]
+    assert any(isinstance(module, nn.BatchNorm1d) for module in compiled.modules())
+    ft.stats(reset=True)
+    x = torch.randn(3, 6)
+    with torch.no_grad():
+        for shape in ((3, 6), (0, 6), (3, 6, 6)):
+            assert compiled(torch.ones(shape)).shape == (*shape[:-1], 9)
+    assert ft.stats().computed["linear"] == 9 and not ft.stats().left
+    copied = copy.deepcopy(compiled).double()
+    torch.testing.assert_close(copied(x.double()).float(), compiled(x))
+
+
 class Tangled(nn.Module):
     """Nothing here may be fused but the first convolution alone and the last with its activation."""
 
@@ -166,8 +193,9 @@ def test_residuals_that_are_broadcast():
 def test_whole_networks_are_fused(make, convolutions, sums):
     """Every batch norm, activation and sum of the networks that benchmarks measure goes into a convolution."""
     compiled = ft.compile_model(getattr(torch_models, make)())
-    convs = packed(compiled)
-    assert len(convs) == convolutions and not any(isinstance(m, nn.BatchNorm2d | nn.ReLU) for m in compiled.modules())
+    names = sorted(layer.geometry.name for layer in packed(compiled))
+    assert names == ["conv2d"] * convolutions + ["linear"]
+    assert not any(isinstance(m, nn.BatchNorm2d | nn.ReLU | nn.Linear) for m in compiled.modules())
     calls = [node for node in compiled.graph.nodes if node.op == "call_module"]
     assert sum(len(node.args) == 2 for node in calls) == sums
     assert compiled(torch.zeros(1, 3, 32, 32)).shape == (1, 1000)

@@ -1,4 +1,7 @@
-"""Who runs whole networks: fastconv, PyTorch in its layouts and compiled, ONNX Runtime; all with the same weights."""
+"""Who runs whole networks: fastconv, alone and within PyTorch, PyTorch in its layouts and compiled, ONNX Runtime.
+
+All have the same weights.
+"""
 
 from __future__ import annotations
 
@@ -82,10 +85,10 @@ def torch_run(
     job: Job,
     *,
     channels_last: bool = False,
-    compiled: bool = False,
+    made: Callable[[Any], Any] = lambda module: module,
     within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Run:
-    """Return the run of the PyTorch module, under a context such as ``fastconv.torch.use``."""
+    """Return the run of the PyTorch module, or of what is made of it, under a context such as `fastconv.torch.use`."""
     import torch
 
     from benchmarks.networks import torch_modules
@@ -101,7 +104,7 @@ def torch_run(
         module, x = module.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)
     if not job.training:
         module.eval()
-    called = torch.compile(module) if compiled else module
+    called = made(module)
     if not job.training:
 
         def forward() -> Any:
@@ -145,16 +148,36 @@ def _onnxruntime(job: Job) -> Run:
     return lambda: session.run(None, {name: x})[0]
 
 
-def _torch(**how: bool) -> Callable[[Job], Run]:
-    return lambda job: torch_run(job, **how)
+def _channels_last(job: Job) -> Run:
+    return torch_run(job, channels_last=True)
+
+
+def _torch_compile(job: Job) -> Run:
+    import torch
+
+    return torch_run(job, made=torch.compile)
+
+
+def _within_use(job: Job) -> Run:
+    import fastconv.torch
+
+    return torch_run(job, within=fastconv.torch.use)
+
+
+def _compile_model(job: Job) -> Run:
+    import fastconv.torch
+
+    return torch_run(job, made=fastconv.torch.compile_model)
 
 
 FASTCONV = "fastconv"
 ENTRANTS = (
     Entrant(FASTCONV, (), True, _fastconv),
-    Entrant("torch", ("torch",), True, _torch()),
-    Entrant("torch channels-last", ("torch",), True, _torch(channels_last=True)),
-    Entrant("torch.compile", ("torch",), True, _torch(compiled=True)),
+    Entrant("torch", ("torch",), True, torch_run),
+    Entrant("torch channels-last", ("torch",), True, _channels_last),
+    Entrant("torch.compile", ("torch",), True, _torch_compile),
+    Entrant("torch within use()", ("torch",), True, _within_use),
+    Entrant("torch, compile_model", ("torch",), False, _compile_model),
     Entrant("onnxruntime", ("torch", "onnx", "onnxruntime"), False, _onnxruntime),
 )
 EAGER = ("torch", "torch channels-last")

@@ -41,6 +41,9 @@ from fastconv.torch.functional import (
 )
 from fastconv.torch.kept import forget
 from fastconv.torch.routing import use
+from fastconv.torch.team import lend as _lend
+
+_lend()
 
 __all__ = [
     "Stats",

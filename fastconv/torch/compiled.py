@@ -15,13 +15,14 @@ from fastconv.torch.functional import OFFERS
 from fastconv.torch.packed import Geometry, PackedConv
 from fastconv.torch.tensors import Tensor
 
-_CONVOLUTIONS: dict[type, str] = {
+_WEIGHTED: dict[type, str] = {
     nn.Conv1d: "conv1d",
     nn.Conv2d: "conv2d",
     nn.Conv3d: "conv3d",
     nn.ConvTranspose1d: "conv_transpose1d",
     nn.ConvTranspose2d: "conv_transpose2d",
     nn.ConvTranspose3d: "conv_transpose3d",
+    nn.Linear: "linear",
 }
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # What does nothing in a model that is not trained.
@@ -72,10 +73,10 @@ _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
 def compile_model(model: nn.Module) -> nn.Module:
-    """Return a model for inference: convolutions with packed weights, and what follows them fused.
+    """Return a model for inference: convolutions and linear layers with packed weights, and what follows them fused.
 
     The model's graph is taken by `torch.fx`. Batch norms are folded into the convolutions before them; a sum with
-    another map (a residual) and ReLU, ReLU6, sigmoid or tanh become part of the convolution; pools are fastconv's.
+    another map (a residual) and ReLU, ReLU6, sigmoid or tanh become part of the layer before; pools are fastconv's.
     All else stays as it is. A model that cannot be traced is compiled module by module, as far as each can be.
 
     Weights are packed when the first input of a shape arrives, so the first call of each shape takes longer.
@@ -90,7 +91,7 @@ def compile_model(model: nn.Module) -> nn.Module:
     -------
     Module
         Takes what the model takes. An argument that has a default keeps it: with another value it raises an error.
-        Gradients with respect to inputs are computed, those of the convolutions' weights are not.
+        Gradients with respect to inputs are computed, those of the packed weights are not.
 
     Raises
     ------
@@ -154,7 +155,7 @@ class _Fusion:
                 self.graph.erase_node(node)
         # Backwards: of the two convolutions that a sum may have, the later one takes it.
         for node in reversed(list(self.graph.nodes)):
-            found = self._convolution(node)
+            found = self._weighted(node)
             if found is not None:
                 self._fuse(node, *found)
         for node in list(self.graph.nodes):
@@ -173,17 +174,19 @@ class _Fusion:
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" and self._bare(node) else None
 
-    def _convolution(self, node: fx.Node) -> tuple[Geometry, Tensor, Tensor | None] | None:
-        """Return a convolution's geometry, weight and bias, if the node is one that can be packed."""
+    def _weighted(self, node: fx.Node) -> tuple[Geometry, Tensor, Tensor | None] | None:
+        """Return the geometry, weight and bias of a convolution or linear layer, if the node is one to be packed."""
         module = self._module(node)
-        name = _CONVOLUTIONS.get(type(module)) if module is not None else None
-        if name is None or module is None or module.padding_mode != "zeros":
+        name = _WEIGHTED.get(type(module)) if module is not None else None
+        if name is None or module is None or getattr(module, "padding_mode", "zeros") != "zeros":
             return None
         if module.weight.device.type != "cpu" or module.weight.dtype not in (torch.float32, torch.float64):
             return None
         m: Any = module
         arguments: tuple[Any, ...]
-        if name.startswith("conv_transpose"):
+        if name == "linear":
+            arguments = ()
+        elif name.startswith("conv_transpose"):
             arguments = m.stride, m.padding, m.output_padding, m.groups, m.dilation
         else:
             arguments = m.stride, m.padding, m.dilation, m.groups
@@ -214,7 +217,7 @@ class _Fusion:
             if not self._undisturbed(nodes, following):
                 break
             module = self._module(following)
-            if norm is None and residual is None and isinstance(module, _NORMS) and _foldable(module):
+            if norm is None and residual is None and _folds(module, geometry):
                 norm = module
             elif residual is None and (other := _other_summand(following, nodes[-1])) is not None:
                 residual = other
@@ -284,7 +287,13 @@ def _other_summand(node: fx.Node, one: fx.Node) -> fx.Node | None:
     return other
 
 
-def _foldable(norm: Any) -> bool:
+def _folds(norm: Any, geometry: Geometry) -> bool:
+    """Whether a module is a batch norm that folds into the layer before it.
+
+    Behind a linear layer it need not normalise what that computes: of (N, L, C) it is L.
+    """
+    if not isinstance(norm, _NORMS) or geometry.name == "linear":
+        return False
     return not norm.training and norm.running_mean is not None and norm.running_var is not None
 
 

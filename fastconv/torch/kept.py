@@ -17,8 +17,10 @@ from fastconv import choice, dispatch
 from fastconv.options import current
 from fastconv.torch.tensors import Tensor, array, optional_array, run
 
-# Forms of call that are kept for one parameter; each holds a packed copy of it.
+# Forms of call that are kept for one parameter. Each holds a packed copy of it: so many at most, and so many bytes of
+# the parameter, but two in any case.
 _MOST = 8
+_MOST_BYTES = 64 << 20
 # Elements looked at.
 _SAMPLE = 32
 
@@ -89,7 +91,7 @@ def packed(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window
     if plan is None:
         arrays = array(x), array(weight), optional_array(bias)
         plan = record.plans[key] = run(choice.plan, function, *arrays, *window)
-        if len(record.plans) > _MOST:
+        if len(record.plans) > max(2, min(_MOST, _MOST_BYTES // weight.nbytes)):
             record.plans.popitem(last=False)
     return plan
 

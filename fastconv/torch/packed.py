@@ -1,4 +1,4 @@
-"""A convolution of a compiled model: weights packed into plans, with what follows it fused."""
+"""A convolution or linear layer of a compiled model: weights packed into plans, with what follows it fused."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from fastconv.torch import functional as offered
 from fastconv.torch.counting import computed, leave
 from fastconv.torch.tensors import PLAIN, Tensor, array, eager, optional_array, run, tensor
 
-# Plans that a convolution keeps, one for every form of input that it meets; each holds a packed weight.
+# Plans that a layer keeps, one for every form of input that it meets. Each holds a packed weight: so many at most, and
+# so many bytes of weights, but two in any case.
 _MOST = 16
+_MOST_BYTES = 256 << 20
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -29,14 +31,24 @@ ACTIVATIONS = {
 
 
 class Geometry(NamedTuple):
-    """A convolution's numbers, in the order in which its function takes them."""
+    """A function's name, and what it takes besides tensors, in that order."""
 
     name: str
-    arguments: tuple[Any, ...]
+    arguments: tuple[Any, ...] = ()
+
+    @property
+    def theirs(self) -> Any:
+        """PyTorch's function."""
+        return getattr(functional, self.name)
+
+    @property
+    def offered(self) -> Any:
+        """The function that serves gradients and transforms: fastconv's, where it has one."""
+        return getattr(offered, self.name, self.theirs)
 
 
 class PackedConv(torch.nn.Module):
-    """A convolution with constant weights, and what is fused behind it: a sum with another map, an activation.
+    """A convolution or linear layer with constant weights, and what is fused behind it: a residual, an activation.
 
     Parameters
     ----------
@@ -58,11 +70,11 @@ class PackedConv(torch.nn.Module):
         self._plans: OrderedDict[Any, Any] = OrderedDict()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the convolution of x, with the residual added and the activation applied."""
+        """Return the layer's result for x, with the residual added and the activation applied."""
         if torch.compiler.is_compiling() or not eager() or type(x) not in PLAIN:
-            return self.unfused(getattr(offered, self.geometry.name), x, residual)
+            return self.unfused(self.geometry.offered, x, residual)
         if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
-            return self.unfused(getattr(offered, self.geometry.name), x, residual)
+            return self.unfused(self.geometry.offered, x, residual)
         try:
             key = x.shape, x.stride(), x.dtype, residual is None, torch.get_num_threads(), current()
             plan = self._plans.get(key)
@@ -70,8 +82,7 @@ class PackedConv(torch.nn.Module):
                 plan = self._planned(key, x, residual)
             result = tensor(plan(array(x), residual=optional_array(residual)))
         except (TypeError, ValueError) as error:
-            theirs = getattr(functional, self.geometry.name)
-            return leave(self.geometry.name, error, self.unfused, theirs, x, residual)
+            return leave(self.geometry.name, error, self.unfused, self.geometry.theirs, x, residual)
         computed[self.geometry.name] += 1
         return result
 
@@ -94,7 +105,7 @@ class PackedConv(torch.nn.Module):
 
         plan = run(make)
         self._plans[key] = plan
-        while len(self._plans) > _MOST:
+        while len(self._plans) > max(2, min(_MOST, _MOST_BYTES // (self.weight.nbytes or 1))):
             self._plans.popitem(last=False)
         return plan
 

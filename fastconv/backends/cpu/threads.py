@@ -4,6 +4,8 @@ A worker is a compiled function on a POSIX thread. It spins for a moment after i
 next layer of a network starts it in a microsecond, and then sleeps on a semaphore. Numba's own layers do not
 serve: `workqueue` aborts the process when two Python threads use it at once, GNU OpenMP aborts a forked child.
 Here a second Python thread that finds the workers busy computes alone, and a forked child gets new workers.
+
+Where another library has lent its threads (`fastconv.borrowed`), these do the units instead.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from fastconv import borrowed
 from fastconv.backends.cpu.compiling import callback, function
 from fastconv.machine import available_cores
 
@@ -33,6 +36,8 @@ _PATIENCE = 2000
 _OPEN, _ACTIVE, _NEXT, _FUNCTION, _JOB, _UNITS, _CHUNK, _HELPERS, _WAIT, _WORKERS = (i * _LINE for i in range(10))
 # From there on two lines a worker: whether it sleeps, and its semaphore.
 _ASLEEP, _SEMAPHORE = 0, _LINE
+# Or, with a borrowed team: the addresses of its functions.
+_PARALLEL, _NUMBER, _MOST = (_WORKERS + i * _LINE for i in range(3))
 
 
 def _pointer(builder: Any, address: Any) -> Any:
@@ -88,6 +93,32 @@ def _call_semaphore(typingctx: Any, function: Any, semaphore: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def _call_integer(typingctx: Any, function: Any) -> Any:
+    """Call omp_get_thread_num or omp_get_max_threads by its address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), _I64)
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def _call_parallel(typingctx: Any, parallel: Any, function: Any, argument: Any, threads: Any) -> Any:
+    """Call GOMP_parallel by its address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        i32 = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64, i32, i32])
+        builder.call(
+            builder.inttoptr(args[0], kind.as_pointer()), [args[1], args[2], builder.trunc(args[3], i32), i32(0)]
+        )
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 4), codegen
 
 
 @intrinsic
@@ -165,25 +196,57 @@ def _alone(function, job, units):
     call(function, job, 0, units, 0)
 
 
-class _Team:
-    """The workers of this process."""
+@callback(types.void(types.int64))
+def _share(board):
+    """What each thread of a borrowed team does."""
+    worker = _call_integer(_get(board + _NUMBER))
+    if worker <= _get(board + _HELPERS):
+        _take_units(board, worker)
 
-    def __init__(self, workers: int) -> None:
-        lines = _WORKERS // _LINE + 2 * workers
+
+@function(types.void(*(types.int64,) * 7))
+def _launch_borrowed(board, share, function, job, units, chunk, helpers):
+    _set(board + _FUNCTION, function)
+    _set(board + _JOB, job)
+    _set(board + _UNITS, units)
+    _set(board + _CHUNK, chunk)
+    _set(board + _HELPERS, helpers)
+    _set(board + _NEXT, 0)
+    threads = max(helpers + 1, _call_integer(_get(board + _MOST)))
+    _call_parallel(_get(board + _PARALLEL), share, board, threads)
+
+
+class _Board:
+    """The memory that threads share, and who may use it now."""
+
+    size: int  # how many threads help
+
+    def __init__(self, lines: int) -> None:
         # Kept for ever: workers look at it until the process ends.
         self._memory = np.zeros((lines + 1) * _LINE // 8, np.int64)
         address = self._memory.ctypes.data
-        self.board = address + -address % _LINE
-        self._arguments = np.array([[self.board, index + 1] for index in range(workers)], np.int64).reshape(-1, 2)
-        library = ctypes.CDLL(None)
-        self.post = _address(library, "sem_post")
-        ctypes.c_int64.from_address(self.board + _WAIT).value = _address(library, "sem_wait")
-        self.size = sum(self._start(library, index) for index in range(workers))
-        self.jobs = 0
+        self.address = address + -address % _LINE
         self.lock = threading.Lock()
 
+    def write(self, at: int, value: int) -> None:
+        """Set a word, before there are threads that look at it."""
+        ctypes.c_int64.from_address(self.address + at).value = value
+
+
+class _Team(_Board):
+    """The workers of this process."""
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(_WORKERS // _LINE + 2 * workers)
+        self._arguments = np.array([[self.address, index + 1] for index in range(workers)], np.int64).reshape(-1, 2)
+        library = ctypes.CDLL(None)
+        self.post = _address(library, "sem_post")
+        self.write(_WAIT, _address(library, "sem_wait"))
+        self.size = sum(self._start(library, index) for index in range(workers))
+        self.jobs = 0
+
     def _start(self, library: Any, index: int) -> bool:
-        semaphore = self.board + _WORKERS + index * 2 * _LINE + _SEMAPHORE
+        semaphore = self.address + _WORKERS + index * 2 * _LINE + _SEMAPHORE
         library.sem_init(ctypes.c_void_p(semaphore), 0, 0)
         thread = ctypes.c_void_p()
         argument = ctypes.c_void_p(self._arguments[index].ctypes.data)
@@ -191,6 +254,25 @@ class _Team:
         if not failed:
             library.pthread_detach(thread)
         return not failed
+
+    def launch(self, function: int, job: int, units: int, chunk: int, helpers: int) -> None:
+        """Do all units of a job, with the lock held."""
+        self.jobs += 1
+        _launch(self.address, self.post, self.jobs, function, job, units, chunk, helpers)
+
+
+class _Borrowed(_Board):
+    """Another library's threads."""
+
+    def __init__(self, team: borrowed.Team) -> None:
+        super().__init__(_MOST // _LINE + 1)
+        for at, where in zip((_PARALLEL, _NUMBER, _MOST), team, strict=True):
+            self.write(at, where)
+        self.size = available_cores() - 1
+
+    def launch(self, function: int, job: int, units: int, chunk: int, helpers: int) -> None:
+        """Do all units of a job, with the lock held."""
+        _launch_borrowed(self.address, _share.address, function, job, units, chunk, helpers)
 
 
 def _address(library: Any, name: str) -> int:
@@ -200,8 +282,10 @@ def _address(library: Any, name: str) -> int:
 
 
 @cache
-def _team(process: int) -> _Team | None:
+def _team(process: int, lent: borrowed.Team | None) -> _Team | _Borrowed | None:
     """Return the workers of a process: a forked child's are not its parent's. None where there are no POSIX threads."""
+    if lent is not None:
+        return _Borrowed(lent)
     if os.name != "posix":
         return None
     return _Team(available_cores() - 1)
@@ -222,14 +306,15 @@ def run(function: int, job: int, units: int, threads: int) -> None:
         The caller's own included. Fewer take part if the workers are busy with another thread's job.
     """
     helpers = min(threads, units) - 1
-    team = _team(os.getpid()) if helpers > 0 else None
+    team = None
+    if helpers > 0:
+        process = os.getpid()
+        team = _team(process, borrowed.team(process))
     if team is None or not team.size or not team.lock.acquire(blocking=False):
         _alone(function, job, units)
         return
     try:
-        team.jobs += 1
         helpers = min(helpers, team.size)
-        chunk = max(1, units // (8 * (helpers + 1)))
-        _launch(team.board, team.post, team.jobs, function, job, units, chunk, helpers)
+        team.launch(function, job, units, max(1, units // (8 * (helpers + 1))), helpers)
     finally:
         team.lock.release()
