@@ -21,6 +21,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.pointwise.algorithm:Pointwise",
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
     "fastconv.backends.cpu.fft.algorithm:Fft",
+    "fastconv.backends.cpu.gemv.algorithm:Gemv",
     "fastconv.backends.cpu.local.algorithm:Local",
     "fastconv.backends.cpu.grouped.algorithm:Grouped",
     "fastconv.backends.cpu.depthwise.wgrad:DepthwiseWgrad",

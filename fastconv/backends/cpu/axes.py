@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastconv.geometry import Axis, axes_of
-from fastconv.problem import AXES, ConvProblem
+from fastconv.problem import AXES, ConvProblem, Sizes
 
 
 def lifted_axes(problem: ConvProblem) -> tuple[Axis, ...]:
@@ -17,3 +17,13 @@ def inside(axis: Axis) -> tuple[int, int]:
     """Return which of the padded positions that are read are the input itself."""
     end = axis.extent(axis.out)
     return min(axis.before, end), min(axis.before + axis.size, end)
+
+
+def are_contiguous(strides: Sizes, shape: Sizes, size: int) -> bool:
+    """Whether elements of a size lie in one piece; the stride of an axis of one position says nothing."""
+    expected = size
+    for stride, count in zip(reversed(strides), reversed(shape), strict=True):
+        if count > 1 and stride != expected:
+            return False
+        expected *= count
+    return True

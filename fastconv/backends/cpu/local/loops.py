@@ -151,7 +151,7 @@ def forward(rows: int, images_: int, lanes: int, format: int, fused: int) -> Any
                                 to = matrix + (k + a) * step_k + (q - left) * step_q
                                 bias = job.bias + channel * job.bk + row * job.bh + q * job.bq
                                 for b in range(images_):
-                                    value = get(accumulated, sums + (a * images_ + b) * wide)
+                                    value = get(accumulated, sums + (b * rows + a) * wide)
                                     if job.bias:
                                         value += get(format, bias)
                                     put(accumulated, to + (j + b) * job.oc * (right - left) * wide, value)
@@ -164,7 +164,9 @@ def forward(rows: int, images_: int, lanes: int, format: int, fused: int) -> Any
                             at = y + image * job.yn + line * step + i * size
                             residual = job.residual + at if job.residual else 0
                             source = matrix + ((image * outer + line) * inner + i) * wide
-                            finish(lanes, format, source, min(lanes, inner - i), job.y + at, residual, job.activation)
+                            finish(
+                                lanes, format, source, min(lanes, inner - i), job.y + at, 0, residual, job.activation
+                            )
 
     return run
 
@@ -220,9 +222,8 @@ def input_gradient(rows: int, tail: int, images_: int, lanes: int, format: int, 
                     target = x + plane // channels * job.xn + plane % channels * job.xc + h * job.xh
                     if job.xw == size:
                         for i in range(0, job.size_w, lanes):
-                            finish(
-                                lanes, format, source + i * wide, min(lanes, job.size_w - i), target + i * size, 0, 0
-                            )
+                            at, there = target + i * size, min(lanes, job.size_w - i)
+                            finish(lanes, format, source + i * wide, there, at, 0, 0, 0)
                     else:
                         for i in range(job.size_w):
                             put(format, target + i * job.xw, get(accumulated, source + i * wide))

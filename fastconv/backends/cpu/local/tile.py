@@ -5,6 +5,7 @@ Lanes run along the rows, which is how the weight lies: every element is read on
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from numba import types
@@ -31,8 +32,8 @@ def multiply(typingctx, rows, images, lanes, format, fused, w, row, x, image, ve
     """Multiply ``rows`` rows of a matrix by the windows of ``images`` images.
 
     Literal integers: rows, images, lanes, format, fused (multiply-add exists). Values: w (address; rows ``row`` bytes
-    apart), x (address of windows ``image`` bytes apart, zero beyond their end), whole vectors of a row and the
-    elements after these, sums (address of rows times images).
+    apart), x (address of windows ``image`` bytes apart), whole vectors of a row and the elements after these, sums
+    (address of those of an image's rows after another's).
     """
     shape = literals(rows, images, lanes, format, fused)
     if shape is None:
@@ -45,11 +46,21 @@ def multiply(typingctx, rows, images, lanes, format, fused, w, row, x, image, ve
         e = outer.wide
 
         def step(w: Any, x: Any, total: list[Any], mask: Any = None) -> list[Any]:
-            windows = [e.load(e.at(x, e.times(image, j))) for j in range(images)]
-            result = []
-            for i in range(rows):
-                weight = outer.load_masked(e.at(w, e.times(row, i)), mask)
-                result += [e.fma(weight, windows[j], total[i * images + j]) for j in range(images)]
+            def weight(i: int) -> Any:
+                return outer.load_masked(e.at(w, e.times(row, i)), mask)
+
+            def window(j: int) -> Any:
+                return e.load_masked(e.at(x, e.times(image, j)), mask)
+
+            # The fewer are held in registers.
+            by_row = images <= rows
+            held = [window(j) for j in range(images)] if by_row else [weight(i) for i in range(rows)]
+            result = list(total)
+            for a in range(rows if by_row else images):
+                loaded = weight(a) if by_row else window(a)
+                for b, other in enumerate(held):
+                    place = b * rows + a if by_row else a * rows + b
+                    result[place] = e.fma(loaded, other, result[place])
             return result
 
         def one(_: Any, values: list[Any]) -> list[Any]:
@@ -157,27 +168,32 @@ def outer_product(typingctx, rows, vectors, lanes, format, fused, dy, next_dy, x
 
 
 @intrinsic(prefer_literal=True)
-def finish(typingctx, lanes, format, source, count, y, residual, activation):
-    """Store ``count`` sums, at most ``lanes``, after a residual (which lies like y) and an activation, 0 for none."""
+def finish(typingctx, lanes, format, source, count, y, bias, residual, activation):
+    """Store ``count`` sums, at most ``lanes``, after a bias, a residual and an activation, 0 for none.
+
+    Bias and residual lie like y.
+    """
     shape = literals(lanes, format)
     if shape is None:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, count, y, residual, activation = args[2:]
+        source, count, y, bias, residual, activation = args[2:]
         outer = Emitter(builder, shape[1], shape[0])
         e = outer.wide
         mask = e.first(count)
+        sums = [e.load(source)]
 
-        def add(values: list[Any]) -> list[Any]:
-            return [builder.fadd(values[0], outer.load_masked(residual, mask))]
+        def add(values: list[Any], at: Any) -> list[Any]:
+            return [builder.fadd(values[0], outer.load_masked(at, mask))]
 
-        sums = e.unless_zero(residual, [e.load(source)], add)
+        for at in (bias, residual):
+            sums = e.unless_zero(at, sums, functools.partial(add, at=at))
         sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
         outer.store_masked(sums[0], y, mask)
         return context.get_dummy_value()
 
-    return types.void(lanes, format, *(types.int64,) * 5), codegen
+    return types.void(lanes, format, *(types.int64,) * 6), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends.cpu.axes import inside
+from fastconv.backends.cpu.axes import are_contiguous, inside
 from fastconv.backends.cpu.planes.loops import FIELDS, loops, pack_kernel
 from fastconv.backends.cpu.planes.work import Work
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
@@ -67,7 +67,7 @@ class PlanesRunner(Runner):
         """See `Runner`."""
         axes = self.work.axes
         contiguous = all(
-            _are_contiguous(strides, (count, *sizes), self.work.size)
+            are_contiguous(strides, (count, *sizes), self.work.size)
             for strides, count, sizes in (
                 (x[1:], self.problem.ic, [axis.size for axis in axes]),
                 (y[1:], self.problem.oc, [axis.out for axis in axes]),
@@ -86,13 +86,3 @@ class PlanesRunner(Runner):
         where = address(packed)
         self._pack(address(rows), work.terms, work.problem.oc, work.rows, where)
         return Packed(packed, where)
-
-
-def _are_contiguous(strides: Sizes, shape: Sizes, size: int) -> bool:
-    """Whether an image of this shape lies in one piece; the stride of an axis of one position says nothing."""
-    expected = size
-    for stride, count in zip(reversed(strides), reversed(shape), strict=True):
-        if count > 1 and stride != expected:
-            return False
-        expected *= count
-    return True

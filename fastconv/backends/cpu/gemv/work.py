@@ -1,0 +1,105 @@
+"""A fully connected layer made ready: its tile, how the work is cut, what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+from fastconv.backends.cpu.formats import computed
+from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.work import ConvWork
+from fastconv.machine import Machine
+from fastconv.problem import ConvProblem
+
+_LINE = 64  # bytes of a cache line
+_UNITS = 4  # units of work a thread, so that an uneven end costs little
+_OVERHEAD = 8e-6
+_LATENCY = 4  # cycles before a sum can be added to again
+# Rows of the weight that are read side by side, and images at once.
+_ROWS, _MOST_IMAGES = (1, 2, 4, 8), 6
+# Bytes a cycle from the second-level cache: rows and images are longer than the first can hold.
+_L2_RATE = 32
+# Cycles: a tile's beginning and end; those that are worth a thread of their own.
+_TILE_CYCLES, _WORTH = 30, 20_000
+
+
+class Tile(NamedTuple):
+    """Rows of the weight, and images."""
+
+    rows: int
+    images: int
+
+
+class Work(ConvWork):
+    """A problem as the loops take it; see `ConvWork`."""
+
+    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        super().__init__(problem, vectors, workers, cache)
+        self.terms = self.inputs * self.taps
+        self.is_half = self.format != computed(self.format)
+        self.tile = min(self._tiles(), key=self._cycles)
+
+    def _tiles(self) -> Iterator[Tile]:
+        """Yield every tile whose sums the registers hold, beside the fewer of its rows and images and one more."""
+        for rows in _ROWS:
+            for images in range(1, min(_MOST_IMAGES, self.problem.n) + 1):
+                held = rows * images + min(rows, images) + 1
+                if rows <= self.outputs and held <= self.simd.registers:
+                    yield Tile(rows, images)
+
+    def _cycles(self, tile: Tile) -> float:
+        """Return the cycles of the whole problem, if the weight is in the second-level cache."""
+        rate, sums = self.simd.fma_per_cycle, tile.rows * tile.images
+        tiles = -(-self.outputs // tile.rows) * -(-self.problem.n // tile.images)
+        loads = (tile.rows + tile.images) * self.simd.vector_bytes / _L2_RATE
+        step = max(sums / rate, loads, _LATENCY)
+        return tiles * (-(-self.terms // self.lanes) * step + 2 * sums / rate + _TILE_CYCLES)
+
+    @cached_property
+    def share(self) -> int:
+        """Rows of a unit of work: whole tiles."""
+        worth = int(self._cycles(self.tile) / _WORTH)
+        units = max(1, min(_UNITS * self.workers, worth)) if self.workers > 1 else 1
+        tiles = -(-self.outputs // self.tile.rows)
+        return -(-tiles // units) * self.tile.rows
+
+    @property
+    def across(self) -> Tile:
+        """The tile for a weight whose outputs lie together: all its factors are held, and a vector of each image."""
+        images = min(4, self.problem.n)
+        fitting = (rows for rows in reversed(_ROWS) if (rows + 1) * images + 2 <= self.simd.registers)
+        return Tile(next(fitting), images)
+
+    @property
+    def units(self) -> int:
+        return -(-self.outputs // self.share)
+
+    @property
+    def line(self) -> int:
+        """Bytes of an image's sums, with what a vector stores behind them."""
+        return _whole((min(self.share, self.outputs) + 2 * self.lanes) * self.size)
+
+    @property
+    def image(self) -> int:
+        """Bytes of an image that is widened."""
+        return _whole(self.terms * self.size)
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of a worker's sums, of one tile's, and of images that are widened."""
+        tile = _whole((self.tile.rows * self.tile.images + self.lanes) * self.size)
+        return self.problem.n * (self.line + (self.image if self.is_half else 0)) + tile
+
+    def seconds(self, machine: Machine) -> float:
+        """Return what a run should take."""
+        computing = self._cycles(self.tile) / machine.hertz
+        images = self.problem.n * self.image
+        # Images that the cache does not hold come from beyond it for every tile of rows.
+        times = self.outputs / self.tile.rows if images > self.cache // 2 else 0.0
+        moving = machine.moving(self.problem.bytes) + times * machine.moving(images)
+        return _OVERHEAD + max(computing, moving) / min(self.workers, self.units)
+
+
+def _whole(size: int) -> int:
+    return -(-size // _LINE) * _LINE
