@@ -69,6 +69,10 @@ def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form 
             parts += kind, value
         elif kind is tuple and all(type(entry) is int or _is_pair(entry) for entry in value):
             parts.append(value)
+        elif kind is list and all(type(entry) is int for entry in value):
+            parts.append(tuple(value))
+        elif isinstance(value, np.integer):
+            parts += int, int(value)
         else:
             return None
     return tuple(parts)

@@ -15,6 +15,8 @@ ROWS = np.ones((2, 6), np.float32)
 CALLS = {
     "numbers": (fc.conv2d, (X, W), {"padding": 1}),
     "tuples": (fc.conv2d, (X, W), {"padding": (1, 1), "stride": (2, 1)}),
+    "lists": (fc.conv2d, (X, W), {"padding": [1, 1]}),
+    "integers of NumPy": (fc.conv2d, (X, W), {"padding": np.int64(1)}),
     "padding before and after": (fc.conv2d, (X, W), {"padding": ((1, 0), (2, 1))}),
     "bias and activation": (fc.conv2d, (X, W, W[:, 0, 0, 0]), {"activation": "relu"}),
     "linear": (fc.linear, (ROWS, ROWS), {}),
