@@ -66,6 +66,29 @@ def _copy_piece(typingctx, every, lanes, bits, source, target, count):
 
 
 @intrinsic(prefer_literal=True)
+def _copy_whole(typingctx, every, lanes, bits, source, target):
+    """Copy a vector of elements, each one or every second, and read nothing behind the last."""
+    shape = literals(every, lanes, bits)
+    if shape is None:
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        every, lanes, bits = shape
+        e = Emitter(builder, bits, lanes)
+        source, target = args[3:]
+        vector = e.load(source)
+        if every == 2:
+            # The second half begins with the last element of the first.
+            rest = e.load(e.at(source, (lanes - 1) * e.bytes))
+            picked = [2 * i if 2 * i < lanes else 2 * i + 1 for i in range(lanes)]
+            vector = e.shuffle(vector, rest, picked)
+        e.wide.store(vector, target)
+        return context.get_dummy_value()
+
+    return types.void(every, lanes, bits, *(types.int64,) * 2), codegen
+
+
+@intrinsic(prefer_literal=True)
 def _turn(typingctx, lanes, bits, table, first, count, target, step):
     """Transpose a square: ``count`` channels, from the byte ``first`` on, of as many pixels as there are lanes.
 
@@ -120,8 +143,12 @@ def copy_every(every: int, lanes: int, bits: int) -> Any:
         if sources == 0:
             return
         for _ in range(channels):
-            for i in range(0, pixels, lanes):
-                _copy_piece(every, lanes, bits, source + i * every * size, target + i * wide, pixels - i)
+            if pixels < lanes:
+                _copy_piece(every, lanes, bits, source, target, pixels)
+            else:
+                for i_ in range(0, pixels, lanes):
+                    i = min(i_, pixels - lanes)
+                    _copy_whole(every, lanes, bits, source + i * every * size, target + i * wide)
             source += channel
             target += step
 
