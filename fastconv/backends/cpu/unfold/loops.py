@@ -8,11 +8,12 @@ from typing import Any
 from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.dgrad.interleave import weave
 from fastconv.backends.cpu.elements import get, put
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, copy, move, word
-from fastconv.backends.cpu.unfold.rows import copy_rows, gather_row
+from fastconv.backends.cpu.unfold.rows import copy_rows, every_other, gather_row, turn
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -51,41 +52,84 @@ def _unit(job, unit, outer):
     return n, first, min(job.block, job.channels - first), d, band * job.band
 
 
+# How elements get from the map to its phases and back: one by one; transposed in blocks, of neighbouring channels or of
+# the phases of a row; two phases woven; whole rows as they are.
+ELEMENTS, CHANNELS, PHASES, WOVEN, ROWS = range(5)
+
+
 @njit
-def _lay_line(size, job, row, table, target):
-    """Lay a phase of a row out in the slab, zeros where it is padding."""
-    start, stop, place = word(table, 0), word(table, 1), word(table, 2)
-    if start > 0:
-        clear(target, start * size)
-    if stop < job.line:
-        clear(target + stop * size, (job.line - stop) * size)
+def _turn(lanes, format, size, wide, source, source_step, count, target, target_step, length):
+    """Transpose ``count`` lines of ``length`` elements of ``wide`` bytes, block by block."""
+    for i in range(0, count, lanes):
+        for j in range(0, length, lanes):
+            turn(
+                lanes, format,
+                source + i * source_step + j * wide, source_step, min(lanes, count - i),
+                target + j * target_step + i * size, target_step, min(lanes, length - j),
+            )  # fmt: skip
+
+
+@njit
+def _lay_line(lanes, bits, job, source, target, count):
+    """Lay a phase of a row out in the slab."""
+    size = bits // 8
     step = job.sw * job.xw
-    source, to = row + place * job.xw, target + start * size
     if step == size:
-        copy(to, source, (stop - start) * size)
+        copy(target, source, count * size)
         return
-    for _ in range(stop - start):
-        move(to, source, size)
-        source, to = source + step, to + size
+    if size >= 4 and step == 2 * size:
+        every_other(lanes, bits, source, target, count)
+        return
+    for _ in range(count):
+        move(target, source, size)
+        source, target = source + step, target + size
 
 
 @njit
-def _lay(size, job, x, channels, depth, first, slab):
+def _lay_row(how, lanes, bits, job, row, channels, slab):
+    """Lay a row of some channels out in the slab, zeros where it is padding."""
+    size = bits // 8
+    if how == PHASES:
+        source = row + word(job.phases_w, 2) * job.xw
+        _turn(
+            lanes, bits, size, size,
+            source, job.sw * job.xw, job.line, slab, job.channel, job.nphases_w * channels,
+        )  # fmt: skip
+        return
+    for phase in range(job.nphases_w):
+        table, target = job.phases_w + 24 * phase, slab + phase * job.column_phase
+        start, stop = word(table, 0), word(table, 1)
+        source = row + word(table, 2) * job.xw
+        for c in range(channels):
+            to = target + c * job.channel
+            if start > 0:
+                clear(to, start * size)
+            if stop < job.line:
+                clear(to + stop * size, (job.line - stop) * size)
+            if how == ELEMENTS and stop > start:
+                _lay_line(lanes, bits, job, source + c * job.xc, to + start * size, stop - start)
+        if how == CHANNELS:
+            _turn(
+                lanes, bits, size, size,
+                source, job.sw * job.xw, stop - start, target + start * size, job.channel, channels,
+            )  # fmt: skip
+
+
+@njit
+def _lay(how, lanes, bits, job, x, channels, depth, first, slab):
     """Lay a depth of some channels out: the rows that windows from the first on read."""
+    row_bytes = job.line * (bits // 8)
     for phase in range(job.nphases_h):
         remainder = word(job.phases_h, phase)
-        for i in range(job.row_phase // (job.line * size)):
+        for i in range(job.row_phase // row_bytes):
             h = (first + i) * job.sh + remainder - job.above
-            target = slab + phase * job.row_phase + i * job.line * size
-            inside = 0 <= h < job.heights and 0 <= depth < job.depths
-            row = x + depth * job.xd + h * job.xh
-            for c in range(channels):
+            target = slab + phase * job.row_phase + i * row_bytes
+            if 0 <= h < job.heights and 0 <= depth < job.depths:
+                _lay_row(how, lanes, bits, job, x + depth * job.xd + h * job.xh, channels, target)
+            else:
                 for column in range(job.nphases_w):
-                    to = target + c * job.channel + column * job.column_phase
-                    if inside:
-                        _lay_line(size, job, row + c * job.xc, job.phases_w + 24 * column, to)
-                    else:
-                        clear(to, job.line * size)
+                    for c in range(channels):
+                        clear(target + column * job.column_phase + c * job.channel, row_bytes)
 
 
 @njit
@@ -103,8 +147,10 @@ def _copy_taps(vector, size, job, slab, y, rows):
 
 
 @cache
-def unfolds(vector: int, size: int) -> Any:
+def unfolds(how: int, vector: int, bits: int) -> Any:
     """Return compiled loops of unfold: ``run(job, start, stop, worker)`` does a range of units."""
+    size = bits // 8
+    lanes = vector // size
     sources = fingerprint()
 
     @callback(_SIGNATURE)
@@ -120,7 +166,8 @@ def unfolds(vector: int, size: int) -> Any:
             x = job.x + n * job.xn + c * job.xc
             y = job.y + n * job.yn + c * taps * job.yc + (d * job.oh + first) * job.ow * size
             for k in range(job.kd):
-                _lay(size, job, x, channels, d * job.sd + k * job.dd - job.front, first, slab + k * job.level)
+                depth = d * job.sd + k * job.dd - job.front
+                _lay(how, lanes, bits, job, x, channels, depth, first, slab + k * job.level)
             for i in range(channels):
                 for k in range(job.kd):
                     _copy_taps(vector, size, job, slab + i * job.channel + k * job.level, y, rows)
@@ -155,24 +202,60 @@ def _fold_line(narrows, lanes, format, size, job, y, d, h, phase, target):
 
 
 @njit
-def _spread(format, wide, size, wide_size, job, slab, channels, x):
-    """Write rows of some channels, each in phases, to the map; columns that no window reads are cleared."""
+def _spread_phase(format, wide, size, wide_size, job, phase, first, slab, channels, x):
+    """Write the elements of a phase, from the first on, to a row of the map."""
+    table = job.phases_w + 24 * phase
+    step = job.sw * job.xw
+    to = x + word(table, 0) * job.xw + first * step
+    for w in range(first, word(table, 1)):
+        source = slab + phase * job.column_phase + w * wide_size
+        for c in range(channels):
+            put(format, to + c * job.xc, get(wide, source + c * job.channel))
+        to += step
+
+
+@njit
+def _spread(how, lanes, format, wide, size, wide_size, job, slab, channels, x):
+    """Write a row of some channels, each in phases, to the map; columns that no window reads are cleared."""
     if job.nphases_w < job.sw:
         for w in range(job.width):
             for c in range(channels):
                 clear(x + c * job.xc + w * job.xw, size)
+    step = job.sw * job.xw
+    if how == PHASES:
+        least = word(job.phases_w + 24 * (job.nphases_w - 1), 1)
+        _turn(
+            lanes, format, size, wide_size,
+            slab, job.channel, job.nphases_w * channels, x + word(job.phases_w, 0) * job.xw, step, least,
+        )  # fmt: skip
+        for phase in range(job.nphases_w):
+            _spread_phase(format, wide, size, wide_size, job, phase, least, slab, channels, x)
+    elif how == WOVEN:
+        for c in range(channels):
+            pair = (slab + c * job.channel, slab + c * job.channel + job.column_phase)
+            weave(2, lanes, wide, x + c * job.xc, pair, job.width)
+    elif how == CHANNELS:
+        for phase in range(job.nphases_w):
+            table = job.phases_w + 24 * phase
+            _turn(
+                lanes, format, size, wide_size,
+                slab + phase * job.column_phase, job.channel, channels, x + word(table, 0) * job.xw, step,
+                word(table, 1),
+            )  # fmt: skip
+    else:
+        for phase in range(job.nphases_w):
+            _spread_phase(format, wide, size, wide_size, job, phase, 0, slab, channels, x)
+
+
+@njit
+def _fold_row(lanes, format, wide_size, job, y, d, h, target):
+    """Compute the phases of a row in the slab."""
     for phase in range(job.nphases_w):
-        table = job.phases_w + 24 * phase
-        to, step = x + word(table, 0) * job.xw, job.sw * job.xw
-        for w in range(word(table, 1)):
-            source = slab + phase * job.column_phase + w * wide_size
-            for c in range(channels):
-                put(format, to + c * job.xc, get(wide, source + c * job.channel))
-            to += step
+        _fold_line(0, lanes, format, wide_size, job, y, d, h, phase, target + phase * job.column_phase)
 
 
 @cache
-def folds(last: int, lanes: int, format: int) -> Any:
+def folds(how: int, lanes: int, format: int) -> Any:
     """Return compiled loops of fold: ``run(job, start, stop, worker)`` does a range of units."""
     size, wide = size_of(format), computed(format)
     wide_size = size_of(wide)
@@ -187,27 +270,28 @@ def folds(last: int, lanes: int, format: int) -> Any:
         taps = job.kd * job.kh * job.kw
         for unit in range(start, stop):
             n, c, channels, d, first = _unit(job, unit, job.depths)
-            rows = min(job.band, job.heights - first)
-            x = job.x + n * job.xn + c * job.xc + d * job.xd + first * job.xh
+            end = min(first + job.band, job.heights)
+            x = job.x + n * job.xn + c * job.xc + d * job.xd
             y = job.y + n * job.yn + c * taps * job.yc
-            if last:
-                for i in range(channels):
-                    for h in range(rows):
-                        target = slab + i * job.channel + h * job.level
-                        for phase in range(job.nphases_w):
-                            to = target + phase * job.column_phase
-                            _fold_line(0, lanes, format, wide_size, job, y, d, first + h, phase, to)
-                    y += taps * job.yc
-                for h in range(rows):
-                    _spread(format, wide, size, wide_size, job, slab + h * job.level, channels, x + h * job.xh)
-            elif job.sw == 1 and job.xw == size:
-                for h in range(rows):
-                    _fold_line(1, lanes, format, size, job, y, d, first + h, 0, x + h * job.xh)
-            else:
-                for h in range(rows):
-                    for phase in range(job.nphases_w):
-                        to = slab + phase * job.column_phase
-                        _fold_line(0, lanes, format, wide_size, job, y, d, first + h, phase, to)
-                    _spread(format, wide, size, wide_size, job, slab, 1, x + h * job.xh)
+            # Rows that the same kernel positions read follow each other, in what these hold as well.
+            if channels == 1:
+                for phase in range(min(job.sh, end - first)):
+                    for h in range(first + phase, end, job.sh):
+                        to = x + h * job.xh
+                        if how == ROWS:
+                            _fold_line(1, lanes, format, size, job, y, d, h, 0, to)
+                        else:
+                            _fold_row(lanes, format, wide_size, job, y, d, h, slab)
+                            _spread(how, lanes, format, wide, size, wide_size, job, slab, 1, to)
+                continue
+            for i in range(channels):
+                for phase in range(min(job.sh, end - first)):
+                    for h in range(first + phase, end, job.sh):
+                        target = slab + (h - first) * job.level + i * job.channel
+                        _fold_row(lanes, format, wide_size, job, y, d, h, target)
+                y += taps * job.yc
+            for h in range(first, end):
+                to = slab + (h - first) * job.level
+                _spread(how, lanes, format, wide, size, wide_size, job, to, channels, x + h * job.xh)
 
     return run

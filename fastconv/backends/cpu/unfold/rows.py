@@ -82,7 +82,7 @@ def gather_row(
     """Sum what neighbouring elements of a row, in one phase, are read by.
 
     Literal integers: vectors (of elements), narrows (the target has the columns' format; otherwise that which is
-    computed in), lanes, format (of the columns).
+    computed in, and has room for whole vectors), lanes, format (of the columns).
 
     Values, addresses and strides in bytes: columns (of the channel), step (from kernel position to kernel position),
     depths, rows and taps (tables of two words each, with at least one entry: how many kernel positions to go, and for
@@ -126,11 +126,78 @@ def gather_row(
 
         out = e if is_narrow else e.wide
         for v, total in enumerate(e.loop(ndepths, [e.zero] * nvectors, depth)):
-            mask = e.first(e.at(count, -v * nlanes))
+            # Whole vectors are at hand for who reads them next, other than masked ones.
+            mask = e.first(e.at(count, -v * nlanes)) if is_narrow else None
             out.store_masked(total, out.at(target, v * nlanes * out.bytes), mask)
         return context.get_dummy_value()
 
     return types.void(*given, *(types.int64,) * 12), codegen
+
+
+@intrinsic(prefer_literal=True)
+def turn(typingctx, lanes, format, source, source_step, count, target, target_step, length):
+    """Transpose a block: ``count`` lines of ``length`` elements, both between one and ``lanes``.
+
+    Literal integers: lanes, format (of the target; the source has that which is computed in).
+
+    Values, addresses and strides in bytes: source, source_step (from line to line), count, target, target_step (from
+    line to line there, where there are ``length`` of ``count`` elements).
+    """
+    given = (lanes, format)
+    known = literals(*given)
+    if known is None:
+        return None
+    nlanes, stored = known
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, source_step, count, target, target_step, length = args[len(known) :]
+        b, e = builder, Emitter(builder, stored, nlanes)
+        lines = [e.at(source, b.mul(source_step, I64(i))) for i in range(nlanes)]
+        targets = [e.at(target, b.mul(target_step, I64(i))) for i in range(nlanes)]
+        full = b.and_(b.icmp_signed("==", count, I64(nlanes)), b.icmp_signed("==", length, I64(nlanes)))
+        with b.if_else(full, likely=True) as (whole, part):
+            with whole:
+                for to, vector in zip(targets, e.transpose([e.wide.load(line) for line in lines]), strict=True):
+                    e.store(vector, to)
+            with part:
+                inside, stored_lanes = e.first(length), e.first(count)
+                # What is beyond the last line is not stored: the first is read in its place.
+                real = [b.select(b.icmp_signed("<", I64(i), count), line, source) for i, line in enumerate(lines)]
+                loaded = [e.wide.load_masked(line, inside) for line in real]
+                for i, (to, vector) in enumerate(zip(targets, e.transpose(loaded), strict=True)):
+                    with b.if_then(b.icmp_signed("<", I64(i), length)):
+                        e.store_masked(vector, to, stored_lanes)
+        return context.get_dummy_value()
+
+    return types.void(*given, *(types.int64,) * 6), codegen
+
+
+@intrinsic(prefer_literal=True)
+def every_other(typingctx, lanes, bits, source, target, count):
+    """Copy ``count`` elements, at least one, that are two apart to where they are neighbours."""
+    given = (lanes, bits)
+    known = literals(*given)
+    if known is None:
+        return None
+    nlanes, element = known
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, count = args[len(known) :]
+        b, e = builder, Emitter(builder, element, nlanes)
+        step = nlanes * e.bytes
+
+        def vector(index: Any, _: list[Any]) -> list[Any]:
+            left = b.sub(count, e.times(index, nlanes))
+            at, to = e.at(source, e.times(index, 2 * step)), e.at(target, e.times(index, step))
+            read = e.at(left, left, -1)
+            pair = [e.load_masked(e.at(at, v * step), e.first(e.at(read, -v * nlanes))) for v in range(2)]
+            e.store_masked(e.shuffle(*pair, range(0, 2 * nlanes, 2)), to, e.first(left))
+            return []
+
+        e.loop(b.sdiv(e.at(count, nlanes - 1), I64(nlanes)), [], vector)
+        return context.get_dummy_value()
+
+    return types.void(*given, *(types.int64,) * 3), codegen
 
 
 def _all(kind: Any, value: int) -> Any:

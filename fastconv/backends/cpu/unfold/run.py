@@ -12,7 +12,7 @@ from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.formats import format_of
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address
-from fastconv.backends.cpu.unfold.loops import FIELDS, folds, unfolds
+from fastconv.backends.cpu.unfold.loops import CHANNELS, ELEMENTS, FIELDS, PHASES, ROWS, WOVEN, folds, unfolds
 from fastconv.backends.cpu.unfold.work import FoldWork, Phases, UnfoldWork, Work
 from fastconv.geometry import Axis
 from fastconv.problem import Sizes
@@ -36,12 +36,30 @@ class _Runner(ABC):
         self._tables: dict[str, Any] = {}
         self._units, self._workers, self._scratch = work.units, work.workers, work.workers * work.slab_bytes
         self._fields = self._known()
-        self._loops = self._compiled().address
         self._records: dict[tuple[Sizes, Sizes], Any] = {}
 
     @abstractmethod
-    def _compiled(self) -> Any:
+    def _loops(self, how: int) -> Any:
         """Return the compiled loops."""
+
+    @abstractmethod
+    def _how(self, channel: int, column: int) -> int:
+        """Return how elements get to their phases, from a map of these strides."""
+
+    def _turned(self, channel: int, column: int, lanes: int, regular: bool) -> int:
+        """Return what is to be transposed, if anything: lines of at least half a vector pay.
+
+        ``regular`` says that the phases of a row lie side by side.
+        """
+        work, size = self._work, self._work.size
+        if work.block > 1 and channel == size and 2 * work.block >= lanes:
+            return CHANNELS
+        # The unit's elements of a row have no others between them.
+        together = work.block == 1 or (work.blocks == 1 and channel == size)
+        length = work.block * len(work.phases[2].remainders)
+        if together and column == work.block * size and regular and 2 * length >= lanes:
+            return PHASES
+        return ELEMENTS
 
     def _known(self) -> dict[str, int]:
         """Return the fields that do not depend on strides; the tables that they point to are kept."""
@@ -71,28 +89,29 @@ class _Runner(ABC):
     def _do(self, x: Any, y: Any) -> bool:
         """Do the job on a map and its columns; return whether the loops can take them."""
         try:
-            record = self._records[x.strides, y.strides]
+            record, loops = self._records[x.strides, y.strides]
         except KeyError:
-            record = self._look(x.strides, y.strides)
+            record, loops = self._look(x.strides, y.strides)
         if record is None or not (x.flags.aligned and y.flags.aligned):
             return False
         job = record.copy()
         job[_X], job[_Y] = address(x), address(y)
         job[_SLAB] = scratch.take(self._scratch)
-        threads.run(self._loops, address(job), self._units, self._workers)
+        threads.run(loops, address(job), self._units, self._workers)
         return True
 
-    def _look(self, x: Sizes, y: Sizes) -> Any:
-        """Make the record for arrays of these strides, and remember it; None if the columns have gaps."""
+    def _look(self, x: Sizes, y: Sizes) -> tuple[Any, int]:
+        """Return the record for arrays of these strides and the loops, and remember them; None if columns have gaps."""
         if len(self._records) >= _MOST_RECORDS:
             self._records.clear()
-        record = None
+        record, loops = None, 0
         if y[2] == self._work.size or self.problem.y_shape[2] == 1:
             missing = (0,) * (3 - self.problem.ndim)
             strides = dict(zip(("xn", "xc", "xd", "xh", "xw"), (*x[:2], *missing, *x[2:]), strict=True))
             record = record_of(FIELDS, {**self._fields, **strides, "yn": y[0], "yc": y[1]})
-        self._records[x, y] = record
-        return record
+            loops = self._loops(self._how(x[1], x[-1])).address
+        self._records[x, y] = record, loops
+        return record, loops
 
 
 class UnfoldRunner(_Runner):
@@ -103,22 +122,32 @@ class UnfoldRunner(_Runner):
         self.work = work
         super().__init__(work)
 
-    def _compiled(self) -> Any:
-        return unfolds(self.work.simd.vector_bytes, self.work.size)
+    def _loops(self, how: int) -> Any:
+        return unfolds(how, self.work.simd.vector_bytes, 8 * self.work.size)
+
+    def _how(self, channel: int, column: int) -> int:
+        work = self.work
+        if work.size != work.computed:  # halves are moved as they are, one by one
+            return ELEMENTS
+        remainders = work.phases[2].remainders
+        regular = _is_range(remainders) and all(
+            (start, stop) == (0, work.line) for start, stop, _ in self._tables["phases_w"]
+        )
+        return self._turned(channel, column, work.simd.lanes(work.size), regular)
 
     def _known(self) -> dict[str, int]:
         work = self.work
         _, rows, columns = work.axes
         _, height, width = work.phases
         row_phase = (work.band + height.reach) * work.line * work.size
-        column_phase = len(height.remainders) * row_phase
-        f = {"row_phase": row_phase, "column_phase": column_phase, "line": work.line, "channel": work.channel_bytes}
-        f["level"] = len(width.remainders) * column_phase
+        channel = len(height.remainders) * row_phase
+        f = {"line": work.line, "row_phase": row_phase, "channel": channel, "column_phase": work.block * channel}
+        f["level"] = len(width.remainders) * f["column_phase"]
         f |= self._keep(
             phases_h=height.remainders,
             phases_w=[_inside(columns, remainder, work.line) for remainder in width.remainders],
             taps_h=[phase * row_phase + shift * work.line * work.size for phase, shift in height.taps],
-            taps_w=[phase * column_phase + shift * work.size for phase, shift in width.taps],
+            taps_w=[phase * f["column_phase"] + shift * work.size for phase, shift in width.taps],
         )
         return super()._known() | f
 
@@ -138,22 +167,33 @@ class FoldRunner(_Runner):
         self.work = work
         super().__init__(work)
 
-    def _compiled(self) -> Any:
-        return folds(int(self.work.last), self.work.lanes, format_of(self.problem))
+    def _loops(self, how: int) -> Any:
+        return folds(how, self.work.lanes, format_of(self.problem))
+
+    def _how(self, channel: int, column: int) -> int:
+        work, size = self.work, self.work.size
+        stride, phases = work.axes[2].stride, len(work.phases[2].remainders)
+        if stride == 1 and column == size and work.block == 1:
+            return ROWS
+        if stride == 2 and phases == 2 and column == size == work.computed:
+            return WOVEN
+        return self._turned(channel, column, work.lanes, _is_range(self._tables["phases_w"][:, 0].tolist()))
 
     def _known(self) -> dict[str, int]:
         work = self.work
         depth, rows, columns = work.axes
         width = work.phases[2]
-        column_phase = work.line * work.computed
-        f = {"line": work.line, "channel": work.channel_bytes, "column_phase": column_phase}
-        f["level"] = len(width.remainders) * column_phase
+        channel = work.line * work.computed
+        f = {"line": work.line, "channel": channel, "column_phase": work.block * channel}
+        f["level"] = len(width.remainders) * f["column_phase"]
+        # In the order in which the phases begin in a row.
+        reached = sorted((*_reached(columns, remainder), n) for n, remainder in enumerate(width.remainders))
         row_bytes = columns.out * work.size
-        tables = {"phases_w": [_reached(columns, remainder) for remainder in width.remainders]}
+        tables = {"phases_w": [phase[:3] for phase in reached]}
         for name, entries in (
             ("d", _readers(depth, rows.kernel * columns.kernel, rows.out * row_bytes)),
             ("h", _readers(rows, columns.kernel, row_bytes)),
-            ("w", _of_phases(width)),
+            ("w", [_taps_of(width, phase[3]) for phase in reached]),
         ):
             counts = [len(entry) for entry in entries]
             tables |= {f"reads_{name}": counts, f"from_{name}": np.cumsum([0, *counts[:-1]])}
@@ -196,9 +236,11 @@ def _readers(axis: Axis, taps: int, step: int) -> list[list[tuple[int, int]]]:
     return result
 
 
-def _of_phases(phases: Phases) -> list[list[tuple[int, int]]]:
-    """Return, for each phase, its kernel positions and their shifts."""
-    return [
-        [(k, shift) for k, (phase, shift) in enumerate(phases.taps) if phase == number]
-        for number in range(len(phases.remainders))
-    ]
+def _taps_of(phases: Phases, number: int) -> list[tuple[int, int]]:
+    """Return the kernel positions of a phase, and their shifts."""
+    return [(k, shift) for k, (phase, shift) in enumerate(phases.taps) if phase == number]
+
+
+def _is_range(numbers: Sequence[int]) -> bool:
+    """Whether each number is one more than the one before it."""
+    return list(numbers) == list(range(numbers[0], numbers[0] + len(numbers)))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import Simd
 from fastconv.geometry import Axis
-from fastconv.problem import PoolProblem
+from fastconv.problem import DTYPES, PoolProblem
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 8
@@ -60,6 +60,7 @@ class Work:
         self.axes = lifted_axes(problem)
         self.phases = tuple(map(phases_of, self.axes))
         self.size = problem.itemsize
+        self.computed = DTYPES[problem.accumulator]
         self.last = problem.layout == "channels_last"
         # Neighbouring channels are in the same lines of the cache.
         self.block = min(problem.c, _LINE // self.size) if self.last else 1
@@ -141,19 +142,18 @@ class UnfoldWork(Work):
         return self.problem.n * self.blocks * self.axes[0].out
 
     @property
-    def channel_bytes(self) -> int:
-        """Bytes of a channel in the slab, with a vector behind that may be read."""
-        return (self.band + self.phases[1].reach) * self._row_bytes + _LINE
+    def _channel_bytes(self) -> int:
+        return (self.band + self.phases[1].reach) * self._row_bytes
 
     @property
     def slab_bytes(self) -> int:
-        return -(-self.block * self.channel_bytes // _LINE) * _LINE
+        return -(-self.block * self._channel_bytes // _LINE) * _LINE
 
     @property
     def cycles(self) -> float:
         p = self.problem
         moves = 1 if self.axes[2].stride == 1 and not self.last else 1.5 * self.line
-        fill = self._outer * self.block * self.bands * self.channel_bytes / (self.line * self.size) * (25 + moves)
+        fill = self._outer * self.block * self.bands * self._channel_bytes / (self.line * self.size) * (25 + moves)
         bytes_of_row = self.axes[2].out * self.size
         pieces = -(-bytes_of_row // self.simd.vector_bytes) + 1
         pace = 2 * self.simd.vector_bytes / 64
@@ -165,21 +165,21 @@ class FoldWork(Work):
 
     def __init__(self, problem: PoolProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
-        self.computed = 8 if problem.accumulator == "float64" else 4
         self.lanes = vectors.lanes(self.computed)
 
     @property
     def line(self) -> int:
         """Elements of a row in one phase, in whole vectors."""
-        length = -(-self.axes[2].size // self.axes[2].stride)
-        return -(-length // self.lanes) * self.lanes
+        vectors = -(-(-(-self.axes[2].size // self.axes[2].stride)) // self.lanes)
+        # Three vectors are done as four.
+        return (vectors + (vectors % 4 == 3)) * self.lanes
 
     @property
     def _row_bytes(self) -> int:
         return len(self.phases[2].remainders) * self.line * self.computed
 
     def _most_rows(self) -> int:
-        if not self.last:
+        if self.block == 1:
             return -(-_NEAR // (self.axes[2].out * self.size))
         return max(1, self.cache // 4 // (self.block * self._row_bytes))
 
@@ -192,13 +192,8 @@ class FoldWork(Work):
         return self.problem.n * self.blocks * self.axes[0].size
 
     @property
-    def channel_bytes(self) -> int:
-        """Bytes of a channel's rows in the slab."""
-        return self._row_bytes * (self.band if self.last else 1)
-
-    @property
     def slab_bytes(self) -> int:
-        return self.block * self.channel_bytes
+        return self.block * self._row_bytes * (self.band if self.block > 1 else 1)
 
     @property
     def cycles(self) -> float:
