@@ -33,6 +33,7 @@ _FIELDS = """
     nphases_h nphases_w         | how many phases there are
     column_phase row_phase      | bytes from phase to phase
     taps_h taps_w               | tables: of an unfold, bytes to a kernel position; of a fold, the taps of the phases
+    ahead                       | bytes from what is read to what is read soon
     taps_d                      | table: the taps of depths
     from_d from_h from_w        | tables: the first entry among the taps, for each depth, row, or phase of columns
     reads_d reads_h reads_w     | tables: how many entries
@@ -53,8 +54,8 @@ def _unit(job, unit, outer):
 
 
 # How elements get from the map to its phases and back: one by one; transposed in blocks, of neighbouring channels or of
-# the phases of a row; two phases woven; whole rows as they are.
-ELEMENTS, CHANNELS, PHASES, WOVEN, ROWS = range(5)
+# the phases of a row; two phases woven; whole rows as they are; from windows side by side, without any sums.
+ELEMENTS, CHANNELS, PHASES, WOVEN, ROWS, PATCHES = range(6)
 
 
 @njit
@@ -180,7 +181,7 @@ def unfolds(how: int, vector: int, bits: int) -> Any:
 def _gather(vectors, narrows, lanes, format, job, y, d, h, phase, first, target, count):
     gather_row(
         vectors, narrows, lanes, format,
-        y, job.yc, job.taps_d + 16 * word(job.from_d, d), word(job.reads_d, d),
+        y, job.yc, job.ahead, job.taps_d + 16 * word(job.from_d, d), word(job.reads_d, d),
         job.taps_h + 16 * word(job.from_h, h), word(job.reads_h, h),
         job.taps_w + 16 * word(job.from_w, phase), word(job.reads_w, phase), first, job.ow, target, count,
     )  # fmt: skip
@@ -196,9 +197,11 @@ def _fold_line(narrows, lanes, format, size, job, y, d, h, phase, target):
     while left > 2 * lanes:
         _gather(4, narrows, lanes, format, job, y, d, h, phase, first, target, left)
         first, target, left = first + 4 * lanes, target + 4 * lanes * size, left - 4 * lanes
-    while left > 0:
+    if left > lanes:
+        _gather(2, narrows, lanes, format, job, y, d, h, phase, first, target, left)
+        return
+    if left > 0:
         _gather(1, narrows, lanes, format, job, y, d, h, phase, first, target, left)
-        first, target, left = first + lanes, target + lanes * size, left - lanes
 
 
 @njit
@@ -254,6 +257,22 @@ def _fold_row(lanes, format, wide_size, job, y, d, h, target):
         _fold_line(0, lanes, format, wide_size, job, y, d, h, phase, target + phase * job.column_phase)
 
 
+@njit
+def _patch_row(lanes, bits, job, y, d, h, x):
+    """Write a row of the map, each element of which is in one window at most, and the windows are side by side."""
+    size = bits // 8
+    if job.ow * job.kw < job.width or word(job.reads_d, d) * word(job.reads_h, h) == 0:
+        clear(x, job.width * size)
+        if word(job.reads_d, d) * word(job.reads_h, h) == 0:
+            return
+    depth, row = job.taps_d + 16 * word(job.from_d, d), job.taps_h + 16 * word(job.from_h, h)
+    source = y + (word(depth, 0) + word(row, 0)) * job.yc + word(depth, 1) + word(row, 1)
+    if job.kw == 2:
+        weave(2, lanes, bits, x, (source, source + job.yc), 2 * job.ow)
+    else:
+        _turn(lanes, bits, size, size, source, job.yc, job.kw, x, job.kw * size, job.ow)
+
+
 @cache
 def folds(how: int, lanes: int, format: int) -> Any:
     """Return compiled loops of fold: ``run(job, start, stop, worker)`` does a range of units."""
@@ -280,6 +299,8 @@ def folds(how: int, lanes: int, format: int) -> Any:
                         to = x + h * job.xh
                         if how == ROWS:
                             _fold_line(1, lanes, format, size, job, y, d, h, 0, to)
+                        elif how == PATCHES:
+                            _patch_row(lanes, wide, job, y, d, h, to)
                         else:
                             _fold_row(lanes, format, wide_size, job, y, d, h, slab)
                             _spread(how, lanes, format, wide, size, wide_size, job, slab, 1, to)

@@ -77,7 +77,7 @@ def _emit_copies(
 @intrinsic(prefer_literal=True)
 def gather_row(
     typingctx, vectors, narrows, lanes, format,
-    columns, step, depths, ndepths, rows, nrows, taps, ntaps, first, width, target, count,
+    columns, step, ahead, depths, ndepths, rows, nrows, taps, ntaps, first, width, target, count,
 ):  # fmt: skip
     """Sum what neighbouring elements of a row, in one phase, are read by.
 
@@ -85,9 +85,10 @@ def gather_row(
     computed in, and has room for whole vectors), lanes, format (of the columns).
 
     Values, addresses and strides in bytes: columns (of the channel), step (from kernel position to kernel position),
-    depths, rows and taps (tables of two words each, with at least one entry: how many kernel positions to go, and for
-    depths and rows the bytes to go, for taps the shift), first (window that begins at the first element if the shift
-    is zero), width (windows of a row), target, count (elements, at least one).
+    ahead (what is so far on is asked for), depths, rows and taps (tables of two words each, with at least one entry:
+    how many kernel positions to go, and for depths and rows the bytes to go, for taps the shift), first (window that
+    begins at the first element if the shift is zero), width (windows of a row), target, count (elements, at least
+    one).
     """
     given = (vectors, narrows, lanes, format)
     known = literals(*given)
@@ -96,7 +97,9 @@ def gather_row(
     nvectors, is_narrow, nlanes, stored = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        columns, step, depths, ndepths, rows, nrows, taps, ntaps, first, width, target, count = args[len(known) :]
+        columns, step, ahead, depths, ndepths, rows, nrows, taps, ntaps, first, width, target, count = args[
+            len(known) :
+        ]
         b, e = builder, Emitter(builder, stored, nlanes)
         lane = ir.Constant(ir.VectorType(I32, nlanes), list(range(nlanes)))
         end = e.splat(b.trunc(width, I32))
@@ -106,13 +109,14 @@ def gather_row(
             return b.mul(e.load_integer(at), step), e.load_integer(e.at(at, 8))
 
         def tap(index: Any, at: Any, sums: list[Any]) -> list[Any]:
-            ahead, shift = entry(taps, index)
+            onward, shift = entry(taps, index)
             place = b.sub(first, shift)
-            at = e.at(at, ahead, e.times(place, e.bytes))
+            at = e.at(at, onward, e.times(place, e.bytes))
             here = b.add(e.splat(b.trunc(place, I32)), lane)
             result = []
             for v, total in enumerate(sums):
                 inside = b.icmp_unsigned("<", b.add(here, _all(here.type, v * nlanes)) if v else here, end)
+                e.prefetch(e.at(at, ahead, v * nlanes * e.bytes), level=2)
                 result.append(b.fadd(total, e.load_masked(e.at(at, v * nlanes * e.bytes), inside)))
             return result
 
@@ -131,7 +135,7 @@ def gather_row(
             out.store_masked(total, out.at(target, v * nlanes * out.bytes), mask)
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 12), codegen
+    return types.void(*given, *(types.int64,) * 13), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -191,7 +195,7 @@ def every_other(typingctx, lanes, bits, source, target, count):
             at, to = e.at(source, e.times(index, 2 * step)), e.at(target, e.times(index, step))
             read = e.at(left, left, -1)
             pair = [e.load_masked(e.at(at, v * step), e.first(e.at(read, -v * nlanes))) for v in range(2)]
-            e.store_masked(e.shuffle(*pair, range(0, 2 * nlanes, 2)), to, e.first(left))
+            e.store_masked(e.shuffle(pair[0], pair[1], range(0, 2 * nlanes, 2)), to, e.first(left))
             return []
 
         e.loop(b.sdiv(e.at(count, nlanes - 1), I64(nlanes)), [], vector)
@@ -202,4 +206,3 @@ def every_other(typingctx, lanes, bits, source, target, count):
 
 def _all(kind: Any, value: int) -> Any:
     return ir.Constant(kind, [value] * kind.count)
-

@@ -12,7 +12,7 @@ from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.formats import format_of
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address
-from fastconv.backends.cpu.unfold.loops import CHANNELS, ELEMENTS, FIELDS, PHASES, ROWS, WOVEN, folds, unfolds
+from fastconv.backends.cpu.unfold.loops import CHANNELS, ELEMENTS, FIELDS, PATCHES, PHASES, ROWS, WOVEN, folds, unfolds
 from fastconv.backends.cpu.unfold.work import FoldWork, Phases, UnfoldWork, Work
 from fastconv.geometry import Axis
 from fastconv.problem import Sizes
@@ -137,7 +137,7 @@ class UnfoldRunner(_Runner):
 
     def _known(self) -> dict[str, int]:
         work = self.work
-        _, rows, columns = work.axes
+        columns = work.axes[2]
         _, height, width = work.phases
         row_phase = (work.band + height.reach) * work.line * work.size
         channel = len(height.remainders) * row_phase
@@ -175,6 +175,8 @@ class FoldRunner(_Runner):
         stride, phases = work.axes[2].stride, len(work.phases[2].remainders)
         if stride == 1 and column == size and work.block == 1:
             return ROWS
+        if work.patches and column == size:
+            return PATCHES
         if stride == 2 and phases == 2 and column == size == work.computed:
             return WOVEN
         return self._turned(channel, column, work.lanes, _is_range(self._tables["phases_w"][:, 0].tolist()))
@@ -186,10 +188,12 @@ class FoldRunner(_Runner):
         channel = work.line * work.computed
         f = {"line": work.line, "channel": channel, "column_phase": work.block * channel}
         f["level"] = len(width.remainders) * f["column_phase"]
+        f["ahead"] = work.ahead
         # In the order in which the phases begin in a row.
         reached = sorted((*_reached(columns, remainder), n) for n, remainder in enumerate(width.remainders))
         row_bytes = columns.out * work.size
-        tables = {"phases_w": [phase[:3] for phase in reached]}
+        tables: dict[str, Any] = {"phases_w": [phase[:3] for phase in reached]}
+        entries: Any
         for name, entries in (
             ("d", _readers(depth, rows.kernel * columns.kernel, rows.out * row_bytes)),
             ("h", _readers(rows, columns.kernel, row_bytes)),
@@ -230,9 +234,7 @@ def _readers(axis: Axis, taps: int, step: int) -> list[list[tuple[int, int]]]:
     result = []
     for place in range(axis.before, axis.before + axis.size):
         windows = [divmod(place - k * axis.dilation, axis.stride) for k in range(axis.kernel)]
-        result.append(
-            [(k * taps, o * step) for k, (o, rest) in enumerate(windows) if rest == 0 and 0 <= o < axis.out]
-        )
+        result.append([(k * taps, o * step) for k, (o, rest) in enumerate(windows) if rest == 0 and 0 <= o < axis.out])
     return result
 
 

@@ -170,9 +170,19 @@ class FoldWork(Work):
     @property
     def line(self) -> int:
         """Elements of a row in one phase, in whole vectors."""
-        vectors = -(-(-(-self.axes[2].size // self.axes[2].stride)) // self.lanes)
+        length = -(-self.axes[2].size // self.axes[2].stride)
+        vectors = -(-length // self.lanes)
         # Three vectors are done as four.
         return (vectors + (vectors % 4 == 3)) * self.lanes
+
+    @property
+    def patches(self) -> bool:
+        """Whether no element of a channel is in two windows, which are side by side in a row; for float32 and 64."""
+        width = self.axes[2]
+        apart = all(axis.kernel <= axis.stride and axis.dilation == 1 for axis in self.axes)
+        even = width.kernel == width.stride > 1 and width.before == 0 and width.out * width.kernel <= width.size
+        pays = width.kernel == 2 or 2 * width.kernel >= self.lanes
+        return apart and even and pays and self.block == 1 and self.size == self.computed
 
     @property
     def _row_bytes(self) -> int:
@@ -192,6 +202,12 @@ class FoldWork(Work):
         return self.problem.n * self.blocks * self.axes[0].size
 
     @property
+    def ahead(self) -> int:
+        """Bytes to the same kernel position of the next channel, which no pattern tells; 0 if the way is too long."""
+        channel = math.prod(self.problem.kernel_size + self.problem.output_size) * self.size
+        return channel if channel <= self.cache // 4 else 0
+
+    @property
     def slab_bytes(self) -> int:
         return self.block * self._row_bytes * (self.band if self.block > 1 else 1)
 
@@ -201,5 +217,5 @@ class FoldWork(Work):
         rows = p.macs / self.axes[2].out
         vectors = -(-self.axes[2].out // self.lanes)
         pace = 2 / self.simd.fma_per_cycle
-        spread = 0.0 if self.axes[2].stride == 1 and not self.last else 1.5
+        spread = 0.0 if (self.axes[2].stride == 1 and not self.last) or self.patches else 0.5
         return rows * (6 + pace * 2.5 * vectors) + p.n * p.c * math.prod(p.input_size) * (spread + 0.2)
