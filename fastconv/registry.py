@@ -29,6 +29,8 @@ _BUILT_IN = (
     "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad4",
     "fastconv.backends.cpu.pool.algorithm:Pool",
     "fastconv.backends.cpu.pool.algorithm:PoolGradient",
+    "fastconv.backends.cpu.unfold.algorithm:Unfold",
+    "fastconv.backends.cpu.unfold.algorithm:Fold",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2",
     "fastconv.backends.cpu.winograd.algorithm:Winograd4",
     "fastconv.backends.cpu.winograd.algorithm:Winograd2x5",

@@ -1,13 +1,13 @@
-"""The axes of a convolution, three of them whatever the problem has."""
+"""The axes of a problem, three of them whatever the problem has."""
 
 from __future__ import annotations
 
 from fastconv.geometry import Axis, axes_of
-from fastconv.problem import AXES, ConvProblem, Sizes
+from fastconv.problem import AXES, ConvProblem, PoolProblem, Sizes
 
 
-def lifted_axes(problem: ConvProblem) -> tuple[Axis, ...]:
-    """Return depth, rows and columns; axes that the problem lacks have size 1."""
+def lifted_axes(problem: ConvProblem | PoolProblem) -> tuple[Axis, ...]:
+    """Return depth, rows and columns; axes that the problem lacks have size 1. No adaptive pool has such."""
     axes = axes_of(problem)
     missing = (Axis(1, 1, 1, 1, 1, 0, "zeros"),) * (len(AXES) - problem.ndim)
     return missing + tuple(axis for axis in axes if isinstance(axis, Axis))

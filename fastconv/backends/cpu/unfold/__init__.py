@@ -1,0 +1,1 @@
+"""unfold and fold."""

@@ -1,0 +1,221 @@
+"""One unfold or fold made ready: which elements meet, and how the work is cut.
+
+Elements of the padded map that are a stride apart are neighbours in what a kernel position reads. So along every axis
+the positions are sorted into *phases* by their remainder; a kernel position is a phase and a shift within it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.registers import Simd
+from fastconv.geometry import Axis
+from fastconv.problem import DTYPES, PoolProblem
+
+# Units of work a thread, so that an uneven end costs little.
+_UNITS = 8
+# Bytes that stay in the first-level cache, and of a cache line.
+_NEAR, _LINE = 16 << 10, 64
+# Bytes that are written in one go at least, if the cache allows.
+_RUN = 1 << 10
+
+
+class Phases(NamedTuple):
+    """The phases of an axis that a kernel reads, and its positions: the number of a phase, and the shift in it."""
+
+    remainders: tuple[int, ...]
+    taps: tuple[tuple[int, int], ...]
+
+    @property
+    def reach(self) -> int:
+        """The greatest shift."""
+        return max(shift for _, shift in self.taps)
+
+
+def phases_of(axis: Axis) -> Phases:
+    """Return the phases of an axis."""
+    places = [divmod(k * axis.dilation, axis.stride) for k in range(axis.kernel)]
+    remainders = tuple(sorted({remainder for _, remainder in places}))
+    return Phases(remainders, tuple((remainders.index(remainder), shift) for shift, remainder in places))
+
+
+class Work:
+    """An unfold or a fold as the loops take it.
+
+    Parameters
+    ----------
+    problem : PoolProblem
+    vectors : Simd
+        The register file.
+    workers : int
+        Threads that will share the work.
+    cache : int
+        Bytes of a core's L2 cache.
+    """
+
+    def __init__(self, problem: PoolProblem, vectors: Simd, workers: int, cache: int) -> None:
+        self.problem, self.simd, self.workers, self.cache = problem, vectors, workers, cache
+        self.axes = lifted_axes(problem)
+        self.phases = tuple(map(phases_of, self.axes))
+        self.size = problem.itemsize
+        self.computed = DTYPES[problem.accumulator]
+        self.last = problem.layout == "channels_last"
+        # Neighbouring channels are in the same lines of the cache.
+        self.block = min(problem.c, _LINE // self.size) if self.last else 1
+        self.blocks = -(-problem.c // self.block)
+
+    @property
+    def band(self) -> int:
+        """Rows of a unit: of windows in an unfold, of the map in a fold."""
+        rows = self._most_rows()
+        length = self._rows
+        parts = -(-length // rows)
+        if self.workers > 1:
+            parts = max(parts, -(-_UNITS * self.workers // self._outer))
+        return -(-length // min(parts, length))
+
+    def _most_rows(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def _rows(self) -> int:
+        raise NotImplementedError
+
+    @property
+    def _outer(self) -> int:
+        """Units if a map were one band."""
+        raise NotImplementedError
+
+    @property
+    def bands(self) -> int:
+        return -(-self._rows // self.band)
+
+    @property
+    def units(self) -> int:
+        return self._outer * self.bands
+
+    @property
+    def slab_bytes(self) -> int:
+        """Scratch of a worker."""
+        raise NotImplementedError
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of the tables, making them included."""
+        return 200 * sum(axis.kernel + axis.size * -(-axis.kernel // axis.stride) for axis in self.axes)
+
+    @property
+    def cycles(self) -> float:
+        """Cycles on one core."""
+        raise NotImplementedError
+
+
+class UnfoldWork(Work):
+    """An unfold: the rows that some windows read are laid out by phases, and copied once for every kernel position."""
+
+    @property
+    def line(self) -> int:
+        """Elements of a row in one phase."""
+        return self.phases[2].reach + self.axes[2].out
+
+    @property
+    def _row_bytes(self) -> int:
+        """Bytes in the slab that a row of windows adds, for a channel."""
+        _, height, width = self.phases
+        return self.axes[0].kernel * len(height.remainders) * len(width.remainders) * self.line * self.size
+
+    def _most_rows(self) -> int:
+        reach = self.phases[1].reach
+        near = _NEAR // self._row_bytes - reach
+        long = _RUN // (self.axes[2].out * self.size)
+        fits = self.cache // 4 // (self.block * self._row_bytes) - reach
+        return max(1, min(max(near, long, 4 * reach), fits))
+
+    @property
+    def _rows(self) -> int:
+        return self.axes[1].out
+
+    @property
+    def _outer(self) -> int:
+        return self.problem.n * self.blocks * self.axes[0].out
+
+    @property
+    def _channel_bytes(self) -> int:
+        return (self.band + self.phases[1].reach) * self._row_bytes
+
+    @property
+    def slab_bytes(self) -> int:
+        return -(-self.block * self._channel_bytes // _LINE) * _LINE
+
+    @property
+    def cycles(self) -> float:
+        p = self.problem
+        moves = 1 if self.axes[2].stride == 1 and not self.last else 1.5 * self.line
+        fill = self._outer * self.block * self.bands * self._channel_bytes / (self.line * self.size) * (25 + moves)
+        bytes_of_row = self.axes[2].out * self.size
+        pieces = -(-bytes_of_row // self.simd.vector_bytes) + 1
+        pace = 2 * self.simd.vector_bytes / 64
+        return fill + p.n * p.c * self.problem.macs / (p.n * p.c * self.axes[2].out) * (2 + pace * pieces)
+
+
+class FoldWork(Work):
+    """A fold: every element of the map gathers from the kernel positions that read it."""
+
+    def __init__(self, problem: PoolProblem, vectors: Simd, workers: int, cache: int) -> None:
+        super().__init__(problem, vectors, workers, cache)
+        self.lanes = vectors.lanes(self.computed)
+
+    @property
+    def line(self) -> int:
+        """Elements of a row in one phase, in whole vectors."""
+        length = -(-self.axes[2].size // self.axes[2].stride)
+        vectors = -(-length // self.lanes)
+        # Three vectors are done as four.
+        return (vectors + (vectors % 4 == 3)) * self.lanes
+
+    @property
+    def patches(self) -> bool:
+        """Whether no element of a channel is in two windows, which are side by side in a row; for float32 and 64."""
+        width = self.axes[2]
+        apart = all(axis.kernel <= axis.stride and axis.dilation == 1 for axis in self.axes)
+        even = width.kernel == width.stride > 1 and width.before == 0 and width.out * width.kernel <= width.size
+        pays = width.kernel == 2 or 2 * width.kernel >= self.lanes
+        return apart and even and pays and self.block == 1 and self.size == self.computed
+
+    @property
+    def _row_bytes(self) -> int:
+        return len(self.phases[2].remainders) * self.line * self.computed
+
+    def _most_rows(self) -> int:
+        if self.block == 1:
+            return -(-_NEAR // (self.axes[2].out * self.size))
+        return max(1, self.cache // 4 // (self.block * self._row_bytes))
+
+    @property
+    def _rows(self) -> int:
+        return self.axes[1].size
+
+    @property
+    def _outer(self) -> int:
+        return self.problem.n * self.blocks * self.axes[0].size
+
+    @property
+    def ahead(self) -> int:
+        """Bytes to the same kernel position of the next channel, which no pattern tells; 0 if the way is too long."""
+        channel = math.prod(self.problem.kernel_size + self.problem.output_size) * self.size
+        return channel if channel <= self.cache // 4 else 0
+
+    @property
+    def slab_bytes(self) -> int:
+        return self.block * self._row_bytes * (self.band if self.block > 1 else 1)
+
+    @property
+    def cycles(self) -> float:
+        p = self.problem
+        rows = p.macs / self.axes[2].out
+        vectors = -(-self.axes[2].out // self.lanes)
+        pace = 2 / self.simd.fma_per_cycle
+        spread = 0.0 if (self.axes[2].stride == 1 and not self.last) or self.patches else 0.5
+        return rows * (6 + pace * 2.5 * vectors) + p.n * p.c * math.prod(p.input_size) * (spread + 0.2)

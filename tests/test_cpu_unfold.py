@@ -1,0 +1,119 @@
+"""unfold and fold of the CPU engine: every way that elements take, the memory around results, threads, workspace."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from fastconv import registry, testing
+from fastconv.backends.cpu.unfold.work import phases_of
+from fastconv.geometry import Axis
+from fastconv.notation import parse_problem
+from fastconv.options import options
+
+UNFOLD, FOLD = registry.find("numba/unfold"), registry.find("numba/fold")
+LAYOUTS = ("channels_first", "channels_last")
+
+# Rows as they are, of one vector and of several; channels and phases transposed; two phases; patches; columns unread.
+MORE = """
+    unfold n2 c3 i32 k16 s16
+    unfold n1 c3 ih34 iw37 k8 s8
+    unfold n1 c2 ih7 iw40 k2 s2
+    unfold n1 c20 i23 k3 s2 p1
+    unfold n1 c37 i13 k3 s1 p1
+    unfold n1 c5 i40 k3 s3 p1:2
+    unfold n1 c5 i41 k2 s5
+    unfold n1 c5 i41 k20 s17 p3
+    unfold n1 c2 i67 k5 d3 s2 p4
+    unfold n1 c2 i31 k5 d2 s4 p4
+    unfold n1 c2 ih5 iw300 k3 p1
+    unfold n2 c4 i9 k9
+    unfold n2 c4 i9 k1
+    unfold n1 c3 id5 ih9 iw11 kd3 kh3 kw3 s2 p1
+    unfold n1 c17 id5 ih9 iw11 kd2 kh3 kw1 sd2 sh1 sw3 p1
+    unfold n1 c18 iw133 kw7 sw3 p3
+""".strip().splitlines()
+
+
+def problems(dtypes=("float32",)):
+    for text, layout, dtype in itertools.product(MORE, LAYOUTS, dtypes):
+        problem = parse_problem(text).replace(layout=layout, dtype=dtype)
+        yield problem
+        yield problem.replace(direction="dgrad")
+
+
+def algorithm_of(problem):
+    return UNFOLD if problem.direction == "fprop" else FOLD
+
+
+@pytest.mark.parametrize("problem", [*problems(), *list(problems(("float64", "bfloat16")))[:24]], ids=str)
+def test_every_way(problem):
+    testing.check_problem(algorithm_of(problem), problem)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("algorithm", [UNFOLD, FOLD], ids=lambda a: a.name)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_family_in_every_layout(algorithm, layout, dtype):
+    among = (p.replace(layout=layout) for p in testing.problems(dtype) if hasattr(p, "c"))
+    assert testing.check_algorithm(algorithm, among) == 4
+
+
+@pytest.mark.parametrize("problem", list(problems()), ids=str)
+def test_nothing_is_written_beside_the_result(problem):
+    inputs = testing.random_inputs(problem)
+    algorithm = algorithm_of(problem)
+    (expected,) = testing.run(algorithm, problem, inputs)
+    edge = 64
+    buffer = np.full(expected.size + 2 * edge, 77, expected.dtype)
+    inner = buffer[edge:-edge]
+    if problem.layout == "channels_last" and problem.direction == "dgrad":
+        n, c, *spatial = problem.x_shape
+        result = np.moveaxis(inner.reshape(n, *spatial, c), -1, 1)
+    else:
+        result = inner.reshape(expected.shape)
+    algorithm.plan(problem).run(inputs, (result,))
+    assert np.array_equal(result, expected)
+    assert (buffer[:edge] == 77).all() and (buffer[-edge:] == 77).all()
+
+
+@pytest.mark.parametrize("problem", list(problems()), ids=str)
+def test_threads_do_not_change_a_bit(problem):
+    inputs = testing.random_inputs(problem)
+    results = []
+    for count in (1, 2):
+        with options(threads=count):
+            results += testing.run(algorithm_of(problem), problem, inputs)
+    assert np.array_equal(*results)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_bits_of_an_unfold_are_those_of_the_input(layout, dtype):
+    """NaN keep their payloads, zeros their signs."""
+    problem = parse_problem("unfold n1 c17 i20 k3 s2 p1").replace(layout=layout, dtype=dtype)
+    integer = np.uint32 if dtype == "float32" else np.uint16
+    bits = np.random.default_rng(0).integers(0, np.iinfo(integer).max, problem.x_shape, integer, endpoint=True)
+    x = testing.laid_out(problem.inputs[0], layout, 0)
+    x.view(integer)[...] = bits
+    (y,) = testing.run(UNFOLD, problem, (x,))
+    padded = np.pad(bits, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
+    assert np.array_equal(y.view(integer), windows.transpose(0, 1, 4, 5, 2, 3).reshape(y.shape))
+
+
+@pytest.mark.parametrize(("kernel", "stride", "dilation"), [(1, 1, 1), (3, 2, 1), (3, 2, 3), (7, 3, 2), (16, 16, 1)])
+def test_phases_tell_where_kernel_positions_read(kernel, stride, dilation):
+    phases = phases_of(Axis(100, 1, kernel, stride, dilation, 0, "zeros"))
+    assert [phases.remainders[n] + stride * shift for n, shift in phases.taps] == [k * dilation for k in range(kernel)]
+
+
+@pytest.mark.parametrize("problem", list(problems()), ids=str)
+def test_scratch_is_a_share_of_the_cache(problem):
+    algorithm = algorithm_of(problem)
+    with options(threads=1):
+        work = algorithm._work(problem)
+        assert work.slab_bytes <= max(work.cache // 2, 4 * problem.bytes)
+        assert (work.bands - 1) * work.band < work._rows <= work.bands * work.band
