@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import groupby
@@ -161,8 +162,10 @@ def _train() -> int:
 
     trained = {}
     for name, _ in progress.track(list(digits.TASKS), "training"):
+        start = time.perf_counter()
         trained[name] = digits.train(name)
-        print(f"{name}: {trained[name].scores[-1]:.1%} of the held-out digits")
+        seconds = time.perf_counter() - start
+        print(f"{name}: {trained[name].scores[-1]:.1%} of the held-out digits, after {seconds:.1f} s")
     for path in pictures.draw(trained, OUT):
         print(path, file=sys.stderr)
     return 0
