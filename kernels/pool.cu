@@ -292,8 +292,8 @@ __device__ void reduce(const PoolParameters& p) {
 }
 
 // A power is too long to be there for every channel of a vector.
-#define POOL(name, Operation)                                           \
-    KERNEL(name, PoolParameters, THREADS) { pool<Operation, 1, 4>(p); } \
+#define POOL(name, Operation)                                              \
+    KERNEL(name, PoolParameters, THREADS, 2) { pool<Operation, 1, 4>(p); } \
     KERNEL(name##_reduced, PoolParameters, THREADS) { reduce<Operation, 1>(p); }
 #define POOL_VECTORS(name, Operation)                                                  \
     POOL(name, Operation)                                                              \

@@ -219,13 +219,14 @@ __device__ void spread(const GradientParameters& p) {
     store<channels, rows>(p, elements, sums);
 }
 
+// Sums take the registers of two blocks a multiprocessor, so that no architecture's compiler has to spill.
 #if MAXIMA
 KERNEL(maximum, GradientParameters, THREADS) { route<1, 4>(p); }
 KERNEL(maximum_vectors, GradientParameters, THREADS) { route<VECTOR, 2>(p); }
 #else
-KERNEL(average, GradientParameters, THREADS) { spread<Average, 1, 4>(p); }
+KERNEL(average, GradientParameters, THREADS, 2) { spread<Average, 1, 4>(p); }
 KERNEL(average_vectors, GradientParameters, THREADS, 2) { spread<Average, VECTOR, 2>(p); }
-KERNEL(usual_norm, GradientParameters, THREADS) { spread<Norm<false>, 1, 4>(p); }
+KERNEL(usual_norm, GradientParameters, THREADS, 2) { spread<Norm<false>, 1, 4>(p); }
 KERNEL(usual_norm_vectors, GradientParameters, THREADS, 2) { spread<Norm<false>, VECTOR, 2>(p); }
-KERNEL(any_norm, GradientParameters, THREADS) { spread<Norm<true>, 1, 4>(p); }
+KERNEL(any_norm, GradientParameters, THREADS, 2) { spread<Norm<true>, 1, 4>(p); }
 #endif

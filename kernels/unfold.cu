@@ -52,7 +52,7 @@ KERNEL(unfold, UnfoldParameters, THREADS) {
     }
 }
 
-KERNEL(fold, UnfoldParameters, THREADS) {
+KERNEL(fold, UnfoldParameters, THREADS, 3) {
     using Sum = Accumulator<ELEMENT>;
     const Unit unit = own_unit<1>(p.units);
     if (!unit.valid) return;

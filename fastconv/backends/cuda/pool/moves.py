@@ -6,7 +6,7 @@ import math
 
 from fastconv.backends.cuda import launching
 from fastconv.backends.cuda.algorithm import ELEMENTS, Arrays, Start, Strides
-from fastconv.backends.cuda.launching import Kernel, Launch
+from fastconv.backends.cuda.launching import Grid, Kernel, Launch
 from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, array, fastdiv
 from fastconv.backends.cuda.pool.windows import (
     MAP_STRIDES,
@@ -93,7 +93,7 @@ def prepare_unpool(problem: PoolProblem, strides: Strides, max_workspace: int) -
         return lambda inputs, outputs: launch(elements.grid(), parameters, (*inputs, *outputs, None))
 
     clear, claim, fill = (prepared(f"unpool_{name}") for name in ("clear", "claim", "fill"))
-    steps = []
+    steps: list[tuple[Launch, Grid, bytes]] = []
     for first in range(0, problem.n, images):
         count = min(images, problem.n - first)
         claimed, filled = units(count, small, channels_fastest(indices)), units(count, large, is_last)

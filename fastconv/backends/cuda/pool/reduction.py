@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def reduction(
 def flattened(axes: Sequence[Windows], strides: Sequence[int]) -> tuple[list[Windows], tuple[int, int, int]] | None:
     """Return the axes and strides of maps that are one window each, and whose elements are evenly spaced, as a line."""
     long = [(axis, step) for axis, step in zip(axes, strides, strict=True) if axis.size > 1]
-    rows = zip(long, long[1:], strict=False)
+    rows = itertools.pairwise(long)
     if len(long) < 2 or not all(a.is_whole for a in axes) or any(s != b.size * t for (_, s), (b, t) in rows):
         return None
     size = math.prod(axis.size for axis in axes)

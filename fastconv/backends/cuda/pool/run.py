@@ -78,10 +78,8 @@ def prepare_pool(problem: PoolProblem, strides: Strides, alignment: int) -> Star
     x_strides = by_name["x"]
     by = divisor(problem, axes)
     suffix, lanes = _vectors(problem, strides, alignment)
-    units = Units(
-        problem.n, problem.c, three(problem.output_size, 1), lanes, 1, channels_fastest(x_strides)
-    )
-    shared = reduction(axes, units.count, units.channels_fastest, problem.itemsize, multiprocessors)
+    units = Units(problem.n, problem.c, three(problem.output_size, 1), lanes, 1, channels_fastest(x_strides))
+    shared = reduction(axes, units.total, units.channels_fastest, problem.itemsize, multiprocessors)
     if shared is None:
         units = _shared_rows(units, lanes, axes, multiprocessors)
         grid = units.grid()
@@ -112,9 +110,7 @@ def prepare_gradient(problem: PoolProblem, strides: Strides, alignment: int) -> 
     launcher = launching.launcher()
     axes, by_name = windows(problem), _by_name(problem, strides)
     suffix, lanes = _vectors(problem, strides, alignment)
-    units = Units(
-        problem.n, problem.c, three(problem.input_size, 1), lanes, 1, channels_fastest(by_name["dx"])
-    )
+    units = Units(problem.n, problem.c, three(problem.input_size, 1), lanes, 1, channels_fastest(by_name["dx"]))
     units = _shared_rows(units, lanes, axes, launcher.properties().multiprocessors)
     names = tuple(operand.name for operand in problem.inputs + problem.outputs)
     parameters = GRADIENT.pack(

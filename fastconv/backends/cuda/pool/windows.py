@@ -1,4 +1,4 @@
-"""What all kernels of pools know of a problem: axes of windows, strides of maps, and the threads that share maps out."""
+"""What all kernels of pools know of a problem: axes of windows, strides of maps, the threads that share maps out."""
 
 from __future__ import annotations
 
@@ -69,7 +69,9 @@ class Windows(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Whether the one window is the line."""
-        return not self.uneven and self.out == 1 and self.kernel == self.size and self.before == 0 and self.dilation == 1
+        return (
+            not self.uneven and self.out == 1 and self.kernel == self.size and self.before == 0 and self.dilation == 1
+        )
 
     def is_full(self, with_padding: bool) -> bool:
         """Whether an average counts the same in every window."""
@@ -134,7 +136,7 @@ class Units(NamedTuple):
         return self.channels // self.lanes * d * -(-h // self.rows) * w
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         return self.images * self.an_image
 
     @property
@@ -157,7 +159,7 @@ class Units(NamedTuple):
 def several_rows(units: Units, most: int, multiprocessors: int) -> Units:
     """Return units of as many rows, up to `most`, as leave every multiprocessor enough threads."""
     enough = multiprocessors * RESIDENT_THREADS
-    while most > 1 and (units._replace(rows=most).count < enough or units.sizes[1] < most):
+    while most > 1 and (units._replace(rows=most).total < enough or units.sizes[1] < most):
         most //= 2
     return units._replace(rows=most)
 
