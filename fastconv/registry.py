@@ -44,6 +44,10 @@ _BUILT_IN = (
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
     "fastconv.backends.cuda.direct.algorithm:Direct",
     "fastconv.backends.cuda.bias_gradient:BiasGradient",
+    "fastconv.backends.cuda.pool.algorithm:Pool",
+    "fastconv.backends.cuda.pool.algorithm:PoolGradient",
+    "fastconv.backends.cuda.pool.algorithm:Unpool",
+    "fastconv.backends.cuda.pool.algorithm:Unfold",
 )
 
 _algorithms: dict[str, Algorithm] = {}

@@ -28,6 +28,37 @@ PROBLEMS = {
         conv2d:bgrad n16 c64 i56 oc64 k3 bias channels_last f16
         locally_connected2d:bgrad n8 c16 i14 oc32 k3 bias_per_position
     """,
+    "cuda/pool": """
+        max_pool2d n128 c64 i112 k3 s2 p1 f16
+        max_pool2d n128 c64 i112 k3 s2 p1 f16 channels_last
+        max_pool2d n128 c64 i112 k3 s2 p1 f16 indices
+        max_pool2d n128 c64 i112 k3 s2 p1 f16 indices channels_last
+        adaptive_max_pool2d n16 c64 i56 o1 f16
+        adaptive_max_pool2d n16 c64 i56 o1 f16 indices channels_last
+        avg_pool2d n128 c64 i112 k3 s2 p1 f16
+        avg_pool2d n128 c64 i112 k3 s2 p1 f16 channels_last
+        adaptive_avg_pool2d n16 c64 i56 o1 f16
+        adaptive_avg_pool2d n16 c64 i56 o1 f16 channels_last
+        lp_pool2d n16 c64 i56 k2 f16 channels_last
+        lp_pool2d n16 c64 i56 k2 f16 norm3
+    """,
+    "cuda/pool_gradient": """
+        max_pool2d:dgrad n128 c64 i112 k3 s2 p1
+        max_pool2d:dgrad n128 c64 i112 k3 s2 p1 channels_last
+        avg_pool2d:dgrad n128 c64 i112 k3 s2 p1
+        avg_pool2d:dgrad n128 c64 i112 k3 s2 p1 channels_last
+        lp_pool2d:dgrad n16 c64 i56 k2
+        lp_pool2d:dgrad n16 c64 i56 k2 channels_last
+        lp_pool2d:dgrad n16 c64 i56 k2 norm3
+    """,
+    "cuda/unpool": """
+        max_unpool2d n16 c64 i28 o56 f64
+        max_unpool2d:dgrad n16 c64 i28 o56 f64
+    """,
+    "cuda/unfold": """
+        unfold n16 c64 i28 k3 p1 f64
+        unfold:dgrad n16 c64 i28 k3 p1 f64
+    """,
 }
 TEXTS = {key: [line.strip() for line in lines.strip().splitlines()] for key, lines in PROBLEMS.items()}
 # Registers of a multiprocessor; what a thread may have at most.

@@ -13,6 +13,7 @@ import numpy as np
 
 INT = "<i4"
 LONG = "<i8"
+DOUBLE = "<f8"
 FASTDIV = ("<u4", (4,))
 """``FastDiv<unsigned int>`` of ``kernels/fastdiv.cuh``."""
 LONG_FASTDIV = ("<u8", (4,))

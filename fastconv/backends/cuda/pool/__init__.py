@@ -1,0 +1,1 @@
+"""Pools, unpooling, unfold and fold, in all directions."""
