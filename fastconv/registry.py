@@ -40,6 +40,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd2x5",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
     "fastconv.backends.cuda.direct.algorithm:Direct",
+    "fastconv.backends.cuda.tensorcore.algorithm:Tensorcore",
 )
 
 _algorithms: dict[str, Algorithm] = {}

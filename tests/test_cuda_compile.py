@@ -22,6 +22,19 @@ PROBLEMS = {
         locally_connected2d n8 c16 i14 oc32 k3
         linear n64 c1024 oc1000 bias
     """,
+    "cuda/tensorcore": """
+        conv2d n16 c64 i56 oc64 k3 p1 f16 bias relu
+        conv2d n128 c256 i14 oc256 k3 p1 f16 channels_last
+        conv2d n128 c512 i7 oc2048 k1 bf16
+        conv2d n16 c1024 i14 oc256 k1 f16
+        conv2d n16 c24 i56 oc24 k3 p1 f16
+        conv2d n1 c256 i14 oc256 k3 p1 bf16
+        conv3d:dgrad n4 c64 id8 ih28 iw28 oc64 k3 p1 f16
+        conv2d:wgrad n16 c64 i56 oc64 k3 p1 f16
+        conv2d:wgrad n128 c256 i14 oc256 k3 p1 f16
+        conv2d:wgrad n128 c256 i14 oc256 k3 p1 bf16 channels_last
+        conv2d:wgrad n16 c256 i14 oc256 k3 p1 f16 channels_last
+    """,
 }
 TEXTS = {key: [line.strip() for line in lines.strip().splitlines()] for key, lines in PROBLEMS.items()}
 # Registers of a multiprocessor; what a thread may have at most.
