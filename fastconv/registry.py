@@ -41,6 +41,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
     "fastconv.backends.cuda.direct.algorithm:Direct",
     "fastconv.backends.cuda.tensorcore.algorithm:Tensorcore",
+    "fastconv.backends.cuda.bias_gradient:BiasGradient",
 )
 
 _algorithms: dict[str, Algorithm] = {}

@@ -43,6 +43,7 @@ struct TensorcoreParameters {
     int images, rows, groups;
     int chunks;           // of a tap's channels
     int channels;         // of those the first
+    int skips_outside;    // taps outside have no part in a sum, not even that of zero times infinity
     int along_positions;  // neighbouring threads store neighbouring positions
     int in_vectors;       // a thread stores 16 bytes
     int taps_fastest;     // wgrad: of the result's elements
@@ -180,6 +181,25 @@ struct Place {
 struct Tap {
     Place place;
     int matrix;
+
+    __device__ Tap(const TensorcoreParameters& p, const Axis (&axes)[3], unsigned int index) {
+        const Digits digits = tap_digits(axes, index);
+        place = Place::of_tap(p, axes, digits);
+        matrix = 0;
+#pragma unroll
+        for (int i = FIRST_AXIS; i < 3; ++i) matrix += p.matrix_axis[i] * digits.axis[i];
+    }
+};
+
+// The operands of a group, of a phase's first tap.
+struct Operands {
+    const Piece* gathered;
+    const Piece* matrix;
+
+    __device__ Operands(const TensorcoreParameters& p, const Phase& phase, int group) {
+        gathered = reinterpret_cast<const Piece*>(p.gathered) + static_cast<long long>(p.gathered_group) * group;
+        matrix = reinterpret_cast<const Piece*>(p.matrix) + static_cast<long long>(p.matrix_group) * group + phase.matrix_origin;
+    }
 };
 
 // Which chunk of which row of a slice is a thread's i-th: one chunk of several rows.
@@ -193,10 +213,8 @@ __device__ inline int row_of(int i) {
 }
 
 // Starts the copies of a slice, for a convolution or an input gradient: rows are positions, columns result channels.
-struct ForwardCopies {
+struct ForwardCopies : Operands {
     const Axis (&axes)[3];
-    const Piece* gathered;
-    const Piece* matrix;
     const Tap* taps;
     FastDiv<unsigned int> by_chunks;
     unsigned int steps;  // chunks of the reduction
@@ -205,18 +223,9 @@ struct ForwardCopies {
 
     // `table` has room for every tap. The block must meet before the first copies.
     __device__ ForwardCopies(const TensorcoreParameters& p, const BlockPlace& block, Tap* table)
-        : axes(block.phase->axis), taps(table), by_chunks(p.by_chunks) {
-        gathered = reinterpret_cast<const Piece*>(p.gathered) + static_cast<long long>(p.gathered_group) * block.group;
-        matrix = reinterpret_cast<const Piece*>(p.matrix) + static_cast<long long>(p.matrix_group) * block.group +
-                 block.phase->matrix_origin;
+        : Operands(p, *block.phase, block.group), axes(block.phase->axis), taps(table), by_chunks(p.by_chunks) {
         steps = static_cast<unsigned int>(block.taps) * p.chunks;
-        for (int tap = static_cast<int>(threadIdx.x); tap < block.taps; tap += THREADS) {
-            const Digits digits = tap_digits(axes, tap);
-            table[tap].place = Place::of_tap(p, axes, digits);
-            table[tap].matrix = 0;
-#pragma unroll
-            for (int i = FIRST_AXIS; i < 3; ++i) table[tap].matrix += p.matrix_axis[i] * digits.axis[i];
-        }
+        for (int tap = static_cast<int>(threadIdx.x); tap < block.taps; tap += THREADS) table[tap] = Tap(p, axes, tap);
 #pragma unroll
         for (int i = 0; i < ROW_COPIES; ++i) {
             const int index = block.row + row_of<Product::Rows>(i);
@@ -254,26 +263,23 @@ struct ForwardCopies {
 };
 
 // The same for a weight gradient: rows are channels of dy, columns taps, and the reduction goes over positions.
-struct WeightCopies {
+struct WeightCopies : Operands {
     const TensorcoreParameters& p;
     const Axis (&axes)[3];
-    const Piece* gathered;
-    const Piece* matrix;
     int positions;
     bool row_valid, column_valid;
     Place tap;
 
     __device__ WeightCopies(const TensorcoreParameters& p_, const BlockPlace& block, Tap*)
-        : p(p_), axes(block.phase->axis), positions(block.positions) {
+        : Operands(p_, *block.phase, block.group), p(p_), axes(block.phase->axis), positions(block.positions) {
         constexpr int count = vector_count<ELEMENT>;
         const int row = block.row / count + chunk_of<Product::Rows>();
         row_valid = row * count < p.rows;
-        matrix = reinterpret_cast<const Piece*>(p.matrix) + static_cast<long long>(p.matrix_group) * block.group +
-                 (row_valid ? row : 0);
+        matrix += row_valid ? row : 0;
         const int column = block.column / count + chunk_of<Product::Columns>();
         column_valid = column < block.taps * p.chunks;
         const auto [index, channel] = p.by_chunks.divmod(column_valid ? column : 0);
-        gathered = reinterpret_cast<const Piece*>(p.gathered) + static_cast<long long>(p.gathered_group) * block.group + channel;
+        gathered += channel;
         tap = Place::of_tap(p, axes, tap_digits(axes, index));
     }
 
@@ -298,6 +304,28 @@ struct WeightCopies {
 };
 
 using Copies = Conditional<WGRAD, WeightCopies, ForwardCopies>::type;
+
+// A sum by its definition, without the products of zeros that stand for elements outside: where one of these met an
+// infinity, the sum of a tile is NaN.
+__device__ inline float exact_sum(const TensorcoreParameters& p, const Phase& phase, int group, int position, int row) {
+    const Axis(&axes)[3] = phase.axis;
+    const Operands operands(p, phase, group);
+    const Place place = Place::of_position(p, axes, position);
+    int taps = 1;
+#pragma unroll
+    for (int i = FIRST_AXIS; i < 3; ++i) taps *= axes[i].taps;
+    float sum = 0;
+#pragma unroll 1
+    for (int index = 0; index < taps; ++index) {
+        const Tap tap(p, axes, index);
+        if (!place.meets(tap.place, axes)) continue;
+        const ELEMENT* const gathered = operands.gathered[place.offset + tap.place.offset].at;
+        const ELEMENT* const matrix = operands.matrix[p.matrix_line * row + tap.matrix].at;
+#pragma unroll 1
+        for (int channel = 0; channel < p.channels; ++channel) sum += widen(gathered[channel]) * widen(matrix[channel]);
+    }
+    return sum;
+}
 
 // Bias, residual and activation on `count` sums that lie side by side in memory, as their result does.
 template <int count>
@@ -341,6 +369,15 @@ __device__ inline void store_staged(const TensorcoreParameters& p, const BlockPl
     }
 }
 
+__device__ inline void replace_nan(const TensorcoreParameters& p, const BlockPlace& block, float* staged, int row, int column) {
+    for (int item = static_cast<int>(threadIdx.x) % 32; item < STAGED_ROWS * Block::warp_columns; item += 32) {
+        const int i = item / Block::warp_columns, j = item % Block::warp_columns;
+        float& sum = staged[p.along_positions ? j * STAGED_BY_COLUMN + i : i * STAGED_BY_ROW + j];
+        if (sum == sum || row + i >= block.positions || column + j >= p.rows) continue;
+        sum = exact_sum(p, *block.phase, block.group, row + i, column + j);
+    }
+}
+
 __device__ inline void store(const TensorcoreParameters& p, const BlockPlace& block, const Product& product, float* shared) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     float* const staged = shared + static_cast<int>(threadIdx.x) / 32 * STAGED;
@@ -361,6 +398,10 @@ __device__ inline void store(const TensorcoreParameters& p, const BlockPlace& bl
         }
         __syncwarp();
         const int row = block.row + product.row + 16 * part, column = block.column + product.column;
+        if (p.skips_outside) {
+            replace_nan(p, block, staged, row, column);
+            __syncwarp();
+        }
         if (p.in_vectors) {
             store_staged<vector_count<ELEMENT>>(p, block, staged, row, column);
         } else {
@@ -431,9 +472,9 @@ KERNEL(tensorcore_sum, TensorcoreParameters, 256) {
     const Phase& phase = p.phase[0];
     const unsigned int index = blockIdx.x * 256u + threadIdx.x;
     // In the order of the result's elements; a weight gradient's are [row][channel][tap] or [row][tap][channel].
-    long long at, out, residual = 0;
+    long long at, out, residual = 0, part_size;
     const ELEMENT* bias = nullptr;
-    long long part_size;
+    int group = 0, position = 0, column = 0;
     if (WGRAD) {
         const unsigned int taps = p.by_taps.divisor, count = p.by_line_rows.divisor * p.channels * taps;
         if (index >= count) return;
@@ -446,11 +487,12 @@ KERNEL(tensorcore_sum, TensorcoreParameters, 256) {
         out = offset(p.out_strides, digits) + p.out_strides.row * row;
         part_size = static_cast<long long>(p.by_line_rows.divisor) * p.line;
     } else {
-        const auto [line, column] = p.by_line_channels.divmod(index);
-        const auto [group, row] = p.by_line_rows.divmod(line);
-        if (static_cast<int>(group) >= p.groups) return;
+        const auto [line, column_] = p.by_line_channels.divmod(index);
+        const auto [group_, position_] = p.by_line_rows.divmod(line);
+        group = static_cast<int>(group_), position = static_cast<int>(position_), column = static_cast<int>(column_);
+        if (group >= p.groups) return;
         at = static_cast<long long>(line) * p.line + column;
-        const Digits digits = position_digits(phase.axis, row);
+        const Digits digits = position_digits(phase.axis, position);
         const long long channel = static_cast<long long>(group) * p.rows + column;
         out = phase.out_origin + offset(p.out_strides, digits) + p.out_strides.row * channel;
         residual = phase.residual_origin + offset(p.residual_strides, digits) + p.residual_strides.row * channel;
@@ -459,5 +501,6 @@ KERNEL(tensorcore_sum, TensorcoreParameters, 256) {
     }
     float sum = 0;
     for (int part = 0; part < p.parts; ++part) sum += p.partial[part_size * part + at];
+    if (!WGRAD && p.skips_outside && sum != sum) sum = exact_sum(p, phase, group, position, column);
     finish<1>(p, &sum, out, residual, bias, 0);
 }

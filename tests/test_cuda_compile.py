@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cuda_emulation.compiler import Compiler, compiling_only, usage
 
+import fastconv
 from fastconv import registry
 from fastconv.backends.cuda import compiling, parameters, sources
 from fastconv.notation import parse_problem
@@ -21,6 +22,12 @@ PROBLEMS = {
         conv2d n1 c32 i28 oc32 k3 p1 reflect
         locally_connected2d n8 c16 i14 oc32 k3
         linear n64 c1024 oc1000 bias
+        conv2d:dgrad n1 c32 i28 oc32 k3 p1 reflect
+    """,
+    "cuda/bias_gradient": """
+        conv2d:bgrad n16 c64 i56 oc64 k3 bias
+        conv2d:bgrad n16 c64 i56 oc64 k3 bias channels_last f16
+        locally_connected2d:bgrad n8 c16 i14 oc32 k3 bias_per_position
     """,
     "cuda/tensorcore": """
         conv2d n16 c64 i56 oc64 k3 p1 f16 bias relu
@@ -34,6 +41,9 @@ PROBLEMS = {
         conv2d:wgrad n128 c256 i14 oc256 k3 p1 f16
         conv2d:wgrad n128 c256 i14 oc256 k3 p1 bf16 channels_last
         conv2d:wgrad n16 c256 i14 oc256 k3 p1 f16 channels_last
+        conv2d n16 c64 i56 oc64 k3 p1
+        conv2d n128 c256 i14 oc256 k3 p1
+        conv2d:wgrad n128 c256 i14 oc256 k3 p1
     """,
 }
 TEXTS = {key: [line.strip() for line in lines.strip().splitlines()] for key, lines in PROBLEMS.items()}
@@ -43,7 +53,7 @@ REGISTERS, MOST_REGISTERS = 65536, 255
 
 def kernels_of(key):
     """Return the kernels that an algorithm prepares for its problems, with the sizes of their blocks."""
-    with compiling_only(Compiler()) as compiler:
+    with compiling_only(Compiler()) as compiler, fastconv.options(tf32=True):
         algorithm = registry.find(key)
         for text in TEXTS[key]:
             problem = parse_problem(text).replace(device="cuda")

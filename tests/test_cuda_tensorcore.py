@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from cuda_emulation import emulated
 from cuda_emulation.compiler import PROPERTIES, Compiler, compiling_only
+from test_special_values import sprinkled
 
 import fastconv
 from fastconv import registry, testing
@@ -67,6 +69,57 @@ def test_bfloat16(text, monkeypatch):
     check(f"{text} bf16")
 
 
+@pytest.mark.parametrize("layout", ["", "channels_last"])
+@pytest.mark.parametrize("text", forms("conv2d n2 c6 i6 oc12 k3 p1 bias relu"))
+def test_tf32(text, layout, monkeypatch):
+    tiles(monkeypatch, SMALL)
+    with fastconv.options(tf32=True):
+        check(f"{text} {layout}")
+
+
+def test_tf32_rounds_what_float32_would_not():
+    with emulated(), fastconv.options(tf32=True):
+        algorithm, problem = registry.find(KEY), parse_problem("linear n4 c9 oc5 cuda")
+        inputs = testing.random_inputs(problem)
+        expected = testing.exact(problem, inputs)
+        outputs = testing.run(algorithm, problem, inputs)
+        testing.compare(problem, outputs, expected, algorithm.error_bound(problem))
+        with pytest.raises(AssertionError, match="elements are off"):
+            testing.compare(problem, outputs, expected, registry.find("cuda/direct").error_bound(problem))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_specials_come_out_where_the_reference_has_them(direction, monkeypatch):
+    tiles(monkeypatch, SMALL)
+    algorithm, seen = registry.find(KEY), set()
+    for rest in ("c4 ih9 iw8 oc4 kh3 kw2 p1", "c8 i8 oc8 k3 p1 s2 channels_last"):
+        problem = parse_problem(f"conv2d:{direction} n2 {rest} f16 cuda")
+        clean = testing.random_inputs(problem)
+        for changed in range(len(clean)):
+            inputs = tuple(sprinkled(a, (np.nan, np.inf, -np.inf)) if i == changed else a for i, a in enumerate(clean))
+            expected = testing.exact(problem, inputs)
+            seen |= set(np.isfinite(expected.results[0]).ravel())
+            with emulated():
+                outputs = testing.run(algorithm, problem, inputs)
+            testing.compare(problem, outputs, expected, algorithm.error_bound(problem))
+    assert seen == {True, False}
+
+
+@pytest.mark.parametrize("splits", [1, 3])
+def test_infinite_weights_do_not_meet_padding_in_input_gradients(splits, monkeypatch):
+    tiles(monkeypatch, SMALL)
+    monkeypatch.setattr(work.Work, "seconds", lambda self, tile, parts, images: abs(parts - splits))
+    problem = parse_problem("conv2d:dgrad n2 c8 i5 oc48 k3 p1 f16 cuda")
+    dy, w = testing.random_inputs(problem)
+    inputs = dy, sprinkled(w, (np.inf,))
+    expected = testing.exact(problem, inputs)
+    assert not np.isnan(expected.results[0]).any()
+    with emulated() as emulator:
+        outputs = testing.run(registry.find(KEY), problem, inputs)
+    assert splits in {grid[1] for kernel, grid in emulator.launched if kernel.name == "tensorcore"}
+    testing.compare(problem, outputs, expected, registry.find(KEY).error_bound(problem))
+
+
 @pytest.mark.parametrize("text", forms("conv3d n1 c4 id4 ih5 iw6 oc8 kd2 kh3 kw3 s2 p1"))
 def test_three_dimensions(text, monkeypatch):
     tiles(monkeypatch, SMALL)
@@ -117,7 +170,8 @@ def test_images_are_packed_a_few_at_a_time_if_scratch_is_short(direction, scratc
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("conv2d n1 c8 i8 oc8 k3 p1", "float16 and bfloat16"),
+        ("conv2d n1 c8 i8 oc8 k3 p1", "options(tf32=True)"),
+        ("conv2d n1 c8 i8 oc8 k3 p1 f64", "float32"),
         ("conv2d n1 c8 i8 oc8 k3 p1 f16 reflect", "padding_mode 'reflect'"),
         ("conv2d n1 c8 i8 oc8 k3 p1 f16 g8", "fewer than"),
         ("conv1d n1 c8 i5000 oc8 k2000 f16", "kernel positions"),

@@ -233,7 +233,7 @@ def _launches(work: Work, form: Form, tile: Tile, splits: int) -> Iterator[tuple
             rows=work.rows,
             groups=problem.groups,
             local=work.is_local,
-            skips_outside=work.is_local and problem.direction == "dgrad",
+            skips_outside=problem.direction == "dgrad",
             channels_fastest=form.channels_fastest,
             rows_fastest=form.rows_fastest,
             padding_mode=PADDING_MODES[problem.padding_mode],

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from fastconv.algorithm import AnyProblem
 from fastconv.backends.cuda import launching
 from fastconv.backends.cuda.algorithm import CudaAlgorithm, Start, Strides, usual_strides
@@ -17,22 +15,25 @@ from fastconv.problem import ConvProblem
 
 # With fewer channels a group, tensor cores would mostly multiply padding.
 _LEAST_CHANNELS = 3
+# Unit roundoff of TF32. Both factors of a product are rounded.
+TF32_EPSILON = 2.0**-11
 # Their offsets are kept in shared memory.
 _MOST_TAPS = 1024
 _MOST = 2**31
 
 
 class Tensorcore(CudaAlgorithm):
-    """An implicit matrix product of half types, summed in single precision."""
+    """An implicit matrix product of half types, summed in single precision; of float32 as TF32 if options allow it."""
 
     name = "tensorcore"
-    dtypes: ClassVar[tuple[str, ...]] = ("float16", "bfloat16")
 
     def declines(self, problem: AnyProblem) -> str | None:
         if not isinstance(problem, ConvProblem) or problem.direction == "bgrad":
             return "solves convolutions and the gradients of their inputs and weights only"
-        if problem.dtype not in self.dtypes:
-            return f"computes {' and '.join(self.dtypes)} only"
+        if problem.dtype == "float32" and not current().tf32:
+            return "would round float32 to TF32, which options(tf32=True) allows"
+        if problem.dtype == "float64":
+            return "sums in float32"
         if problem.is_local:
             return "every position has weights of its own: no matrix product to fill a tile with"
         if problem.padding_mode != "zeros":
@@ -59,6 +60,10 @@ class Tensorcore(CudaAlgorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         return _work(problem).choice.seconds
+
+    def error_bound(self, problem: AnyProblem) -> float:
+        rounding = (2 + TF32_EPSILON) * TF32_EPSILON if problem.dtype == "float32" else 0.0
+        return super().error_bound(problem) + rounding
 
     def prepare(self, problem: AnyProblem, strides: Strides, alignment: int) -> Start:
         form = _form(problem, strides, alignment)

@@ -34,7 +34,7 @@ PARAMETERS = Struct(
         **dict.fromkeys(("matrix_group", "matrix_line"), INT),
         "matrix_axis": array(INT, 3),
         **dict.fromkeys(("images", "rows", "groups", "chunks", "channels"), INT),
-        **dict.fromkeys(("along_positions", "in_vectors", "taps_fastest"), INT),
+        **dict.fromkeys(("skips_outside", "along_positions", "in_vectors", "taps_fastest"), INT),
         **dict.fromkeys(("activation", "splits", "first_part", "parts", "line"), INT),
         **dict.fromkeys(("by_chunks", "by_row_tiles", "by_column_tiles"), FASTDIV),
         **dict.fromkeys(("by_line_channels", "by_line_rows", "by_taps"), FASTDIV),
@@ -110,6 +110,8 @@ class Runner:
                 groups=problem.groups,
                 chunks=product.chunks,
                 channels=product.channels,
+                # As the reference: a convolution multiplies its padding, an input gradient has none.
+                skips_outside=problem.direction == "dgrad",
                 along_positions=along_positions,
                 in_vectors=in_vectors,
                 taps_fastest=product.is_wgrad and form.taps_fastest,
