@@ -54,6 +54,7 @@ VARIABLES: dict[str, Variable] = {
         _flag, False, "1: only algorithms that are bit-identical for any thread count (`options(deterministic=)`)"
     ),
     "FASTCONV_STRICT": Variable(_flag, False, "1: only algorithms that sum plainly (`options(strict=)`)"),
+    "FASTCONV_TF32": Variable(_flag, False, "1: float32 may be rounded to TF32 on a GPU (`options(tf32=True)`)"),
     "FASTCONV_THREADS": Variable(_positive, None, "number of threads; all cores if unset (`options(threads=)`)"),
     "FASTCONV_AUTOTUNE": Variable(_flag, False, "1: measure every problem when it is first met (`autotune()`)"),
     "FASTCONV_VERBOSE": Variable(_flag, False, "1: log every choice and its reason to standard error"),

@@ -19,6 +19,7 @@ _ALLOWED: dict[str, tuple[Any, bool, int | None]] = {
     "max_workspace": (int, False, 0),
     "deterministic": (bool, False, None),
     "strict": (bool, False, None),
+    "tf32": (bool, False, None),
     "threads": (int, True, 1),
     "autotune": (bool, False, None),
 }
@@ -33,6 +34,7 @@ class Options:
     max_workspace: int = 64 << 20
     deterministic: bool = False
     strict: bool = False
+    tf32: bool = False
     threads: int | None = None
     autotune: bool = False
 
@@ -113,6 +115,8 @@ def options(**changes: Any) -> Iterator[Options]:
     strict : bool
         Only algorithms that sum plainly (no Winograd, no FFT): for data whose largest values hide the small ones, such
         as masks and "no data" values, since what is computed together shares its rounding.
+    tf32 : bool
+        On a GPU, float32 may be rounded to TF32 (8 bits of exponent, 10 of fraction) before it is multiplied.
     threads : int, optional
         How many threads to use; all cores by default.
     autotune : bool

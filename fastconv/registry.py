@@ -43,6 +43,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd2x5",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
     "fastconv.backends.cuda.direct.algorithm:Direct",
+    "fastconv.backends.cuda.tensorcore.algorithm:Tensorcore",
     "fastconv.backends.cuda.bias_gradient:BiasGradient",
     "fastconv.backends.cuda.pool.algorithm:Pool",
     "fastconv.backends.cuda.pool.algorithm:PoolGradient",

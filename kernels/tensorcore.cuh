@@ -113,10 +113,10 @@ __device__ inline void load_matrices(unsigned int (&registers)[4], const void* r
 #define FASTCONV_MULTIPLY_MATRICES(T, shape_and_types)                                                                \
     template <>                                                                                                       \
     __device__ inline void multiply_matrices<T>(float (&d)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) { \
-        asm volatile("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "            \
-                     "{%0, %1, %2, %3};"                                                                              \
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                 \
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                             \
+        asm("mma.sync.aligned." shape_and_types " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "                     \
+            "{%0, %1, %2, %3};"                                                                                       \
+            : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                          \
+            : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                      \
     }
 FASTCONV_MULTIPLY_MATRICES(Half, "m16n8k16.row.col.f32.f16.f16.f32")
 FASTCONV_MULTIPLY_MATRICES(BFloat16, "m16n8k16.row.col.f32.bf16.bf16.f32")

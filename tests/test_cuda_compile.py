@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from cuda_emulation.compiler import Compiler, compiling_only, usage
 
+import fastconv
 from fastconv import registry
 from fastconv.backends.cuda import compiling, parameters, sources
 from fastconv.notation import parse_problem
@@ -59,6 +60,22 @@ PROBLEMS = {
         unfold n16 c64 i28 k3 p1 f64
         unfold:dgrad n16 c64 i28 k3 p1 f64
     """,
+    "cuda/tensorcore": """
+        conv2d n16 c64 i56 oc64 k3 p1 f16 bias relu
+        conv2d n128 c256 i14 oc256 k3 p1 f16 channels_last
+        conv2d n128 c512 i7 oc2048 k1 bf16
+        conv2d n16 c1024 i14 oc256 k1 f16
+        conv2d n16 c24 i56 oc24 k3 p1 f16
+        conv2d n1 c256 i14 oc256 k3 p1 bf16
+        conv3d:dgrad n4 c64 id8 ih28 iw28 oc64 k3 p1 f16
+        conv2d:wgrad n16 c64 i56 oc64 k3 p1 f16
+        conv2d:wgrad n128 c256 i14 oc256 k3 p1 f16
+        conv2d:wgrad n128 c256 i14 oc256 k3 p1 bf16 channels_last
+        conv2d:wgrad n16 c256 i14 oc256 k3 p1 f16 channels_last
+        conv2d n16 c64 i56 oc64 k3 p1
+        conv2d n128 c256 i14 oc256 k3 p1
+        conv2d:wgrad n128 c256 i14 oc256 k3 p1
+    """,
 }
 TEXTS = {key: [line.strip() for line in lines.strip().splitlines()] for key, lines in PROBLEMS.items()}
 # Registers of a multiprocessor; what a thread may have at most.
@@ -67,7 +84,7 @@ REGISTERS, MOST_REGISTERS = 65536, 255
 
 def kernels_of(key):
     """Return the kernels that an algorithm prepares for its problems, with the sizes of their blocks."""
-    with compiling_only(Compiler()) as compiler:
+    with compiling_only(Compiler()) as compiler, fastconv.options(tf32=True):
         algorithm = registry.find(key)
         for text in TEXTS[key]:
             problem = parse_problem(text).replace(device="cuda")

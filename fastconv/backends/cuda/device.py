@@ -12,6 +12,8 @@ from typing import Any
 # Nothing here is measured. What a multiprocessor does in a cycle: fused multiply-adds by accumulator, by capability.
 _FMA_PER_CYCLE = {(8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (12, 0): 128}
 _DOUBLE_PER_CYCLE = {(8, 0): 32, (9, 0): 64, (10, 0): 64}
+# The same on tensor cores, of half types by `mma.sync`; of TF32 half as many.
+_TENSOR_PER_CYCLE = {(8, 0): 1024, (8, 6): 512, (8, 9): 512, (9, 0): 1280, (10, 0): 1024, (12, 0): 512}
 _LAUNCH_SECONDS = 4e-6
 
 
@@ -49,6 +51,11 @@ class Properties:
             rate = _DOUBLE_PER_CYCLE.get(self.capability, 2)
         else:
             rate = _FMA_PER_CYCLE.get(self.capability, 128)
+        return 2.0 * rate * self.multiprocessors * self.hertz
+
+    def tensor_peak(self, dtype: str) -> float:
+        """Return FLOP/s of tensor cores on operands of ``dtype``: float32 is computed as TF32."""
+        rate = _TENSOR_PER_CYCLE.get(self.capability, 512) // (2 if dtype == "float32" else 1)
         return 2.0 * rate * self.multiprocessors * self.hertz
 
     def seconds(
