@@ -40,6 +40,8 @@ _BUILT_IN = (
     "fastconv.backends.cpu.turned.algorithm:TurnedWinograd2x5",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
     "fastconv.backends.cuda.direct.algorithm:Direct",
+    "fastconv.backends.cuda.depthwise.algorithm:Depthwise",
+    "fastconv.backends.cuda.grouped.algorithm:Grouped",
 )
 
 _algorithms: dict[str, Algorithm] = {}
