@@ -49,6 +49,8 @@ _BUILT_IN = (
     "fastconv.backends.cuda.pool.algorithm:PoolGradient",
     "fastconv.backends.cuda.pool.algorithm:Unpool",
     "fastconv.backends.cuda.pool.algorithm:Unfold",
+    "fastconv.backends.cuda.depthwise.algorithm:Depthwise",
+    "fastconv.backends.cuda.grouped.algorithm:Grouped",
 )
 
 _algorithms: dict[str, Algorithm] = {}

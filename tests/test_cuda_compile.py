@@ -76,6 +76,21 @@ PROBLEMS = {
         conv2d n128 c256 i14 oc256 k3 p1
         conv2d:wgrad n128 c256 i14 oc256 k3 p1
     """,
+    "cuda/depthwise": """
+        conv2d n16 c64 i112 oc64 k3 p1 s2 g64 bf16 relu
+        conv2d:dgrad n16 c96 i56 oc96 k7 p3 g96 f16
+        conv2d:dgrad n16 c64 i112 oc64 k3 p1 s2 g64
+        conv2d:wgrad n16 c128 i28 oc128 k7 p3 g128 f64
+        conv2d n16 c64 i112 oc64 k3 p1 g64 channels_last
+        conv2d n16 c64 i112 oc64 k7 p3 g64 channels_last f16
+        conv2d:dgrad n16 c64 i112 oc64 k3 p1 s2 g64 channels_last
+        conv2d:wgrad n16 c64 i112 oc64 k3 p1 g64 channels_last f16
+    """,
+    "cuda/grouped": """
+        conv2d n16 c128 i56 oc128 k3 p1 g32 bias relu
+        conv2d n16 c128 i56 oc128 k3 p1 g32 channels_last f16
+        conv2d:dgrad n16 c256 i56 oc256 k3 p1 s2 g32 f64
+    """,
 }
 TEXTS = {key: [line.strip() for line in lines.strip().splitlines()] for key, lines in PROBLEMS.items()}
 # Registers of a multiprocessor; what a thread may have at most.

@@ -1,0 +1,1 @@
+"""Depthwise convolution and its gradients: every channel on its own."""
