@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -230,6 +231,70 @@ def test_kept_weights_follow_changes():
     assert key in kept
     del w
     assert key not in kept
+
+
+def _with_optimizer(kind, **how):
+    def write(conv):
+        optimizer = kind(conv.parameters(), 1.0, **how)
+        conv.weight.grad, conv.bias.grad = torch.zeros_like(conv.weight), torch.zeros_like(conv.bias)
+        conv.weight.grad[1, 2, 0, 1] = 1
+        optimizer.step()
+
+    return write
+
+
+def _in_inference_mode(conv):
+    with torch.inference_mode():
+        conv.weight.detach()[1, 2, 0, 1] += 1
+
+
+def _loaded(conv, assign):
+    state = {name: value.clone() for name, value in conv.state_dict().items()}
+    state["weight"][1, 2, 0, 1] += 1
+    conv.load_state_dict(state, assign=assign)
+
+
+def _from_vector(conv):
+    vector = torch.nn.utils.parameters_to_vector(conv.parameters()).clone()
+    vector[25] += 1
+    torch.nn.utils.vector_to_parameters(vector, conv.parameters())
+
+
+def _foreach(conv):
+    torch._foreach_mul_([conv.weight[1, 2]], 2.0)
+
+
+WRITES = {
+    "an element": lambda conv: conv.weight[1, 2, 0, 1].add_(1),
+    "a view": lambda conv: conv.weight.view(-1)[25:26].mul_(2),
+    "a detached one": lambda conv: conv.weight.detach()[1, 2, 0, 1].zero_(),
+    "out": lambda conv: torch.neg(conv.weight.clone()[1], out=conv.weight[1]),
+    "bias": lambda conv: conv.bias[1].add_(1),
+    "bias, behind PyTorch's back": lambda conv: conv.bias.data[1].add_(1),
+    "foreach": _foreach,
+    "inference mode": _in_inference_mode,
+    "loaded": partial(_loaded, assign=False),
+    "loaded by assignment": partial(_loaded, assign=True),
+    "from a vector": _from_vector,
+    "SGD": _with_optimizer(torch.optim.SGD, foreach=False),
+    "SGD, foreach": _with_optimizer(torch.optim.SGD, foreach=True),
+    "SGD, fused": _with_optimizer(torch.optim.SGD, fused=True),
+    "Adam, fused": _with_optimizer(torch.optim.Adam, fused=True),
+}
+
+
+@pytest.mark.parametrize("write", WRITES)
+def test_a_kept_weight_is_packed_anew_after_every_kind_of_write(write):
+    """One element is changed, in all ways that PyTorch counts: none gives a result that is out of date."""
+    torch.manual_seed(0)
+    conv, x = torch.nn.Conv2d(8, 8, 3), torch.randn(1, 8, 6, 6)
+    with torch.no_grad():
+        before = [ft.conv2d(x, conv.weight, conv.bias) for _ in range(2)][-1]
+        assert ft.kept._records[id(conv.weight)].plans
+        WRITES[write](conv)
+        after, expected = ft.conv2d(x, conv.weight, conv.bias), F.conv2d(x, conv.weight, conv.bias)
+    close(after, expected)
+    assert not torch.allclose(after, before)
 
 
 def test_absence_of_pytorch_is_explained():

@@ -1,8 +1,8 @@
 """Parameters whose packed form is kept: where nothing is learnt, a convolution packs its weight once.
 
 A record is good as long as the parameter is the same object on the same memory, PyTorch's version counter says that
-nobody wrote there, and a sample of its elements, which also shows most of what is written behind PyTorch's back (by
-``.data`` or a NumPy view), is as it was.
+nobody wrote there, no optimiser has made a step with it (fused ones do not count), and a sample of its elements, which
+also shows most of what is written behind PyTorch's back (by ``.data`` or a NumPy view), is as it was.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections import OrderedDict
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fastconv import choice, dispatch
 from fastconv.options import current
@@ -49,6 +50,16 @@ class _Record:
 
 
 _records: dict[int, _Record] = {}
+
+
+def _stepped(optimizer: Any, args: Any, kwargs: Any) -> None:
+    if _records:
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                _records.pop(id(parameter), None)
+
+
+register_optimizer_step_post_hook(_stepped)
 
 
 def _record(weight: Tensor) -> _Record | None:
@@ -100,7 +111,8 @@ def forget() -> None:
     """Give the memory of all packed parameters back; each is packed anew when it is next met.
 
     A convolution that records no gradient keeps its parameter's packed form, and makes it again when PyTorch's version
-    counter says that the parameter has changed. What is written behind PyTorch's back, by ``.data`` or a NumPy view, is
-    noticed by a sample of the elements only: call this after such a change to a few of them.
+    counter, or an optimiser's step, says that the parameter has changed. What is written behind PyTorch's back, by
+    ``.data`` or a NumPy view, is noticed by a sample of the elements only: call this after such a change to a few of
+    them. Parameters made in inference mode have no such counter, and are packed in every call.
     """
     _records.clear()
