@@ -123,9 +123,12 @@ def prepare_gradient(problem: PoolProblem, strides: Strides, alignment: int) -> 
     )
     launch = launcher.prepare(_kernel("pool_gradient.cu", problem, suffix), (THREADS, 1, 1))
 
+    grid = units.grid()
+    order = [names.index(name) if name in names else len(names) for name in GRADIENT.pointers]
+
     def start(inputs: Arrays, outputs: Arrays) -> None:
-        named = dict(zip(names, inputs + outputs, strict=True))
-        launch(units.grid(), parameters, [named.get(name) for name in GRADIENT.pointers])
+        arrays = *inputs, *outputs, None
+        launch(grid, parameters, [arrays[i] for i in order])
 
     return start
 
