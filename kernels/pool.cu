@@ -5,7 +5,7 @@
 // neighbouring columns, or channels where these are neighbours in memory, 16 bytes of them. In `reduce` several
 // threads share a window: for few large windows, up to whole maps.
 //
-// Macros: ELEMENT; MAXIMA (1: the kernels of maxima, 0: those of sums).
+// Macros: ELEMENT; FAMILY (0: the kernels of means, 1: of maxima, 2: of norms).
 
 #include "windows.cuh"
 
@@ -186,7 +186,9 @@ __device__ void pool(const PoolParameters& p) {
                     const int at = w + j * columns.step;
                     if (at >= columns.stop) break;
 #pragma unroll
-                    for (int i = 0; i < channels; ++i) Operation::add(p, line[i], widen(loaded[j][i]), first_index + at);
+                    for (int i = 0; i < channels; ++i) {
+                        Operation::add(p, line[i], widen(loaded[j][i]), first_index + at);
+                    }
                 }
             }
 #pragma unroll
@@ -300,11 +302,12 @@ __device__ void reduce(const PoolParameters& p) {
     KERNEL(name##_vectors, PoolParameters, THREADS) { pool<Operation, VECTOR, 2>(p); } \
     KERNEL(name##_vectors_reduced, PoolParameters, THREADS) { reduce<Operation, VECTOR>(p); }
 
-#if MAXIMA
+#if FAMILY == 0
+POOL_VECTORS(average, Average)
+#elif FAMILY == 1
 POOL_VECTORS(maximum, Maximum)
 POOL_VECTORS(indexed_maximum, IndexedMaximum)
 #else
-POOL_VECTORS(average, Average)
 POOL_VECTORS(usual_norm, Norm<false>)
 POOL(any_norm, Norm<true>)
 #endif

@@ -4,7 +4,7 @@
 // 16 bytes of channels; threads side by side have neighbouring columns or channels. A maximum's gradient goes to the
 // element that its index names, one of a mean or a norm to all elements of the window.
 //
-// Macros: ELEMENT; MAXIMA (1: the kernels of maxima, 0: those of sums).
+// Macros: ELEMENT; FAMILY (0: the kernels of means, 1: of maxima, 2: of norms).
 
 #include "windows.cuh"
 
@@ -199,7 +199,8 @@ __device__ void spread(const GradientParameters& p) {
             Sum line[channels];
 #pragma unroll
             for (int i = 0; i < channels; ++i) line[i] = 0;
-            add_line<Operation>(p, elements, dy + p.dy_strides.at(0, 0, d, h, 0), y + p.y_strides.at(0, 0, d, h, 0), line);
+            add_line<Operation>(p, elements, dy + p.dy_strides.at(0, 0, d, h, 0), y + p.y_strides.at(0, 0, d, h, 0),
+                                line);
             const Sum lines = static_cast<Sum>(p.axis[1].counts(h, p.counts_padding));
             const Sum divisor = p.divisor != 0 ? static_cast<Sum>(p.divisor) : planes * lines;
 #pragma unroll
@@ -220,12 +221,13 @@ __device__ void spread(const GradientParameters& p) {
 }
 
 // Sums take the registers of two blocks a multiprocessor, so that no architecture's compiler has to spill.
-#if MAXIMA
+#if FAMILY == 0
+KERNEL(average, GradientParameters, THREADS, 2) { spread<Average, 1, 4>(p); }
+KERNEL(average_vectors, GradientParameters, THREADS, 2) { spread<Average, VECTOR, 2>(p); }
+#elif FAMILY == 1
 KERNEL(maximum, GradientParameters, THREADS) { route<1, 4>(p); }
 KERNEL(maximum_vectors, GradientParameters, THREADS) { route<VECTOR, 2>(p); }
 #else
-KERNEL(average, GradientParameters, THREADS, 2) { spread<Average, 1, 4>(p); }
-KERNEL(average_vectors, GradientParameters, THREADS, 2) { spread<Average, VECTOR, 2>(p); }
 KERNEL(usual_norm, GradientParameters, THREADS, 2) { spread<Norm<false>, 1, 4>(p); }
 KERNEL(usual_norm_vectors, GradientParameters, THREADS, 2) { spread<Norm<false>, VECTOR, 2>(p); }
 KERNEL(any_norm, GradientParameters, THREADS, 2) { spread<Norm<true>, 1, 4>(p); }

@@ -1,4 +1,4 @@
-// Maximum unpooling: every element goes where its index says, zeros elsewhere; where indices repeat, the last one stays.
+// Maximum unpooling: every element goes where its index says, zeros elsewhere; where indices repeat, the last stays.
 //
 // So that the last one stays in whatever order threads come, elements first lay claim to their places (`unpool_claim`),
 // numbered in memory order from 1; then every place takes what is its own (`unpool_fill`). The gradient is a plain
@@ -25,7 +25,8 @@ struct UnpoolParameters {
 };
 
 // The offset of a map's element that a flat index names.
-__device__ inline long long offset(const MapStrides& strides, const FastDiv<unsigned int> (&by)[2], unsigned int index) {
+__device__ inline long long offset(const MapStrides& strides, const FastDiv<unsigned int> (&by)[2],
+                                   unsigned int index) {
     const auto [line, w] = by[1].divmod(index);
     const auto [d, h] = by[0].divmod(line);
     return strides.at(0, 0, static_cast<int>(d), static_cast<int>(h), static_cast<int>(w));
@@ -59,7 +60,8 @@ KERNEL(unpool_fill, UnpoolParameters, THREADS) {
     const unsigned int owner = p.claims[claims_of(p, unit) + p.claims_place * place];
     ELEMENT value = narrow<ELEMENT>(0);
     if (owner) {
-        value = p.from[p.from_strides.at(unit.image, unit.channel, 0, 0, 0) + offset(p.from_strides, p.by_small, owner - 1)];
+        const ELEMENT* const from = p.from + p.from_strides.at(unit.image, unit.channel, 0, 0, 0);
+        value = from[offset(p.from_strides, p.by_small, owner - 1)];
     }
     p.to[p.to_strides.at(unit.image, unit.channel, unit.d, unit.h, unit.w)] = value;
 }

@@ -89,8 +89,8 @@ def prepare_unpool(problem: PoolProblem, strides: Strides, max_workspace: int) -
 
     if problem.direction == "dgrad":
         elements = units(problem.n, small, channels_fastest(indices))
-        launch, parameters = prepared("unpool_gradient"), pack(elements, 0)
-        return lambda inputs, outputs: launch(elements.grid(), parameters, (*inputs, *outputs, None))
+        launch, grid, parameters = prepared("unpool_gradient"), elements.grid(), pack(elements, 0)
+        return lambda inputs, outputs: launch(grid, parameters, (*inputs, *outputs, None))
 
     clear, claim, fill = (prepared(f"unpool_{name}") for name in ("clear", "claim", "fill"))
     steps: list[tuple[Launch, Grid, bytes]] = []
@@ -125,5 +125,5 @@ def prepare_unfold(problem: PoolProblem, strides: Strides) -> Start:
         axis=[axis.packed() for axis in windows(problem)],
     )
     kernel = Kernel("unfold.cu", "unfold" if forward else "fold", (("ELEMENT", ELEMENTS[problem.dtype]),))
-    launch = launcher.prepare(kernel, (THREADS, 1, 1))
-    return lambda inputs, outputs: launch(units.grid(), parameters, (*inputs, *outputs))
+    launch, grid = launcher.prepare(kernel, (THREADS, 1, 1)), units.grid()
+    return lambda inputs, outputs: launch(grid, parameters, (*inputs, *outputs))

@@ -31,6 +31,8 @@ from fastconv.problem import PoolProblem
 MOST_ROWS, MOST_VECTOR_ROWS = 4, 2
 # Norms without a power.
 _USUAL_NORMS = (1.0, 2.0)
+# What is compiled together.
+_FAMILIES = {"average": 0, "maximum": 1, "indexed_maximum": 1, "usual_norm": 2, "any_norm": 2}
 
 _WINDOW_FIELDS = {"axis": array(WINDOW_AXIS, 3), **dict.fromkeys(("divisor", "norm", "window"), DOUBLE)}
 POOL = Struct(
@@ -123,9 +125,12 @@ def prepare_gradient(problem: PoolProblem, strides: Strides, alignment: int) -> 
     )
     launch = launcher.prepare(_kernel("pool_gradient.cu", problem, suffix), (THREADS, 1, 1))
 
+    grid = units.grid()
+    order = [names.index(name) if name in names else len(names) for name in GRADIENT.pointers]
+
     def start(inputs: Arrays, outputs: Arrays) -> None:
-        named = dict(zip(names, inputs + outputs, strict=True))
-        launch(units.grid(), parameters, [named.get(name) for name in GRADIENT.pointers])
+        arrays = *inputs, *outputs, None
+        launch(grid, parameters, [arrays[i] for i in order])
 
     return start
 
@@ -159,5 +164,6 @@ def _window_values(problem: PoolProblem, axes: Sequence[Windows], by: int) -> di
 
 
 def _kernel(source: str, problem: PoolProblem, suffix: str) -> Kernel:
-    defines = ("ELEMENT", ELEMENTS[problem.dtype]), ("MAXIMA", str(int(problem.is_max)))
-    return Kernel(source, operation(problem) + suffix, defines)
+    name = operation(problem)
+    defines = ("ELEMENT", ELEMENTS[problem.dtype]), ("FAMILY", str(_FAMILIES[name]))
+    return Kernel(source, name + suffix, defines)

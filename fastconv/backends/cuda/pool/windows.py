@@ -167,7 +167,8 @@ def several_rows(units: Units, most: int, multiprocessors: int) -> Units:
 def too_large(problem: PoolProblem) -> str | None:
     """Return why the kernels do not count so far; None if they do."""
     largest = max(math.prod(problem.input_size), math.prod(problem.output_size))
-    if max(largest, *(axis.extent for axis in windows(problem))) > _MOST_ELEMENTS:
+    axes = windows(problem)
+    if max(largest, math.prod(axis.kernel for axis in axes), *(axis.extent for axis in axes)) > _MOST_ELEMENTS:
         return "counts the elements of a map in 32 bits"
     if problem.c * largest > _MOST_UNITS:
         return "counts the elements of an image in 32 bits"
