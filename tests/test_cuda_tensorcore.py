@@ -167,6 +167,27 @@ def test_images_are_packed_a_few_at_a_time_if_scratch_is_short(direction, scratc
     assert sum(name == "tensorcore" for name, _ in launched) >= 2 * 4
 
 
+def turned(array):
+    """Return the same values with channels side by side, and every other axis reversed in memory, with gaps."""
+    last = np.moveaxis(array, 1, -1)
+    spread = np.zeros((*(2 * size for size in last.shape[:-1]), last.shape[-1]), array.dtype)
+    view = spread[tuple(slice(None, None, -2) for _ in last.shape[:-1])]
+    view[...] = last
+    return np.moveaxis(view, -1, 1)
+
+
+@pytest.mark.parametrize(("direction", "packed"), [("fprop", 0), ("dgrad", 1), ("wgrad", 1)])
+def test_views_whose_channels_stay_side_by_side_are_not_packed(direction, packed, monkeypatch):
+    """But for a weight whose channels are far apart, and a dy whose positions do not follow at one distance."""
+    tiles(monkeypatch, SMALL)
+    problem = parse_problem(f"conv2d:{direction} n2 c16 i5 oc16 k3 f16 channels_last cuda")
+    inputs = testing.integer_inputs(problem)
+    with emulated() as emulator:
+        outputs = testing.run(registry.find(KEY), problem, tuple(map(turned, inputs)))
+    np.testing.assert_array_equal(outputs[0], testing.exact(problem, inputs).results[0].astype(np.float16))
+    assert [kernel.name for kernel, _ in emulator.launched].count("pack") == packed
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

@@ -198,6 +198,7 @@ GOOD = {
     "FASTCONV_MAX_WORKSPACE": ("3M", 3 << 20),
     "FASTCONV_DETERMINISTIC": ("yes", True),
     "FASTCONV_STRICT": ("TRUE", True),
+    "FASTCONV_TF32": ("1", True),
     "FASTCONV_THREADS": ("3", 3),
     "FASTCONV_AUTOTUNE": ("on", True),
     "FASTCONV_VERBOSE": ("1", True),
@@ -275,12 +276,13 @@ with options(threads=1, backend=None):
         FASTCONV_MAX_WORKSPACE="3M",
         FASTCONV_DETERMINISTIC="1",
         FASTCONV_STRICT="1",
+        FASTCONV_TF32="1",
         FASTCONV_THREADS="2",
         FASTCONV_AUTOTUNE="1",
     ).stdout.splitlines()
     assert lines == [
-        str(("im2col", "gemm", 3 << 20, True, True, 2, True)),
-        str((None, "gemm", 3 << 20, True, True, 1, True)),
+        str(("im2col", "gemm", 3 << 20, True, True, True, 2, True)),
+        str((None, "gemm", 3 << 20, True, True, True, 1, True)),
     ]
 
 

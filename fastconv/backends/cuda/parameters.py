@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 INT = "<i4"
+UINT = "<u4"
 LONG = "<i8"
 DOUBLE = "<f8"
 FASTDIV = ("<u4", (4,))
@@ -34,7 +35,7 @@ class Struct:
     pointers : sequence of str
         The names of the arrays whose addresses it begins with.
     fields : mapping of str to type
-        The numbers that follow: `INT`, `LONG`, `FASTDIV`, an `array` of one of them, or a nested ``numpy.dtype``.
+        The numbers that follow: `INT`, `UINT`, `LONG`, `FASTDIV`, an `array` of one, or a nested ``numpy.dtype``.
     """
 
     def __init__(self, pointers: Sequence[str], fields: Mapping[str, Any]) -> None:

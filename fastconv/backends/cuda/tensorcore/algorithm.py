@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastconv.algorithm import AnyProblem
 from fastconv.backends.cuda import launching
 from fastconv.backends.cuda.algorithm import CudaAlgorithm, Start, Strides, usual_strides
@@ -50,6 +52,8 @@ class Tensorcore(CudaAlgorithm):
             return "packing one image takes more scratch memory than max_workspace allows"
         if any(max(product.size(phase, problem.n)) >= _MOST for phase in product.phases):
             return "more than 2^31 positions or taps"
+        if product.is_wgrad and math.prod(problem.w_shape) >= _MOST:
+            return "more than 2^31 weights"
         if problem.bytes >= 16 * _MOST:
             return "arrays of 32 GiB"
         return None

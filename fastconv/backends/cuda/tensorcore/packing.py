@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from fastconv.backends.cuda import launching
 from fastconv.backends.cuda.algorithm import ELEMENTS
 from fastconv.backends.cuda.launching import Kernel
-from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, array, fastdiv
+from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, UINT, Struct, array, fastdiv, nested
 
 Three: TypeAlias = tuple[int, int, int]
 
@@ -21,9 +24,8 @@ _MOST = 4608
 _WORD_BYTES = 4
 _TILE_BLOCKS = 64
 
-# `PackParameters` of kernels/pack.cu.
-PARAMETERS = Struct(
-    ("array", "packed"),
+# `Job` and `PackParameters` of kernels/pack.cu.
+JOB = nested(
     {
         **dict.fromkeys(("outer", "group", "channel"), LONG),
         "axis": array(LONG, 4),
@@ -31,9 +33,10 @@ PARAMETERS = Struct(
         **dict.fromkeys(("blocks", "channels", "tile_blocks", "tile_channels", "channels_fastest"), INT),
         "by_size": array(FASTDIV, 3),
         **dict.fromkeys(("by_groups", "by_block_tiles", "by_channel_tiles"), FASTDIV),
-        **dict.fromkeys(("by_tile_blocks", "by_tile_channels", "by_tile_chunks"), FASTDIV),
-    },
+        **dict.fromkeys(("by_tile_fastest", "by_tile_chunks"), FASTDIV),
+    }
 )
+PARAMETERS = Struct(("array0", "array1", "packed0", "packed1"), {"tiles": UINT, "job": array(JOB, 2)})
 
 
 class Lines(NamedTuple):
@@ -104,43 +107,73 @@ class Packing:
         _, _, height, width = self.sizes
         return step * height * width, step * width, step
 
-    def launch(self, dtype: str) -> Callable[[int, Any, Any], None]:
-        """Return ``start(outer, array, packed)``, which packs the first entries of an array."""
-        tile_blocks = min(self.blocks, _TILE_BLOCKS)
-        longest = _MOST // tile_blocks - _WORD_BYTES // self.itemsize
-        tile_channels = min(self.chunks * self.count, longest // self.count * self.count)
-        block_tiles = -(-self.blocks // tile_blocks)
-        channel_tiles = -(-self.channels // tile_channels)
-        nearest = min((abs(s) for s, n in zip(self.axis, self.sizes, strict=True) if n > 1), default=0)
-        parameters = PARAMETERS.pack(
-            outer=self.strides.line,
-            group=self.strides.group,
-            channel=self.strides.channel,
-            axis=self.axis,
-            packed_outer=self.outer_elements,
-            packed_group=self.chunks * self.count,
-            packed_block=self.groups * self.chunks * self.count,
-            blocks=self.blocks,
-            channels=self.channels,
-            tile_blocks=tile_blocks,
-            tile_channels=tile_channels,
-            channels_fastest=not nearest or abs(self.strides.channel) < nearest,
-            by_size=[fastdiv(size) for size in self.sizes[1:]],
-            by_groups=fastdiv(self.groups),
-            by_block_tiles=fastdiv(block_tiles),
-            by_channel_tiles=fastdiv(channel_tiles),
-            by_tile_blocks=fastdiv(tile_blocks),
-            by_tile_channels=fastdiv(tile_channels),
-            by_tile_chunks=fastdiv(tile_channels // self.count),
+    @cached_property
+    def _tile(self) -> tuple[int, int]:
+        """Blocks and channels that are transposed together."""
+        blocks = min(self.blocks, _TILE_BLOCKS)
+        longest = _MOST // blocks - _WORD_BYTES // self.itemsize
+        return blocks, min(self.chunks * self.count, longest // self.count * self.count)
+
+    @property
+    def tiles(self) -> int:
+        """Blocks of threads for an entry of ``outer``."""
+        blocks, channels = self._tile
+        return self.groups * -(-self.blocks // blocks) * -(-self.channels // channels)
+
+    @property
+    def job(self) -> Any:
+        """The values of the kernel's struct."""
+        tile_blocks, tile_channels = self._tile
+        nearest = min((abs(s) for s, n in zip(self.axis, self.sizes, strict=True) if n > 1), default=None)
+        channels_fastest = nearest is None or abs(self.strides.channel) < nearest
+        return (
+            self.strides.line,
+            self.strides.group,
+            self.strides.channel,
+            self.axis,
+            self.outer_elements,
+            self.chunks * self.count,
+            self.groups * self.chunks * self.count,
+            self.blocks,
+            self.channels,
+            tile_blocks,
+            tile_channels,
+            channels_fastest,
+            [fastdiv(size) for size in self.sizes[1:]],
+            fastdiv(self.groups),
+            fastdiv(-(-self.blocks // tile_blocks)),
+            fastdiv(-(-self.channels // tile_channels)),
+            fastdiv(tile_channels if channels_fastest else tile_blocks),
+            fastdiv(tile_channels // self.count),
         )
+
+
+class Packer:
+    """Packs up to two arrays by one launch.
+
+    Parameters
+    ----------
+    packings : sequence of (Packing or None)
+    dtype : str
+    """
+
+    def __init__(self, packings: Sequence[Packing | None], dtype: str) -> None:
+        self.packings = packings
         kernel = Kernel("pack.cu", "pack", (("ELEMENT", ELEMENTS[dtype]),))
-        launch = launching.launcher().prepare(kernel, (THREADS, 1, 1))
-        tiles = self.groups * block_tiles * channel_tiles
+        self._launch = launching.launcher().prepare(kernel, (THREADS, 1, 1))
+        self._jobs = np.zeros(2, JOB)
+        for i, packing in enumerate(packings):
+            if packing is not None:
+                self._jobs[i] = packing.job
 
-        def start(outer: int, array: Any, packed: Any) -> None:
-            launch((outer * tiles,), parameters, (array, packed))
+    def parameters(self, outer: Sequence[int]) -> tuple[int, bytes]:
+        """Return the grid and the parameters that pack the first entries of each array; none of one that has 0."""
+        first, second = (n * p.tiles if p and n else 0 for n, p in zip(outer, self.packings, strict=True))
+        return first + second, PARAMETERS.pack(tiles=first, job=self._jobs)
 
-        return start
+    def start(self, parameters: tuple[int, bytes], arrays: Sequence[Any], packed: Sequence[Any]) -> None:
+        """Launch; an array that is not packed may be None."""
+        self._launch((parameters[0],), parameters[1], (*arrays, *packed))
 
 
 def three(sizes: Sequence[int], filler: int) -> Three:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,12 @@ from fastconv.backends.cuda.geometry import AXIS
 from fastconv.backends.cuda.launching import Grid, Kernel
 from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, array, fastdiv, nested
 from fastconv.backends.cuda.tensorcore.form import Form, Operand
+from fastconv.backends.cuda.tensorcore.packing import Packer
 from fastconv.backends.cuda.tensorcore.work import MOST_PHASES, Tile, Work
 
 _SUM_THREADS = 256
-# Arrays that have images.
-_MAPS = ("x", "y", "dx", "dy", "residual")
+MAPS = ("x", "y", "dx", "dy", "residual")
+"""Arrays that have images."""
 
 # The structs of kernels/convolution.cuh and kernels/tensorcore.cu.
 STRIDES = nested({"group": LONG, "row": LONG, "outer": LONG, "axis": array(LONG, 3), "position": array(LONG, 3)})
@@ -66,17 +67,25 @@ class Runner:
         if self.parts:
             self.add = self.launcher.prepare(Kernel("tensorcore.cu", "tensorcore_sum", defines), (_SUM_THREADS, 1, 1))
         self.operands = (form.gathered, form.matrix)
-        self.packers = [self._packer(operand) for operand in self.operands]
-        self.per_image = (True, product.is_wgrad)
         self.scratch_dtype = {2: "uint16", 4: "float32"}[problem.itemsize]
         self.names = tuple(o.name for o in problem.inputs + problem.outputs)
-        self.portions = [
-            (first, min(first + self.images, problem.n), list(self._launches(tile, first)))
-            for first in range(0, problem.n, self.images)
-        ]
+        packings = [operand.packing for operand in self.operands]
+        self.packer = Packer(packings, problem.dtype) if any(packings) else None
+        self.portions = []
+        for first in range(0, problem.n, self.images):
+            last = min(first + self.images, problem.n)
+            self.portions.append((first, last, self._packing(first, last), list(self._launches(tile, first))))
 
-    def _packer(self, operand: Operand) -> Callable[[int, Any, Any], None] | None:
-        return operand.packing.launch(self.problem.dtype) if operand.packing else None
+    def _packing(self, first: int, last: int) -> tuple[int, bytes] | None:
+        """Return how what a portion needs is packed: a weight is packed once, with the first."""
+        if self.packer is None:
+            return None
+        outer = [
+            last - first if name in MAPS else packing.outer if packing and not first else 0
+            for name, _, packing in self.operands
+        ]
+        grid, parameters = self.packer.parameters(outer)
+        return (grid, parameters) if grid else None
 
     def _launches(self, tile: Tile, first: int) -> Iterator[tuple[Grid, bytes]]:
         """Yield grids and parameters for the images of a portion, eight phases each."""
@@ -138,36 +147,27 @@ class Runner:
     def start(self, inputs: Arrays, outputs: Arrays) -> None:
         """Launch everything."""
         named = dict(zip(self.names, inputs + outputs, strict=True))
-        scratch = [self._scratch(i) for i in range(2)]
+        packed = [self._scratch(operand) for operand in self.operands]
         count = self.work.partial_count(self.splits, self.images)
         partial = self.launcher.empty(count, "float32") if count else None
-        operands: list[Any] = [None, None]
-        for first, last, launches in self.portions:
-            some = (
-                named
-                if len(self.portions) == 1
-                else {name: array[first:last] if name in _MAPS else array for name, array in named.items()}
-            )
-            for i, operand in enumerate(self.operands):
-                if operand.packing is None:
-                    operands[i] = some[operand.name]
-                elif self.per_image[i] or not first:
-                    operands[i] = scratch[i]
-                    self._pack(i, last - first if self.per_image[i] else operand.packing.outer, some, scratch[i])
+        for first, last, packing, launches in self.portions:
+            some = named
+            if len(self.portions) > 1:
+                some = {name: array[first:last] if name in MAPS else array for name, array in named.items()}
+            arrays = [some[operand.name] for operand in self.operands]
+            if packing:
+                assert self.packer is not None
+                self.packer.start(packing, arrays, packed)
+            operands = [array if scratch is None else scratch for array, scratch in zip(arrays, packed, strict=True)]
             pointers = [*operands, some[self.form.result], some.get("bias"), some.get("residual"), partial]
             for grid, parameters in launches:
                 self.multiply(grid, parameters, pointers)
         if self.parts:
             self.add((-(-self.sums // _SUM_THREADS),), launches[0][1], pointers)
 
-    def _scratch(self, i: int) -> Any:
-        packing = self.operands[i].packing
+    def _scratch(self, operand: Operand) -> Any:
+        packing = operand.packing
         if packing is None:
             return None
-        outer = self.images if self.per_image[i] else packing.outer
+        outer = self.images if operand.name in MAPS else packing.outer
         return self.launcher.empty(outer * packing.outer_elements, self.scratch_dtype)
-
-    def _pack(self, i: int, outer: int, arrays: dict[str, Any], scratch: Any) -> None:
-        pack = self.packers[i]
-        assert pack is not None
-        pack(outer, arrays[self.operands[i].name], scratch)

@@ -23,6 +23,8 @@ _PARTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Slices that a part of the reduction has at least.
 _LEAST_SLICES = 4
 _MOST_PORTIONS = 1024
+# Of a result whose parts are added up.
+_MOST_SUMS = 2**31
 
 
 class Tile(NamedTuple):
@@ -55,13 +57,13 @@ class Tile(NamedTuple):
 
     def busy(self, blocks: int) -> float:
         """Return the share of its rate that a multiprocessor reaches with some blocks. Not measured."""
-        return min(1.0, blocks * self.rows * self.columns / _FULL_SUMS) ** 0.5
+        return math.sqrt(min(1.0, blocks * self.rows * self.columns / _FULL_SUMS))
 
     def resident(self, shared_bytes: int) -> int:
         """Return the blocks that fit a multiprocessor side by side, by registers and shared memory."""
-        # Sums, operands of two steps, and addresses.
-        registers = self.warp_rows * self.warp_columns // 32 + self.warp_rows + self.warp_columns // 2 + 40
-        return max(1, min(_REGISTERS // (self.threads * min(registers, 255)), shared_bytes // self.bytes))
+        # Sums, operands of two steps, and addresses: what the compiler reports, within some.
+        registers = self.warp_rows * self.warp_columns // 32 + (self.warp_rows + self.warp_columns) // 2 + 48
+        return max(1, min(_REGISTERS // (self.threads * registers), shared_bytes // self.bytes))
 
 
 TILES = (
@@ -183,7 +185,10 @@ class Work:
         product = self.product
         if len(product.phases) > 1 or (self.portions(images) > 1 and not product.is_wgrad):
             return [1]
-        most = -(-product.size(product.phases[0], images).steps // self.depth) // _LEAST_SLICES
+        size = product.size(product.phases[0], images)
+        if product.problem.groups * size.rows * size.columns >= _MOST_SUMS:
+            return [1]
+        most = -(-size.steps // self.depth) // _LEAST_SLICES
         return [1, *(s for s in _PARTS if s <= most and self.workspace(s, images) <= self.max_workspace)]
 
     def seconds(self, tile: Tile, splits: int, images: int) -> float:
@@ -195,8 +200,9 @@ class Work:
             slices = max(-(-size.steps // self.depth), 1)
             tiles = product.problem.groups * math.prod(tile.across(size))
             flops += 2 * tiles * tile.rows * tile.columns * slices * self.depth
-        packed = self._packed_bytes(images) * (portions if product.is_wgrad or self.packs[0] else 1)
-        launches = portions * (-(-len(product.phases) // MOST_PHASES) + self.packs[0]) + self.packs[1]
+        each = product.is_wgrad or self.packs[0]  # portion is packed
+        packed = self._packed_bytes(images) * (portions if each else 1)
+        launches = portions * -(-len(product.phases) // MOST_PHASES) + any(self.packs) * (portions if each else 1)
         blocks, properties = self.blocks(tile, images) * splits, self.properties
         resident = min(tile.resident(properties.shared_bytes), -(-blocks // properties.multiprocessors))
         return properties.seconds(
