@@ -42,6 +42,7 @@ _BUILT_IN = (
     "fastconv.backends.cuda.direct.algorithm:Direct",
     "fastconv.backends.cuda.depthwise.algorithm:Depthwise",
     "fastconv.backends.cuda.grouped.algorithm:Grouped",
+    "fastconv.backends.cuda.winograd:Winograd",
 )
 
 _algorithms: dict[str, Algorithm] = {}
