@@ -15,10 +15,11 @@
 
 using namespace fastconv;
 
-constexpr int TILES = 32, OUTPUTS = 32, DEPTH = 8, PRODUCTS = 36;
+constexpr int TILES = 24, OUTPUTS = 32, DEPTH = 8, PRODUCTS = 36;
 constexpr int THREADS = PRODUCTS * 8;
-// A thread's sums; and a line of shared memory, which neighbouring lines' banks do not meet.
-constexpr int THREAD_OUTPUTS = 16, THREAD_TILES = 8, LINE = 36;
+// A thread's sums: nine warps leave it 168 registers. Lines of shared memory, whose neighbours' banks do not meet.
+constexpr int THREAD_OUTPUTS = 16, THREAD_TILES = 6;
+constexpr int WEIGHT_LINE = OUTPUTS + 4, DATA_LINE = TILES + 4;
 
 // Elements from one entry to the next.
 struct Map {
@@ -134,7 +135,7 @@ __device__ inline void stage_weight(const WinogradParameters& p, float* staged, 
         const int index = static_cast<int>(threadIdx.x) + i * THREADS;
         const int line = index / pieces, piece = index % pieces;  // a line is a product of an input
         const int input = line / PRODUCTS, product = line % PRODUCTS;
-        copy_async<16>(staged + (product * DEPTH + input) * LINE + piece * 4,
+        copy_async<16>(staged + (product * DEPTH + input) * WEIGHT_LINE + piece * 4,
                        from + static_cast<long long>(line) * p.padded_outputs + piece * 4);
     }
     commit_async();
@@ -160,7 +161,7 @@ __device__ inline void stage_tile(const WinogradParameters& p, float* staged, co
 #pragma unroll
     for (int j = 0; j < 6; ++j) transform_data(d + j, 6);
 #pragma unroll
-    for (int i = 0; i < PRODUCTS; ++i) staged[(i * DEPTH + input) * LINE + tile] = d[i];
+    for (int i = 0; i < PRODUCTS; ++i) staged[(i * DEPTH + input) * DATA_LINE + tile] = d[i];
 }
 
 // A result by its definition. That of an input gradient has no products beyond the edges of dy.
@@ -213,18 +214,18 @@ __device__ inline void finish(const WinogradParameters& p, const TilePlace& plac
 KERNEL(winograd, WinogradParameters, THREADS) {
     DYNAMIC_SHARED(float, staged);
     float* const weights = staged;
-    float* const data = staged + PRODUCTS * DEPTH * LINE;
+    float* const data = staged + PRODUCTS * DEPTH * WEIGHT_LINE;
     const auto [tile_block, output_block] = p.by_output_blocks.divmod(blockIdx.x);
     const int first_output = static_cast<int>(output_block) * OUTPUTS, thread = static_cast<int>(threadIdx.x);
 
-    // As one who transforms: a tile and a channel of the slice; the last warp has none.
+    // As one who transforms: a tile and a channel of the slice; the last warps have none.
     const int own_tile = p.channels_fastest ? thread / DEPTH : thread % TILES;
     const int own_input = p.channels_fastest ? thread % DEPTH : thread / TILES;
     const TilePlace place = tile_place(p, tile_block * TILES + own_tile);
     // As one who multiplies: a product, some outputs and some tiles of it.
     const int product = thread / 8, output = thread % 8 / 4 * THREAD_OUTPUTS, tile = thread % 4 * THREAD_TILES;
-    const float* const left = weights + product * DEPTH * LINE + output;
-    const float* const right = data + product * DEPTH * LINE + tile;
+    const float* const left = weights + product * DEPTH * WEIGHT_LINE + output;
+    const float* const right = data + product * DEPTH * DATA_LINE + tile;
 
     float sum[THREAD_OUTPUTS][THREAD_TILES] = {};
     for (int first = 0; first < p.padded_inputs; first += DEPTH) {
@@ -237,15 +238,15 @@ KERNEL(winograd, WinogradParameters, THREADS) {
             float u[THREAD_OUTPUTS], v[THREAD_TILES];
 #pragma unroll
             for (int i = 0; i < THREAD_OUTPUTS; i += 4) {
-                const Vector<float, 4> piece = load_vector<4>(left + c * LINE + i);
+                const Vector<float, 4> piece = load_vector<4>(left + c * WEIGHT_LINE + i);
 #pragma unroll
                 for (int e = 0; e < 4; ++e) u[i + e] = piece.at[e];
             }
 #pragma unroll
-            for (int i = 0; i < THREAD_TILES; i += 4) {
-                const Vector<float, 4> piece = load_vector<4>(right + c * LINE + i);
+            for (int i = 0; i < THREAD_TILES; i += 2) {
+                const Vector<float, 2> piece = load_vector<2>(right + c * DATA_LINE + i);
 #pragma unroll
-                for (int e = 0; e < 4; ++e) v[i + e] = piece.at[e];
+                for (int e = 0; e < 2; ++e) v[i + e] = piece.at[e];
             }
 #pragma unroll
             for (int i = 0; i < THREAD_OUTPUTS; ++i) {

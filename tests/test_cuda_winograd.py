@@ -20,18 +20,22 @@ PROBLEMS = """
     conv2d n2 c13 ih9 iw10 oc35 k3 p1 bias residual relu
     conv2d n1 c20 ih5 iw11 oc16 k3 p0:2 channels_last bias sigmoid
     conv2d n5 c12 i12 oc12 k3
-    conv2d n1 c12 i7 oc12 k3 p1:-1
 """.strip().splitlines()
 
 
-@pytest.mark.parametrize("text", PROBLEMS)
 @pytest.mark.parametrize("direction", ["fprop", "dgrad"])
-def test_problems(direction, text):
-    problem = parse_problem(text).replace(device="cuda", direction=direction)
+def test_problems(direction):
     algorithm = registry.find(KEY)
     with emulated():
-        assert algorithm.refuses(problem) is None
-        testing.check_problem(algorithm, problem)
+        for text in PROBLEMS:
+            problem = parse_problem(text).replace(device="cuda", direction=direction)
+            assert algorithm.refuses(problem) is None, text
+            testing.check_problem(algorithm, problem)
+
+
+def test_end_of_the_input_is_not_read():
+    with emulated():
+        testing.check_problem(registry.find(KEY), parse_problem("conv2d n1 c12 i7 oc12 k3 p1:-1 cuda"))
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 3e38])
@@ -68,6 +72,7 @@ def test_points_are_those_of_the_smallest_error():
         ("conv2d n1 c16 i9 oc16 k3 f64", "float32"),
         ("conv2d n1 c1 i9 oc16 k3 p1", "fewer than 12 products"),
         ("conv2d n1 c16 i9 oc16 k3 p1 circular", "pads with zeros"),
+        ("conv2d:dgrad n1 c12 i7 oc12 k3 p1:-1", "fewer than 12 products"),
     ],
 )
 def test_refuses_with_a_reason(text, reason):

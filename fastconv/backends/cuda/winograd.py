@@ -19,17 +19,18 @@ from fastconv.problem import ConvProblem
 
 # Of kernels/winograd.cu: results of a tile and their products; a block's tiles, outputs, and source channels at a time.
 _M, _TAPS, _PRODUCTS = 4, 3, 36
-_TILES, _OUTPUTS, _DEPTH = 32, 32, 8
-_THREADS, _LINE = 8 * _PRODUCTS, 36
+_TILES, _OUTPUTS, _DEPTH = 24, 32, 8
+_THREADS = 8 * _PRODUCTS
 _WEIGHT_THREADS = 256
-_SHARED = 2 * _PRODUCTS * _DEPTH * _LINE * 4
+_SHARED = _PRODUCTS * _DEPTH * (_OUTPUTS + 4 + _TILES + 4) * 4
 
 # All results of a tile have errors of about the same size, so none may be much smaller than the others.
 _FEWEST_PRODUCTS = 12
 # What takes the place of `ERROR_CONSTANT`: that of the same points on the CPU.
 _CONSTANT = 32.0
-# Operations to transform a tile of a source channel; the share of the peak. Not measured.
-_TRANSFORM, _EFFICIENCY = 440, 0.6
+# Operations to transform a tile of a source channel; the share of the peak, since every block reads the weights of
+# its outputs from the second-level cache. Not measured.
+_TRANSFORM, _EFFICIENCY = 440, 0.45
 _MOST = 2**31
 
 _MAP = nested(dict.fromkeys(("image", "channel", "row", "column"), LONG))
