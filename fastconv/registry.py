@@ -51,6 +51,7 @@ _BUILT_IN = (
     "fastconv.backends.cuda.pool.algorithm:Unfold",
     "fastconv.backends.cuda.depthwise.algorithm:Depthwise",
     "fastconv.backends.cuda.grouped.algorithm:Grouped",
+    "fastconv.backends.cuda.winograd:Winograd",
 )
 
 _algorithms: dict[str, Algorithm] = {}

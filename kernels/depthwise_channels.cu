@@ -1,12 +1,12 @@
-// Depthwise convolution and its input gradient where channels are neighbours in memory: a thread has ROWS rows of
-// COLUMNS results of a vector of channels in registers. The block's weights are in shared memory, taps one after
-// another. Macros: see depthwise_channels.cuh; ROWS.
+// Depthwise convolution and its input gradient where channels are neighbours in memory: a thread has COLUMNS results of
+// a vector of channels in registers. The block's weights are in shared memory, taps one after another. Macros: see
+// depthwise_channels.cuh.
 
 #include "depthwise_channels.cuh"
 
 using namespace fastconv;
 
-using Results = Sum[ROWS][COLUMNS][WIDTH];
+using Results = Sum[COLUMNS][WIDTH];
 
 // Elements from one tap's weights to the next: stores of neighbouring taps do not meet in a bank.
 __device__ inline int tap_line(const DepthwiseParameters& p) { return p.lanes * WIDTH + vector_count<Sum>; }
@@ -27,24 +27,20 @@ __device__ inline void add_unrolled(const DepthwiseParameters& p, const ELEMENT*
                                     int column, Results& sum) {
     constexpr int WINDOW = (COLUMNS - 1) * STEP + KERNEL_WIDTH;
     const int first_row = first_source(p.row, row), first_column = first_source(p.column, column);
-#pragma unroll
-    for (int y = 0; y < (ROWS - 1) * STEP + KERNEL_HEIGHT; ++y) {
+    // A row of taps at a time: all of them at once take more registers than there are.
+#pragma unroll 1
+    for (int i = 0; i < KERNEL_HEIGHT; ++i) {
         Elements window[WINDOW + 1];
 #pragma unroll
-        for (int x = 0; x < WINDOW; ++x) window[x] = read(p, image, first_row + y, first_column + x);
+        for (int x = 0; x < WINDOW; ++x) window[x] = read(p, image, first_row + i, first_column + x);
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            const int i = y - r * STEP;
-            if (i < 0 || i >= KERNEL_HEIGHT) continue;
+        for (int j = 0; j < KERNEL_WIDTH; ++j) {
+            Sum tap[WIDTH];
+            load_sums(tap, weight + (i * KERNEL_WIDTH + j) * tap_line(p));
 #pragma unroll
-            for (int j = 0; j < KERNEL_WIDTH; ++j) {
-                Sum tap[WIDTH];
-                load_sums(tap, weight + (i * KERNEL_WIDTH + j) * tap_line(p));
+            for (int t = 0; t < COLUMNS; ++t) {
 #pragma unroll
-                for (int t = 0; t < COLUMNS; ++t) {
-#pragma unroll
-                    for (int v = 0; v < WIDTH; ++v) sum[r][t][v] += widen(window[t * STEP + j].at[v]) * tap[v];
-                }
+                for (int v = 0; v < WIDTH; ++v) sum[t][v] += widen(window[t * STEP + j].at[v]) * tap[v];
             }
         }
     }
@@ -52,22 +48,19 @@ __device__ inline void add_unrolled(const DepthwiseParameters& p, const ELEMENT*
 
 __device__ inline void add_any(const DepthwiseParameters& p, const ELEMENT* image, const Sum* weight, int row,
                                int column, Results& sum) {
+    const Reach rows = reach(p.row, row);
 #pragma unroll
-    for (int r = 0; r < ROWS; ++r) {
-        const Reach rows = reach(p.row, row + r);
+    for (int t = 0; t < COLUMNS; ++t) {
+        const Reach columns = reach(p.column, column + t);
+        for (int i = 0; i < rows.count; ++i) {
+            for (int j = 0; j < columns.count; ++j) {
+                const int tap = (rows.tap + i * rows.tap_step) * p.column.taps + columns.tap + j * columns.tap_step;
+                const Elements loaded =
+                    read(p, image, rows.source + i * rows.source_step, columns.source + j * columns.source_step);
+                Sum held[WIDTH];
+                load_sums(held, weight + tap * tap_line(p));
 #pragma unroll
-        for (int t = 0; t < COLUMNS; ++t) {
-            const Reach columns = reach(p.column, column + t);
-            for (int i = 0; i < rows.count; ++i) {
-                for (int j = 0; j < columns.count; ++j) {
-                    const int tap = (rows.tap + i * rows.tap_step) * p.column.taps + columns.tap + j * columns.tap_step;
-                    const Elements loaded =
-                        read(p, image, rows.source + i * rows.source_step, columns.source + j * columns.source_step);
-                    Sum held[WIDTH];
-                    load_sums(held, weight + tap * tap_line(p));
-#pragma unroll
-                    for (int v = 0; v < WIDTH; ++v) sum[r][t][v] += widen(loaded.at[v]) * held[v];
-                }
+                for (int v = 0; v < WIDTH; ++v) sum[t][v] += widen(loaded.at[v]) * held[v];
             }
         }
     }
@@ -97,8 +90,8 @@ KERNEL(depthwise_channels, DepthwiseParameters, THREADS, 2) {
     for (int pass = 0; pass < p.passes; ++pass) {
         const unsigned int index = (blockIdx.x * p.passes + pass) * thread.walkers + thread.walker;
         const auto [above, column_tile] = p.by_column_tiles.divmod(index);
-        const auto [n, row_tile] = p.by_row_tiles.divmod(above);
-        const int image = static_cast<int>(n), row = static_cast<int>(row_tile) * ROWS;
+        const auto [n, y] = p.by_row_tiles.divmod(above);
+        const int image = static_cast<int>(n), row = static_cast<int>(y);
         const int column = static_cast<int>(column_tile) * COLUMNS;
         const bool active = thread.active && image < p.images;
 
@@ -120,23 +113,17 @@ KERNEL(depthwise_channels, DepthwiseParameters, THREADS, 2) {
             }
         }
         if (!active) continue;
-        static_assert(ROWS * COLUMNS * WIDTH <= 32, "a bit for each result");
+        static_assert(COLUMNS * WIDTH <= 32, "a bit for each result");
         unsigned int undefined = 0;
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-#pragma unroll
-            for (int t = 0; t < COLUMNS; ++t) {
-                if (row + r < p.row.results && column + t < p.column.results) {
-                    undefined |= finish(p, image, thread.channel, row + r, column + t, sum[r][t])
-                                 << ((r * COLUMNS + t) * WIDTH);
-                }
-            }
+        for (int t = 0; t < COLUMNS; ++t) {
+            if (column + t >= p.column.results) break;
+            undefined |= finish(p, image, thread.channel, row, column + t, sum[t]) << (t * WIDTH);
         }
         for (int bit = 0; undefined != 0; ++bit, undefined >>= 1) {
             if (!(undefined & 1)) continue;
-            const int channel = thread.channel + bit % WIDTH, y = row + bit / (COLUMNS * WIDTH);
-            const int x = column + bit / WIDTH % COLUMNS;
-            finish(p, image, channel, y, x, defined_gradient(p, image, channel, y, x));
+            const int channel = thread.channel + bit % WIDTH, x = column + bit / WIDTH;
+            finish(p, image, channel, row, x, defined_gradient(p, image, channel, row, x));
         }
     }
 }

@@ -231,7 +231,8 @@ KERNEL(grouped, GroupedParameters, THREADS, 2) {
     const ThreadPlace thread = thread_place(p, phase, block);
     const int taps = phase.row.taps * phase.column.taps, outputs = p.output_blocks * OUTPUTS;
     Sum* const tile = staged;
-    Sum* const weights = staged + p.block_groups * p.chunk * p.plane;
+    constexpr int whole = vector_count<Sum>;  // what the weights' addresses are multiples of
+    Sum* const weights = staged + ceil_div(p.block_groups * p.chunk * p.plane, whole) * whole;
     // The tap of the lowest index need not read the lowest element.
     const int ahead_row = phase.row.origin + block.row * phase.row.stride - block.source_row;
     const int ahead_column = phase.column.origin + block.column * phase.column.stride - block.source_column;
@@ -268,8 +269,8 @@ KERNEL(grouped, GroupedParameters, THREADS, 2) {
         for (int bit = 0; undefined != 0; ++bit, undefined >>= 1) {
             if (!(undefined & 1)) continue;
             const int row = block.row + thread.row + bit / OUTPUTS, output = thread.output + bit % OUTPUTS;
-            const Sum whole = defined_gradient(p, phase, image, group, output, row, column);
-            store<1>(p, phase, image, group * p.outputs + output, row, column, &whole);
+            const Sum defined = defined_gradient(p, phase, image, group, output, row, column);
+            store<1>(p, phase, image, group * p.outputs + output, row, column, &defined);
         }
     }
 }

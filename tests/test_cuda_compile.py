@@ -91,6 +91,10 @@ PROBLEMS = {
         conv2d n16 c128 i56 oc128 k3 p1 g32 channels_last f16
         conv2d:dgrad n16 c256 i56 oc256 k3 p1 s2 g32 f64
     """,
+    "cuda/winograd4": """
+        conv2d n16 c64 i56 oc64 k3 p1 bias relu
+        conv2d:dgrad n16 c64 i56 oc64 k3 p1 channels_last
+    """,
 }
 TEXTS = {key: [line.strip() for line in lines.strip().splitlines()] for key, lines in PROBLEMS.items()}
 # Registers of a multiprocessor; what a thread may have at most.

@@ -12,9 +12,7 @@ from fastconv.backends.cuda.launching import Grid, Kernel
 from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, fastdiv, nested
 
 # The structs of kernels/depthwise.cuh.
-AXIS = nested(
-    dict.fromkeys(("results", "sources", "taps", "stride", "dilation", "before", "period", "advance"), INT)
-)
+AXIS = nested(dict.fromkeys(("results", "sources", "taps", "stride", "dilation", "before", "period", "advance"), INT))
 MAP = nested(dict.fromkeys(("image", "channel", "row", "column"), LONG))
 _TILE = ("planes", "groups", "columns", "lanes", "source_rows", "line", "staged_lines", "staged_planes", "staged_rows")
 _DIVISORS = ("channels", "repeats", "columns", "groups", "lanes", "taps", "chunks", "source_rows")
@@ -49,7 +47,7 @@ class Map(NamedTuple):
 
     @classmethod
     def of(cls, strides: tuple[int, ...]) -> Map:
-        return cls(*strides[:2], *_two(strides[2:]))
+        return cls(strides[0], strides[1], *_two(strides[2:]))
 
     @classmethod
     def of_weight(cls, strides: tuple[int, ...]) -> Map:
@@ -175,8 +173,6 @@ class Form:
             name, own = "depthwise_planes", {"LOAD": self.load, "ROWS": tile.rows}
         else:
             name, own = "depthwise_channels", {"WIDTH": tile.width, "COLUMNS": tile.columns}
-            if not work.is_wgrad:
-                own["ROWS"] = tile.rows
         if work.is_wgrad:
             name += "_wgrad"
             own["TAPS"] = work.tap_sums(tile)

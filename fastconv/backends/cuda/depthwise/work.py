@@ -57,11 +57,10 @@ class PlaneTile(NamedTuple):
 
 
 class ChannelTile(NamedTuple):
-    """So many vectors of so many channels; rows and columns of a thread's results."""
+    """So many vectors of so many channels; neighbouring columns of a thread."""
 
     width: int
     lanes: int
-    rows: int
     columns: int
 
     @property
@@ -207,25 +206,24 @@ class Work:
 
     def channel_tile(self, width: int) -> ChannelTile:
         """Return the tile of vectors of so many channels."""
+        column = self.axes[1]
         vectors = -(-self.channels // width)
         most = min(_LANES, THREADS // width)
         # The sums of all taps, in shared memory; a few more so that lines of taps do not meet in a bank.
         while most > 1 and self.taps * (most * width + 4) * self.size > _SHARED:
             most //= 2
         lanes = -(-vectors // -(-vectors // most))
-        wide = width * self.size > 16
-        if not self.unrolled:
-            rows = columns = 1
-        elif self.is_wgrad:
-            rows, columns = 1, 2 if wide else 4
-        else:
-            rows, columns = 2 if wide else 4, 2
-        return ChannelTile(width, lanes, rows, columns)
+        columns = 1
+        if self.unrolled:
+            # More would take more registers than two blocks side by side have.
+            crowded = width * self.size > 16 and (self.is_wgrad or column.stride > 1)
+            columns = 2 if crowded else 4
+        return ChannelTile(width, lanes, columns)
 
     def channel_tiles(self, tile: ChannelTile) -> tuple[int, int, int]:
         """Return how many tiles there are of images, rows and columns."""
         row, column = self.axes
-        return self.problem.n, -(-row.results // tile.rows), -(-column.results // tile.columns)
+        return self.problem.n, row.results, -(-column.results // tile.columns)
 
     def tap_sums(self, tile: PlaneTile | ChannelTile) -> int:
         """Return how many taps' sums a thread of a weight gradient holds."""
@@ -233,7 +231,7 @@ class Work:
             return self.unrolled**2 or _PLANE_TAPS
         if not self.unrolled:
             return _CHANNEL_TAPS
-        return self.unrolled * (3 if self.unrolled == 3 else 1)
+        return self.unrolled * (3 if self.unrolled == 3 and tile.width * self.size <= 16 else 1)
 
     def splits(self, tile: PlaneTile | ChannelTile) -> int:
         """Return how many blocks share the images of a weight gradient's channels."""

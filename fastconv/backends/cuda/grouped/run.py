@@ -20,7 +20,10 @@ MAP = nested(dict.fromkeys(("image", "channel", "row", "column"), LONG))
 PHASE = nested({"row": AXIS, "column": AXIS, "weight_origin": LONG, "result_origin": LONG, "residual_origin": LONG})
 _WEIGHT = ("weight_group", "weight_output", "weight_input", "weight_row", "weight_column")
 _TILE = ("block_groups", "passes", "columns", "row_groups", "chunk", "output_blocks", "source_rows", "line", "plane")
-_DIVISORS = ("columns", "row_groups", "output_blocks", "fast", "middle", "chunk", "outputs", "row_tiles", "column_tiles")
+_DIVISORS = (
+    *("columns", "row_groups", "output_blocks", "fast", "middle", "chunk", "outputs"),
+    *("row_tiles", "column_tiles"),
+)
 PARAMETERS = Struct(
     ("source", "weight", "result", "bias", "residual"),
     {
@@ -43,7 +46,7 @@ class Map(NamedTuple):
 
     @classmethod
     def of(cls, strides: tuple[int, ...]) -> Map:
-        return cls(*strides[:2], *_two(strides[2:]))
+        return cls(strides[0], strides[1], *_two(strides[2:]))
 
     def stepped(self, axes: Axes) -> Map:
         """Return the strides from one result of a phase to the next."""
@@ -83,8 +86,10 @@ class Form:
         """Whether copies may take so many elements."""
         source = self.source
         if self.last:
-            return wide > 1 and self.work.inputs % wide == 0 and not any(
-                step % wide for step in (source.image, source.row, source.column)
+            return (
+                wide > 1
+                and self.work.inputs % wide == 0
+                and not any(step % wide for step in (source.image, source.row, source.column))
             )
         columns = self.work.phases[0][2].size
         steps = (source.image, source.channel, source.row)

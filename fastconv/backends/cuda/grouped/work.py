@@ -141,7 +141,8 @@ class Work:
     def shared(self, tile: Tile) -> int:
         """Bytes of shared memory of a block."""
         weights = self.taps * self.output_blocks * self.thread_outputs
-        return tile.groups * tile.chunk * (tile.plane + weights) * self.size
+        # The weights begin at a multiple of 16 bytes.
+        return tile.groups * tile.chunk * (tile.plane + weights) * self.size + 16
 
     def passes(self, tile: Tile) -> int:
         """Images of a block, one after another."""
