@@ -120,6 +120,8 @@ def state() -> dict[str, Any]:
 
         found["cupy"] = cupy.__version__
         found["nvrtc"] = cupy.cuda.nvrtc.getVersion()
+        if found["driver"] is None:
+            return found
         for index in range(cupy.cuda.runtime.getDeviceCount()):
             properties = cupy.cuda.runtime.getDeviceProperties(index)
             found["devices"].append(
