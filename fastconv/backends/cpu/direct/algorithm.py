@@ -13,7 +13,7 @@ _OVERHEAD = 8e-6
 _EFFICIENCY = 0.97
 _PACK_RATE = 1.5e9  # weights a second
 # Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
-_EXPOSED = 0.25
+_EXPOSED = 0.1
 
 
 class Direct(Algorithm):

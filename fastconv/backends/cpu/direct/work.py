@@ -22,6 +22,9 @@ _CROWDED = 2048
 # Cycles that a vector of a slab takes.
 _FILL = 8
 
+# Cycles before a sum is added to again: the four of a multiply-add, and a little, since none starts just in time.
+_LATENCY = 4.5
+
 # The weights of a stage take this part of the second-level cache.
 _STAGE = 4
 
@@ -73,9 +76,10 @@ def choose_tile(
 
 
 def _step_cycles(pixels: int, vectors: int, rate: float) -> float:
-    """Multiply-adds, or two loads a cycle, or six instructions; sums wait four cycles for their predecessors."""
+    """Multiply-adds, or two loads a cycle, or six instructions; sums wait for their predecessors."""
     sums, loads = pixels * vectors, pixels + vectors
-    return max(sums / rate, loads / 2, (sums + (loads if vectors > 1 else 1) + 5) / 6, 4.0)
+    # What is prefetched takes the place of a load.
+    return max(sums / rate, (loads + 1) / 2, (sums + (loads if vectors > 1 else 1) + 5) / 6, _LATENCY)
 
 
 def _square_cycles(lanes: int) -> float:

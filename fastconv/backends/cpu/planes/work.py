@@ -15,7 +15,10 @@ STRIDES = (1, 2)
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
-_LINE = 64  # bytes of a cache line
+_LINE = 64
+# Bytes a cycle from the second-level cache.
+_L2_RATE = 32
+# bytes of a cache line
 _NEAR = 1 << 14  # half of a first-level cache
 
 # Output channels and vectors of columns that a tile may have.
@@ -46,9 +49,16 @@ class Work(ConvWork):
         step = max(
             sums / self.simd.fma_per_cycle, (loads + vectors) / 2, (sums + (loads if vectors > 1 else 1) + 6) / 6, 4.0
         )
+        if self._read_bytes > _NEAR:
+            step = max(step, vectors * self.simd.vector_bytes / _L2_RATE)
         tiles = self.blocks(rows) * -(-self.width.out // (vectors * self.lanes))
         # Stores cross lines, too, and wait for memory.
         return tiles * (self.terms * step + 6 * sums + 20)
+
+    @property
+    def _read_bytes(self) -> int:
+        """Bytes of a slab that a line of outputs reads."""
+        return self.problem.ic * self.depth.kernel * self.height.kernel * self._line_bytes
 
     def blocks(self, rows: int) -> int:
         return -(-self.problem.oc // rows)

@@ -17,12 +17,13 @@ from fastconv.problem import ConvProblem
 ROWS_ARE_CHANNELS, LANES_ARE_CHANNELS, TURNED = range(3)
 
 _LATENCY = 4  # cycles before a sum can be added to again
-_CALL = 40  # cycles of a tile's beginning and end
+_CALL = 60  # cycles of a tile's beginning and end
+_IMAGE = 300  # cycles of finding the place of an image and a group
 _EVEN = 0.95  # which share of their time all workers should have something to do
 # Cycles to copy a piece of a row of pixels of a channel, of which not all are read.
 _ROW = 10.0
-# Of the shorter of computing and moving, what is not hidden behind the other.
-_EXPOSED = 0.25
+# Of the shorter of computing and moving, what is not hidden behind the other: panels are made before they are used.
+_EXPOSED = 0.75
 _OVERHEAD = 5e-6
 TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
@@ -125,7 +126,7 @@ class Work(ConvWork):
                 self._cycles(tile.form, *self._shape(tile, pixels, channels)) for channels in (tile.block, tile.tail)
             )
             total += pieces * ((tile.blocks - 1) * block + tail + self._packing(tile))
-        return self.images * self.problem.groups * total
+        return self.images * self.problem.groups * (total + _IMAGE)
 
     @property
     def width(self) -> int:
