@@ -10,6 +10,7 @@ from numba import carray, njit
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, word
+from fastconv.backends.cpu.pool.block import route_block
 from fastconv.backends.cpu.pool.loops import split
 from fastconv.backends.cpu.pool.maps import spread_rows
 from fastconv.backends.cpu.pool.pixel import pool_line
@@ -31,6 +32,7 @@ _FIELDS = """
     most rise                   | the most windows that read an element of a row; rows of a window
     scale scales one            | factors: table of depths and rows of windows; of columns, 0 for none; address of a 1
     weighted                    | whether the factors of rows differ
+    block_rows block_columns    | blocks of elements along rows and columns of the large side
     block waiting               | rows of windows done before the next columns; bytes that wait for the next rows
     lines line_bytes line plane | scratch: the first worker's, bytes of each; in it a line, and weighted windows
     windows cells               | elements of a map of the small side, of the large one
@@ -178,6 +180,29 @@ def maps(op: int, kernel: int, stride: int, lanes: int, bits: int) -> Any:
                         x, job.xh, job.width, job.heights, job.before, safe,
                         job.scale + h * size, job.scales, lines + group * job.waiting,
                     )  # fmt: skip
+
+    return run
+
+
+@cache
+def blocks(kernel: int, stride: int, lanes: int, bits: int) -> Any:
+    """Return compiled loops of a max pool's gradient whose lanes are channels: a unit is a row of blocks."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        for unit in range(start, stop):
+            row, n = split(unit, job.block_rows)
+            x, y, j = job.x + n * job.xn, job.y + n * job.yn, job.j + n * job.jn
+            for column in range(job.block_columns):
+                route_block(
+                    kernel, stride, lanes, bits,
+                    y, job.yh, job.yw, j, job.jh, job.jw, job.oh, job.ow, row, column,
+                    x, job.xh, job.xw, job.heights, job.width, job.above, job.before, job.channels,
+                )  # fmt: skip
 
     return run
 

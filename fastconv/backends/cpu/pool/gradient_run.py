@@ -9,7 +9,7 @@ import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.job import record_of
-from fastconv.backends.cpu.pool.gradient_loops import FIELDS, averages, covers, maps, recorded, routes
+from fastconv.backends.cpu.pool.gradient_loops import FIELDS, averages, blocks, covers, maps, recorded, routes
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
 from fastconv.backends.cpu.pool.reduction import MAX, SUM
 from fastconv.backends.cpu.pool.scatter import ADD, PUT, TAKE
@@ -50,6 +50,8 @@ class GradientRunner:
         work, common = self.work, (self.work.lanes, 8 * self.work.size)
         if work.loops == "covers":
             return covers(work.vectors, int(work.simd.fma), *common)
+        if work.loops == "blocks":
+            return blocks(*work.square, *common)
         if work.loops == "averages":
             return averages(*work.columns, *common)
         if work.loops == "routes":
@@ -73,6 +75,8 @@ class GradientRunner:
         f |= dict(zip(("depths", "heights", "width"), (axis.size for axis in work.axes), strict=True))
         f |= {"block": work.block, "waiting": work.waiting}
         f["rise"] = work.square[0]
+        if work.loops == "blocks":
+            f["block_rows"], f["block_columns"] = work.block_rows
         before = [axis.before if isinstance(axis, Axis) else 0 for axis in work.axes]
         f |= {"above": before[1], "before": before[2], "most": int(self._covers[2].counts.max())}
         names = (f"{what}_{axis}" for axis in "dhw" for what in ("from", "reads"))
@@ -115,7 +119,7 @@ class GradientRunner:
         """Whether the loops can read or write an array of these strides."""
         if self.work.last and not (strides[1] == size or shape[1] == 1):
             return False
-        if self.work.loops == "covers":
+        if self.work.loops in ("blocks", "covers"):
             return True
         step = shape[1] * size if self.work.last else size
         if self.work.loops == "recorded" or self.work.whole:

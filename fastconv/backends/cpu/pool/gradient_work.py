@@ -20,8 +20,8 @@ _NEAR = 16 << 10
 # Maps that are written by columns: beyond that much the lines of a row are gone before its next columns come.
 _MAP = 64 << 10
 _VECTORS = 2
-# Cycles of an element that goes where an index says.
-_SCATTERED = 3.0
+# Cycles of an element that goes where an index says, and bytes a cycle that are cleared before.
+_SCATTERED, _CLEARED = 3.0, 16
 
 
 class GradientWork:
@@ -60,10 +60,13 @@ class GradientWork:
 
     @cached_property
     def loops(self) -> str:
-        """How it is computed: ``recorded``, ``covers``, ``routes``, ``maps`` or ``averages``."""
+        """How it is computed: ``recorded``, ``blocks``, ``covers``, ``routes``, ``maps`` or ``averages``."""
         if self.unpools:
             return "recorded"
         if self.problem.is_max:
+            cleared = self.size * math.prod(self.large) / _CLEARED
+            if self.last and self.square in _ROUTED and self._block_cycles < self._scattered_cycles + cleared:
+                return "blocks"
             if self.last or not self.square[0]:
                 return "recorded"
             if self._is_tiled and self.square[0] <= WIDEST:
@@ -90,6 +93,24 @@ class GradientWork:
         pace = 2 / self.simd.fma_per_cycle
         window = pace * (1.2 * kernel * kernel if self.problem.is_max else kernel) + stride * stride + 6
         return 40 + self.axes[1].out * groups * window
+
+    @property
+    def block_rows(self) -> tuple[int, int]:
+        """Blocks of elements, as many as the stride squared, along rows and columns."""
+        rows, columns = (
+            -(-(axis.size + axis.before) // axis.stride) if isinstance(axis, Axis) else 0 for axis in self.axes[1:]
+        )
+        return rows, columns
+
+    @property
+    def _block_cycles(self) -> float:
+        """Cycles of a channel's map by blocks, channels in the lanes."""
+        kernel, stride = self.square
+        windows = (-(-kernel // stride)) ** 2
+        pace = 2 / self.simd.fma_per_cycle
+        vector = pace * (2 * windows + kernel * kernel) + 2 * stride * stride
+        channels = self.problem.c
+        return math.prod(self.block_rows) * (40 / channels + vector * -(-channels // self.lanes) / channels)
 
     @property
     def _scattered_cycles(self) -> float:
@@ -149,6 +170,8 @@ class GradientWork:
     @property
     def units(self) -> int:
         p = self.problem
+        if self.loops == "blocks":
+            return p.n * self.block_rows[0]
         if self.loops == "covers":
             return p.n * self.axes[0].size * self.axes[1].size
         if self.loops == "averages":
@@ -185,6 +208,8 @@ class GradientWork:
         p = self.problem
         if self.loops == "recorded":
             return p.n * p.c * self._scattered_cycles
+        if self.loops == "blocks":
+            return p.n * p.c * self._block_cycles
         overlap = [-(-axis.kernel // axis.stride) if isinstance(axis, Axis) else 2 for axis in self.axes]
         if self.loops == "covers":
             blocks = p.n * math.prod(self.large) * -(-p.c // (self.lanes * self.vectors))
