@@ -1,4 +1,4 @@
-"""Every network in fastconv.nn: parameters as published, outputs and every gradient as PyTorch's, inference as eval."""
+"""Every network: parameters as published; outputs and every gradient as PyTorch's, by fastconv.nn and within `use`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from fastconv.networks import NETWORKS
 from fastconv.problem import ConvProblem
 
 torch = pytest.importorskip("torch")
+ft = pytest.importorskip("fastconv.torch")
 
 # The smallest maps that leave batch normalisation several values to average, and pools that do not fit none.
 SIZES = {"lenet5": (1, 32, 32), "inception_resnet_v2": (3, 139, 139), "alexnet": (3, 63, 63)}
@@ -98,9 +99,21 @@ def theirs(module, x):
     y = module.train()(x)
     auxiliaries = [part.output for part in module.modules() if hasattr(part, "branch")]
     outputs = [y, *auxiliaries]
-    torch.autograd.backward(outputs, [torch.from_numpy(d) for d in directions(outputs)])
+    torch.autograd.backward(outputs, [torch.from_numpy(d).to(x.dtype) for d in directions(outputs)])
     gradients = {"input": x.grad, **{name: p.grad for name, p in module.named_parameters()}}
     return Passed([o.detach().numpy() for o in outputs], {k: g.numpy().copy() for k, g in gradients.items()})
+
+
+def within_use(module, x):
+    """Run PyTorch forward and backward with every convolution and pool sent to fastconv."""
+    ft.stats(reset=True)
+    with ft.use():
+        passed = theirs(module, x)
+    counted = ft.stats(reset=True)
+    layers = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
+    assert counted.computed["conv2d"] == len(layers)
+    assert not counted.left
+    return passed
 
 
 def unsettled(module, x, epsilon):
@@ -170,7 +183,9 @@ def test_outputs_and_gradients_are_pytorchs(name, built):
     exact = theirs(module, x)
     assert all(output.any() for output in exact.outputs)
     error = EPSILON["float64"]
-    assert_like(ours(network, x), exact, unsettled(module, x, error), error)
+    shaken = unsettled(module, x, error)
+    for passed in (ours(network, x), within_use(module, x)):
+        assert_like(passed, exact, shaken, error)
     # The running statistics are the batch's by now; evaluation folds them into the weights.
     state = {k: torch.from_numpy(v.copy()) for k, v in network.state().items()}
     module.load_state_dict(state, strict=False)
@@ -179,8 +194,12 @@ def test_outputs_and_gradients_are_pytorchs(name, built):
     assert expected.any()
     scale = largest_bound(name, "float64") * len(state) * np.linalg.norm(expected)
     predict = nn.Inference(network, x)
-    for y in (network.eval()(x), predict(x), predict(x)):
+    with torch.no_grad():
+        compiled = ft.compile_model(module)(torch.from_numpy(x)).numpy()
+    for y in (network.eval()(x), predict(x), predict(x), compiled):
         assert np.linalg.norm(y - expected) <= scale
     network.astype(np.float32)
     error = largest_bound(name, "float32")
-    assert_like(ours(network, x.astype(np.float32)), exact, unsettled(module, x, error), error)
+    shaken, x = unsettled(module, x, error), x.astype(np.float32)
+    for passed in (ours(network, x), within_use(module.float(), x)):
+        assert_like(passed, exact, shaken, error)
