@@ -10,7 +10,7 @@ from fastconv.algorithm import AnyProblem
 from fastconv.backends.cuda import launching
 from fastconv.backends.cuda.algorithm import CudaAlgorithm, Start, Strides
 from fastconv.backends.cuda.pool import moves, run
-from fastconv.backends.cuda.pool.windows import RESIDENT_THREADS, THREADS, too_large
+from fastconv.backends.cuda.pool.windows import THREADS, enough_threads, too_large
 from fastconv.machine import Machine
 from fastconv.options import current
 from fastconv.problem import PoolProblem
@@ -41,7 +41,7 @@ class _WindowAlgorithm(CudaAlgorithm):
             moved=problem.bytes + 3 * self.workspace_bytes(problem),
             blocks=-(-results // THREADS),
             peak=properties.peak("float32"),
-            resident=RESIDENT_THREADS // THREADS,
+            resident=enough_threads(1) // THREADS,
             launches=self._launches(problem),
         )
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from fastconv.backends.cuda.pool.windows import POINT, RESIDENT_THREADS, THREADS, Windows
+from fastconv.backends.cuda.pool.windows import POINT, THREADS, Windows, enough_threads
 
 # Smaller windows are left to one thread each.
 _LEAST_TAPS = 32
@@ -40,7 +40,7 @@ def reduction(
     if taps < _LEAST_TAPS:
         return None
     is_far = not channels_fastest and axes[2].step * itemsize >= _FAR_BYTES
-    idle = multiprocessors * RESIDENT_THREADS // units
+    idle = enough_threads(multiprocessors) // units
     most = THREADS // _CHANNEL_THREADS if channels_fastest else THREADS
     parts = min(taps // _TAPS_A_PART, most) if is_far else min(taps // _TAPS_A_PART, most, idle)
     return Reduction(parts.bit_length() - 1, not channels_fastest) if parts > 1 else None

@@ -156,9 +156,14 @@ class Units(NamedTuple):
         return *counts, fastdiv(self.channels // self.lanes), by_axis
 
 
+def enough_threads(multiprocessors: int) -> int:
+    """Return how many threads leave none of that many multiprocessors idle."""
+    return multiprocessors * RESIDENT_THREADS
+
+
 def several_rows(units: Units, most: int, multiprocessors: int) -> Units:
     """Return units of as many rows, up to `most`, as leave every multiprocessor enough threads."""
-    enough = multiprocessors * RESIDENT_THREADS
+    enough = enough_threads(multiprocessors)
     while most > 1 and (units._replace(rows=most).total < enough or units.sizes[1] < most):
         most //= 2
     return units._replace(rows=most)
