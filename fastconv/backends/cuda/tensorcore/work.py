@@ -23,6 +23,8 @@ _PARTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Slices that a part of the reduction has at least.
 _LEAST_SLICES = 4
 _MOST_PORTIONS = 1024
+# `WeightCopies::Position`.
+_PLACE_BYTES = 16
 # Of a result whose parts are added up.
 _MOST_SUMS = 2**31
 
@@ -111,10 +113,11 @@ class Work:
         return _SLICE_CHUNKS * self.product.count
 
     def shared_bytes(self, tile: Tile) -> int:
-        """Return the shared memory of a block: slices, and in forward products offset and place of every tap."""
+        """Return the shared memory of a block: slices, and the place of every tap; in wgrad of a slice's positions."""
         product = self.product
-        taps = 0 if product.is_wgrad else max(map(product.taps, product.phases))
-        return tile.bytes + taps * 4 * (product.axes + 2)
+        if product.is_wgrad:
+            return tile.bytes + tile.stages * self.depth * _PLACE_BYTES
+        return tile.bytes + max(map(product.taps, product.phases)) * 4 * (product.axes + 2)
 
     def blocks(self, tile: Tile, images: int) -> int:
         """Return the blocks of all phases, before the reduction is split."""
