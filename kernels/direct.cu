@@ -12,7 +12,7 @@
 //
 // Macros: ELEMENT, RESULT (element types); TILE (rows, columns, depth of a block's tile; rows, columns of a thread's);
 // WGRAD, FOLDED (padding other than zeros), AXES (2 or 3), A_ALONG, B_ALONG (whether the operand's elements lie along
-// the reduction), OFFSET (int, or long long for arrays of 2^31 elements and more).
+// the reduction), OFFSET (int, or long long for arrays of 2^30 elements and more).
 
 #include "async.cuh"
 #include "convolution.cuh"
@@ -21,6 +21,9 @@
 using namespace fastconv;
 
 constexpr int MAX_PHASES = 8;
+
+// Which neighbours of a thread's tile are whole pieces of 16 bytes in the result.
+enum Packing : int { SCATTERED, PACKED_COLUMNS, PACKED_ROWS };
 
 struct Phase {
     Axis axis[3];
@@ -49,6 +52,7 @@ struct DirectParameters {
     int activation;
     int splits;
     int row_tiles;
+    int packed;  // a `Packing`
     FastDiv<unsigned int> by_channels, by_row_tiles, by_column_tiles, by_groups, by_split_columns;
     Phase phase[MAX_PHASES];
 };
@@ -227,8 +231,9 @@ __device__ inline Meeting meeting(const DirectParameters& p, const Axis (&axes)[
     return result;
 }
 
-__device__ inline void store(const DirectParameters& p, const BlockPlace& block, Sum sum, int row, long long out,
-                             long long residual) {
+// What a sum becomes: `residual` is the offset of its column there.
+__device__ inline RESULT finished(const DirectParameters& p, const BlockPlace& block, Sum sum, int row,
+                                  long long residual) {
     if (p.bias) {
         long long at = p.bias_strides.group * block.group + p.bias_strides.row * row;
 #pragma unroll
@@ -236,7 +241,7 @@ __device__ inline void store(const DirectParameters& p, const BlockPlace& block,
         sum += widen(p.bias[at]);
     }
     if (p.residual) sum += widen(p.residual[residual + p.residual_strides.row * row]);
-    p.out[out + p.out_strides.row * row] = narrow<RESULT>(activated(sum, p.activation));
+    return narrow<RESULT>(activated(sum, p.activation));
 }
 
 // The offset of a column's first row in the result, or in an array of its shape.
@@ -381,26 +386,61 @@ KERNEL(direct, DirectParameters, THREADS) {
     if constexpr (ASYNC) wait_async<0>();
 
     bool any_nan = false;
+    constexpr int PIECE = Block::piece;
 #pragma unroll
-    for (int j = 0; j < Block::columns; ++j) {
-        const unsigned int column = block.column + Block::column(column_thread, j);
-        if (column >= columns) continue;
-        long long out = 0, residual = 0;
-        if (p.splits > 1) {
-            out = (static_cast<long long>(block.split) * p.groups + block.group) * p.rows * columns + column;
-        } else {
-            out = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
-            if (p.residual) residual = block.phase->residual_origin + column_offset(p, p.residual_strides, block, column);
+    for (int j0 = 0; j0 < Block::columns; j0 += PIECE) {
+        const unsigned int first_column = block.column + Block::column(column_thread, j0);
+        long long out[PIECE], residual[PIECE];
+#pragma unroll
+        for (int j = 0; j < PIECE; ++j) {
+            const unsigned int column = min(first_column + j, columns - 1);
+            out[j] = residual[j] = 0;
+            if (p.splits > 1) {
+                out[j] = (static_cast<long long>(block.split) * p.groups + block.group) * p.rows * columns + column;
+            } else {
+                out[j] = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
+                if (p.residual) {
+                    residual[j] = block.phase->residual_origin + column_offset(p, p.residual_strides, block, column);
+                }
+            }
         }
 #pragma unroll
-        for (int i = 0; i < Block::rows; ++i) {
-            const int row = block.row + Block::row(row_thread, i);
-            if (row >= p.rows) continue;
-            any_nan = any_nan || tile.sum[i][j] != tile.sum[i][j];
-            if (p.splits > 1) {
-                p.partial[out + static_cast<long long>(row) * columns] = tile.sum[i][j];
-            } else {
-                store(p, block, tile.sum[i][j], row, out, residual);
+        for (int i0 = 0; i0 < Block::rows; i0 += PIECE) {
+            const int first_row = block.row + Block::row(row_thread, i0);
+            if (first_row >= p.rows || first_column >= columns) continue;
+            RESULT values[PIECE][PIECE];
+#pragma unroll
+            for (int i = 0; i < PIECE; ++i) {
+                const int row = min(first_row + i, p.rows - 1);
+#pragma unroll
+                for (int j = 0; j < PIECE; ++j) {
+                    const Sum sum = tile.sum[i0 + i][j0 + j];
+                    any_nan = any_nan || sum != sum;
+                    if (p.splits == 1) values[i][j] = finished(p, block, sum, row, residual[j]);
+                }
+            }
+            // Pieces of 16 bytes where they lie so in memory, else one by one.
+#pragma unroll
+            for (int e = 0; e < PIECE; ++e) {
+                Vector<RESULT, PIECE> packed;
+#pragma unroll
+                for (int f = 0; f < PIECE; ++f) packed.at[f] = p.packed == PACKED_ROWS ? values[f][e] : values[e][f];
+                if (p.packed == PACKED_COLUMNS && first_row + e < p.rows) {
+                    store_vector(p.out + out[0] + p.out_strides.row * (first_row + e), packed);
+                } else if (p.packed == PACKED_ROWS && first_column + e < columns) {
+                    store_vector(p.out + out[e] + first_row, packed);
+                } else if (p.packed == SCATTERED) {
+#pragma unroll
+                    for (int j = 0; j < PIECE; ++j) {
+                        if (first_row + e >= p.rows || first_column + j >= columns) continue;
+                        const long long at = out[j];
+                        if (p.splits > 1) {
+                            p.partial[at + static_cast<long long>(first_row + e) * columns] = tile.sum[i0 + e][j0 + j];
+                        } else {
+                            p.out[at + p.out_strides.row * (first_row + e)] = values[e][j];
+                        }
+                    }
+                }
             }
         }
     }
@@ -413,7 +453,7 @@ KERNEL(direct, DirectParameters, THREADS) {
         const long long out = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
         long long residual = 0;
         if (p.residual) residual = block.phase->residual_origin + column_offset(p, p.residual_strides, block, column);
-        store(p, block, exact_sum(p, block, row, column), row, out, residual);
+        p.out[out + p.out_strides.row * row] = finished(p, block, exact_sum(p, block, row, column), row, residual);
     }
 }
 
@@ -441,5 +481,6 @@ KERNEL(direct_sum, DirectParameters, 256) {
     for (int split = 0; split < p.splits; ++split) sum += p.partial[split * count + index];
     if (!WGRAD && !FOLDED && p.skips_outside && sum != sum) sum = exact_sum(p, block, row, column);
     const long long residual = p.residual ? block.phase->residual_origin + column_offset(p, p.residual_strides, block, column) : 0;
-    store(p, block, sum, row, block.phase->out_origin + column_offset(p, p.out_strides, block, column), residual);
+    const long long out = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
+    p.out[out + p.out_strides.row * row] = finished(p, block, sum, row, residual);
 }

@@ -7,10 +7,12 @@ import dataclasses
 import numpy as np
 import pytest
 from cuda_emulation import Emulator, emulated
+from cuda_emulation.compiler import Compiler, compiling_only
 from cuda_emulation.emulator import PROPERTIES
 from test_special_values import CONVOLUTIONS, sprinkled
 
 from fastconv import registry, testing
+from fastconv.backends.cuda.direct import run, work
 from fastconv.notation import parse_problem
 from fastconv.problem import DTYPES, ConvProblem
 
@@ -29,7 +31,8 @@ def check(*texts, emulator=None):
 
 
 @pytest.mark.parametrize("direction", KEYS)
-def test_every_problem_in_single_precision(direction):
+def test_every_problem_in_single_precision(direction, monkeypatch):
+    monkeypatch.setattr(work, "TILES", work.TILES[2:3])  # each tile is a kernel to compile: `test_every_tile`
     problems = [p for p in testing.problems() if isinstance(p, ConvProblem) and p.direction == direction]
     with emulated():
         accepted = testing.check_algorithm(registry.find(KEYS[direction]), (p.replace(device="cuda") for p in problems))
@@ -62,6 +65,47 @@ def test_long_reductions_are_split(text):
 def test_long_bias_gradients_are_shared(layout):
     used = check(f"conv2d:bgrad n3 c3 i48 oc5 k3 bias {layout}", emulator=Emulator(properties=LARGE))
     assert {"bias_gradient", "bias_gradient_sum"} == {kernel.name for kernel, _ in used.launched}
+
+
+@pytest.mark.parametrize("tile", [*work.TILES, *work.WIDE_TILES], ids=str)
+def test_every_tile(tile, monkeypatch):
+    monkeypatch.setattr(work, "WIDE_TILES" if tile in work.WIDE_TILES else "TILES", (tile,))
+    dtype = "f64" if tile in work.WIDE_TILES else "f32"
+    used = check(f"conv2d n2 c5 ih9 iw10 oc{tile.rows + 3} k3 p1 bias {dtype}")
+    assert all(dict(kernel.defines)["TILE"] == ", ".join(map(str, tile)) for kernel, _ in used.launched)
+
+
+@pytest.mark.parametrize(
+    ("text", "packing"),
+    [
+        ("conv2d n2 c4 i6 oc5 k3 p1 bias residual relu", "_COLUMNS"),
+        ("conv2d n2 c8 i8 oc6 k1 g2 f16", "_COLUMNS"),
+        ("conv2d n2 c3 i7 oc8 k3 channels_last", "_ROWS"),
+        ("conv2d:dgrad n2 c8 i7 oc3 k3 channels_last f64", "_ROWS"),
+        ("conv2d:wgrad n2 c4 i7 oc5 k3", "_COLUMNS"),
+        ("linear n3 c5 oc8 bias", "_ROWS"),
+        ("conv2d n1 c3 i7 oc5 k3 channels_last", "_SCATTERED"),
+        ("conv2d n1 c3 ih6 iw5 oc4 k3 s2 p1", "_SCATTERED"),
+    ],
+)
+def test_whole_pieces_are_stored_at_once(text, packing, monkeypatch):
+    found, choose = [], run._packing
+    monkeypatch.setattr(run, "_packing", lambda *arguments: found.append(choose(*arguments)) or found[-1])
+    check(text)
+    assert found[0] == getattr(run, packing)
+
+
+def test_offsets_of_64_bits(monkeypatch):
+    monkeypatch.setattr(run, "_LARGE", 1)
+    used = check("conv2d n2 c3 i7 oc4 k3 p1 bias", "conv2d:dgrad n2 c3 i7 oc4 k3 s2 p1")
+    assert all(dict(kernel.defines)["OFFSET"] == "long long" for kernel, _ in used.launched)
+
+
+def test_large_arrays_get_offsets_of_64_bits():
+    for text, offset in (("conv2d n8 c64 i512 oc64 k3 cuda", "int"), ("conv2d n70 c64 i512 oc64 k3 cuda", "long long")):
+        with compiling_only(Compiler()) as compiler:
+            registry.find("cuda/direct").plan(parse_problem(text))
+        assert {dict(kernel.defines)["OFFSET"] for kernel in compiler.kernels} == {offset}
 
 
 def test_phases_of_large_strides_take_several_launches():

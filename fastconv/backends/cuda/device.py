@@ -15,6 +15,8 @@ _DOUBLE_PER_CYCLE = {(8, 0): 32, (9, 0): 64, (10, 0): 64}
 # The same on tensor cores, of half types by `mma.sync`; of TF32 half as many.
 _TENSOR_PER_CYCLE = {(8, 0): 1024, (8, 6): 512, (8, 9): 512, (9, 0): 1280, (10, 0): 1024, (12, 0): 512}
 _LAUNCH_SECONDS = 4e-6
+# The share of its speed that a multiprocessor has with one block of several that it could run.
+_ALONE = 0.5
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ class Properties:
             Blocks that a multiprocessor runs side by side.
         launches : int
         """
-        slots = self.multiprocessors * resident
-        waves = -(-blocks // slots)
-        share = blocks / (waves * slots)
-        return _LAUNCH_SECONDS * launches + max(
-            flops / (peak * share), moved / (self.bandwidth * min(1.0, blocks / slots))
-        )
+        each = -(-blocks // self.multiprocessors)  # blocks of the busiest multiprocessor
+        # One block alone leaves gaps that others would fill.
+        filled = _ALONE + (1 - _ALONE) * min(1.0, each / resident)
+        working = flops / blocks * each * self.multiprocessors / (peak * filled)
+        moving = moved / (self.bandwidth * min(1.0, blocks / self.multiprocessors))
+        return _LAUNCH_SECONDS * launches + max(working, moving)
 
 
 @cache

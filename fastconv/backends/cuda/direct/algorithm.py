@@ -47,7 +47,7 @@ class Direct(CudaAlgorithm):
         work = _work(problem)
         if _is_folded(problem):
             return fold.prepare_folded(work, problem, strides)
-        return run.prepare(work, strides, problem.dtype)
+        return run.prepare(work, strides, problem.dtype, alignment)
 
 
 def _is_folded(problem: AnyProblem) -> bool:

@@ -51,7 +51,7 @@ def prepare_folded(work: Work, problem: ConvProblem, strides: Strides) -> Start:
     """Return what solves a problem by way of ``work``, which is `padded`."""
     (operand,) = work.problem.outputs
     scratch = contiguous(operand.shape, problem.layout == "channels_last")
-    gather = prepare(work, (*strides[:2], scratch), problem.accumulator)
+    gather = prepare(work, (*strides[:2], scratch), problem.accumulator, 16)
     named = dict(zip((o.name for o in problem.inputs + problem.outputs), strides, strict=True))
     none = Map(0, 0, (0, 0, 0))
     out = Map.of(named["dx"])
