@@ -154,7 +154,7 @@ KERNEL(tensorcore, TensorcoreParameters, THREADS, 1) {
     const int first = static_cast<int>(static_cast<long long>(slices) * block.split / p.splits);
     const int last = static_cast<int>(static_cast<long long>(slices) * (block.split + 1) / p.splits);
 
-    const Copies copies(p, block, reinterpret_cast<Tap*>(columns + STAGES * Columns::count));
+    const Copies copies(p, block, columns + STAGES * Columns::count, first);
     __syncthreads();
     Product product;
 
@@ -170,6 +170,7 @@ KERNEL(tensorcore, TensorcoreParameters, THREADS, 1) {
         // The slice is there for all threads, and they are done with the one before it, whose place is taken now.
         __syncthreads();
         start(slice + STAGES - 1, stage == 0 ? STAGES - 1 : stage - 1);
+        copies.foresee(slice + STAGES);
         product.multiply(rows + stage * Rows::count, columns + stage * Columns::count);
         stage = stage == STAGES - 1 ? 0 : stage + 1;
     }

@@ -131,6 +131,9 @@ struct BlockPlace {
 
 // A position or a tap: its share of the offset into the gathered array, and of the coordinates there.
 struct Place {
+    // The first coordinate of a position beyond the last: no tap meets it in an element.
+    static constexpr int beyond = -(1 << 30);
+
     int offset;
     int at[AXES];
 
@@ -170,7 +173,8 @@ struct Place {
     }
 };
 
-struct Tap {
+// Aligned so that one access reads it, if its size allows.
+struct alignas(AXES == 2 ? 16 : 4) Tap {
     Place place;
     int matrix;
 
@@ -215,17 +219,18 @@ struct ForwardCopies : Operands {
     int lines[COLUMN_COPIES];
     static constexpr int none = -2147483647 - 1;
 
-    // `table` has room for every tap. The block must meet before the first copies.
-    __device__ ForwardCopies(const TensorcoreParameters& p, const BlockPlace& block, Tap* table)
-        : Operands(p, *block.phase, block.group), axes(block.phase->axis), taps(table), by_chunks(p.by_chunks) {
+    // Shared memory has room for every tap. The block must meet before the first copies.
+    __device__ ForwardCopies(const TensorcoreParameters& p, const BlockPlace& block, void* shared, int)
+        : Operands(p, *block.phase, block.group), axes(block.phase->axis), by_chunks(p.by_chunks) {
+        Tap* const table = static_cast<Tap*>(shared);
+        taps = table;
         steps = static_cast<unsigned int>(block.taps) * p.chunks;
         for (int tap = static_cast<int>(threadIdx.x); tap < block.taps; tap += THREADS) table[tap] = Tap(p, axes, tap);
 #pragma unroll
         for (int i = 0; i < ROW_COPIES; ++i) {
             const int index = block.row + row_of<Rows>(i);
             positions[i] = Place::of_position(p, axes, index);
-            // Beyond the last position: where no tap meets anything.
-            if (index >= block.positions) positions[i].at[0] = -(1 << 30);
+            if (index >= block.positions) positions[i].at[0] = Place::beyond;
         }
 #pragma unroll
         for (int i = 0; i < COLUMN_COPIES; ++i) {
@@ -233,6 +238,8 @@ struct ForwardCopies : Operands {
             lines[i] = index < p.rows ? p.matrix_line * index : none;
         }
     }
+
+    __device__ void foresee(int) const {}
 
     __device__ void start(int slice, Piece* rows, Piece* columns) const {
         static_assert(WGRAD || Rows::width == Columns::width, "one chunk of both operands");
@@ -258,14 +265,25 @@ struct ForwardCopies : Operands {
 
 // The same for a weight gradient: rows are channels of dy, columns taps, and the reduction goes over positions.
 struct WeightCopies : Operands {
+    struct alignas(16) Position {
+        Place place;
+    };
+    static constexpr int depth = Rows::height;
+
     const TensorcoreParameters& p;
     const Axis (&axes)[3];
+    Position* table;  // of the slices that are on their way, and of the next one
     int positions;
     bool row_valid, column_valid;
     Place tap;
 
-    __device__ WeightCopies(const TensorcoreParameters& p_, const BlockPlace& block, Tap*)
-        : Operands(p_, *block.phase, block.group), p(p_), axes(block.phase->axis), positions(block.positions) {
+    // Shared memory has room for the positions of all stages. The block must meet before the first copies.
+    __device__ WeightCopies(const TensorcoreParameters& p_, const BlockPlace& block, void* shared, int first)
+        : Operands(p_, *block.phase, block.group),
+          p(p_),
+          axes(block.phase->axis),
+          table(static_cast<Position*>(shared)),
+          positions(block.positions) {
         constexpr int count = vector_count<ELEMENT>;
         const int row = block.row / count + chunk_of<Rows>();
         row_valid = row * count < p.rows;
@@ -275,22 +293,36 @@ struct WeightCopies : Operands {
         const auto [index, channel] = p.by_chunks.divmod(column_valid ? column : 0);
         gathered += channel;
         tap = Place::of_tap(p, axes, tap_digits(axes, index));
+        for (int i = threadIdx.x; i < STAGES * depth; i += THREADS) find(first + i / depth, i % depth);
+    }
+
+    __device__ void find(int slice, int step) const {
+        const unsigned int index = static_cast<unsigned int>(slice) * depth + step;
+        Place place = Place::of_position(p, axes, index);
+        if (index >= static_cast<unsigned int>(positions)) place.at[0] = Place::beyond;
+        table[slice % STAGES * depth + step].place = place;
+    }
+
+    // Finds the positions of a slice whose copies start after the block's next meeting.
+    __device__ void foresee(int slice) const {
+        if (static_cast<int>(threadIdx.x) < depth) find(slice, static_cast<int>(threadIdx.x));
     }
 
     __device__ void start(int slice, Piece* rows, Piece* columns) const {
-        const int first = slice * Rows::height;
+        const int first = slice * depth;
+        const Position* const found = table + slice % STAGES * depth;
 #pragma unroll
         for (int i = 0; i < ROW_COPIES; ++i) {
             const int row = row_of<Rows>(i), position = first + row;
             const bool inside = row_valid && position < positions;
-            copy_async<16>(rows + Rows::place(row, chunk_of<Rows>()),
-                           matrix + (inside ? p.matrix_line * position : 0), inside);
+            copy_async<16>(rows + Rows::place(row, chunk_of<Rows>()), matrix + (inside ? p.matrix_line * position : 0),
+                           inside);
         }
 #pragma unroll
         for (int i = 0; i < COLUMN_COPIES; ++i) {
-            const int row = row_of<Columns>(i), position = first + row;
-            const Place place = Place::of_position(p, axes, position);
-            const bool inside = column_valid && position < positions && place.meets(tap, axes);
+            const int row = row_of<Columns>(i);
+            const Place place = found[row].place;
+            const bool inside = column_valid && place.meets(tap, axes);
             copy_async<16>(columns + Columns::place(row, chunk_of<Columns>()),
                            gathered + (inside ? place.offset + tap.offset : 0), inside);
         }

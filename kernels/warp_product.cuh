@@ -33,10 +33,23 @@ struct Slice {
     static_assert(along || width >= 8, "rows of all banks");
 
     // Where a chunk of a row is.
-    static __device__ int place(int row, int chunk) {
+    static __device__ constexpr int place(int row, int chunk) {
         if (along) return row * width + (chunk ^ (width == 4 ? row >> 1 & 3 : row & 7));
         // Halves are read eight rows at a time, numbers of 32 bits four rows of two chunks at a time.
         return row * width + (chunk ^ (sizeof(T) == 2 ? row & 7 : (row & 3) << 1));
+    }
+
+    // Whether the eight chunks that are read at once fall into different banks, wherever they are.
+    static __device__ constexpr bool spreads() {
+        const int rows = along || sizeof(T) == 2 ? 8 : 4, chunks = 8 / rows;
+        for (int first = 0; first < height; first += rows) {
+            for (int chunk = 0; chunk < width; chunk += chunks) {
+                int met = 0;
+                for (int i = 0; i < 8; ++i) met |= 1 << place(first + i / chunks, chunk + i % chunks) % 8;
+                if (met != 255) return false;
+            }
+        }
+        return true;
     }
 };
 
@@ -52,6 +65,7 @@ struct WarpProduct {
     // An instruction takes 32 bytes of the reduction.
     static constexpr int step = 2 * vector_count<T>, steps = depth / step;
     static_assert(warp_rows % 16 == 0 && warp_columns % 16 == 0 && depth % step == 0, "whole instructions");
+    static_assert(Rows::spreads() && Columns::spreads(), "no bank is met twice");
 
     // As the head comment of tensorcore.cuh has them: rows 16 i, columns 8 j of the warp's part.
     float sum[row_parts][column_parts][4];

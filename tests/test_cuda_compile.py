@@ -66,7 +66,8 @@ PROBLEMS = {
         conv2d n128 c512 i7 oc2048 k1 bf16
         conv2d n16 c1024 i14 oc256 k1 f16
         conv2d n16 c24 i56 oc24 k3 p1 f16
-        conv2d n1 c256 i14 oc256 k3 p1 bf16
+        linear n128 c2048 oc1000 bf16
+        conv2d:dgrad n128 c512 i7 oc2048 k1 f16
         conv3d:dgrad n4 c64 id8 ih28 iw28 oc64 k3 p1 f16
         conv2d:wgrad n16 c64 i56 oc64 k3 p1 f16
         conv2d:wgrad n128 c256 i14 oc256 k3 p1 f16

@@ -19,10 +19,14 @@ _REGISTERS = 65536
 _SLICE_CHUNKS = 4
 # Sums that a multiprocessor must have in hand to hide the latency of its instructions.
 _FULL_SUMS = 128 * 128
+# That a multiprocessor gets of the L2 cache. Not measured.
+_L2_BYTES_PER_CYCLE = 32
 _PARTS = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 # Slices that a part of the reduction has at least.
 _LEAST_SLICES = 4
 _MOST_PORTIONS = 1024
+# `WeightCopies::Position`.
+_PLACE_BYTES = 16
 # Of a result whose parts are added up.
 _MOST_SUMS = 2**31
 
@@ -111,10 +115,11 @@ class Work:
         return _SLICE_CHUNKS * self.product.count
 
     def shared_bytes(self, tile: Tile) -> int:
-        """Return the shared memory of a block: slices, and in forward products offset and place of every tap."""
+        """Return the shared memory of a block: slices, and the place of every tap; in wgrad of a slice's positions."""
         product = self.product
-        taps = 0 if product.is_wgrad else max(map(product.taps, product.phases))
-        return tile.bytes + taps * 4 * (product.axes + 2)
+        if product.is_wgrad:
+            return tile.bytes + tile.stages * self.depth * _PLACE_BYTES
+        return tile.bytes + max(map(product.taps, product.phases)) * 4 * (product.axes + 2)
 
     def blocks(self, tile: Tile, images: int) -> int:
         """Return the blocks of all phases, before the reduction is split."""
@@ -191,6 +196,15 @@ class Work:
         most = -(-size.steps // self.depth) // _LEAST_SLICES
         return [1, *(s for s in _PARTS if s <= most and self.workspace(s, images) <= self.max_workspace)]
 
+    def _rate(self, tile: Tile) -> float:
+        """Return the FLOP/s of a GPU that is full: products, and loads of a tile's operands from the L2 cache."""
+        properties, problem = self.properties, self.product.problem
+        multiplied = properties.tensor_peak(problem.dtype) * tile.efficiency
+        intensity = 2 * tile.rows * tile.columns / ((tile.rows + tile.columns) * problem.itemsize)
+        loaded = intensity * _L2_BYTES_PER_CYCLE * properties.multiprocessors * properties.hertz
+        # Neither hides the other wholly.
+        return 1 / math.hypot(1 / multiplied, 1 / loaded)
+
     def seconds(self, tile: Tile, splits: int, images: int) -> float:
         """Return what a run should take."""
         product, portions = self.product, self.portions(images)
@@ -205,11 +219,14 @@ class Work:
         launches = portions * -(-len(product.phases) // MOST_PHASES) + any(self.packs) * (portions if each else 1)
         blocks, properties = self.blocks(tile, images) * splits, self.properties
         resident = min(tile.resident(properties.shared_bytes), -(-blocks // properties.multiprocessors))
-        return properties.seconds(
+        partial = 4 * self.partial_count(splits, images)
+        # Launches of their own: packing reads and writes, adding up reads.
+        before_and_after = (2 * packed + partial) / properties.bandwidth
+        return before_and_after + properties.seconds(
             flops=flops * portions,
-            moved=product.problem.bytes + 2 * packed + 8 * self.partial_count(splits, images),
+            moved=product.problem.bytes + partial,
             blocks=blocks * portions,
-            peak=properties.tensor_peak(product.problem.dtype) * tile.efficiency * tile.busy(resident),
+            peak=self._rate(tile) * tile.busy(resident),
             resident=resident,
             launches=launches + (self.parts(splits, images) > 0),
         )
