@@ -72,7 +72,9 @@ constexpr bool UNROLLED = KERNEL_HEIGHT > 0;
 
 __device__ inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
 
-__device__ inline bool within(int at, int size) { return static_cast<unsigned int>(at) < static_cast<unsigned int>(size); }
+__device__ inline bool within(int at, int size) {
+    return static_cast<unsigned int>(at) < static_cast<unsigned int>(size);
+}
 
 // The first element of the source that results from `at` on read, if any does; perhaps beyond its ends.
 __device__ inline int first_source(const DepthwiseAxis& axis, int at) {

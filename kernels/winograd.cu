@@ -144,24 +144,31 @@ __device__ inline void stage_weight(const WinogradParameters& p, float* staged, 
 // Transforms one tile of one channel of the source into [product][input][tile].
 __device__ inline void stage_tile(const WinogradParameters& p, float* staged, const TilePlace& place, int input, int tile,
                                   int first_input) {
-    float d[PRODUCTS];
     const int channel = first_input + input, row = place.row - p.before_row, column = place.column - p.before_column;
     const bool valid = place.valid && channel < p.inputs;
+    float* const to = staged + input * DATA_LINE + tile;
+    constexpr int STEP = DEPTH * DATA_LINE;  // from one product to the next
+    // Half of the rows at a time, by way of shared memory: all sums of the block are in registers.
+#pragma unroll 1
+    for (int first = 0; first < 6; first += 3) {
+        float d[18];
 #pragma unroll
-    for (int i = 0; i < 6; ++i) {
-        const bool row_valid = valid && static_cast<unsigned int>(row + i) < static_cast<unsigned int>(p.source_rows);
-        const float* const from = p.source + p.source_map.at(place.image, channel, row + i, column);
+        for (int i = 0; i < 3; ++i) {
+            const int y = row + first + i;
+            const bool row_valid = valid && static_cast<unsigned int>(y) < static_cast<unsigned int>(p.source_rows);
+            const float* const from = p.source + p.source_map.at(place.image, channel, y, column);
 #pragma unroll
-        for (int j = 0; j < 6; ++j) {
-            const bool inside = row_valid && static_cast<unsigned int>(column + j) < static_cast<unsigned int>(p.source_columns);
-            d[6 * i + j] = inside ? from[j * p.source_map.column] : 0.0f;
+            for (int j = 0; j < 6; ++j) {
+                const bool inside = row_valid && static_cast<unsigned int>(column + j) < static_cast<unsigned int>(p.source_columns);
+                d[6 * i + j] = inside ? from[j * p.source_map.column] : 0.0f;
+            }
+            transform_data(d + 6 * i, 1);
         }
-        transform_data(d + 6 * i, 1);
+#pragma unroll
+        for (int i = 0; i < 18; ++i) to[(6 * first + i) * STEP] = d[i];
     }
-#pragma unroll
-    for (int j = 0; j < 6; ++j) transform_data(d + j, 6);
-#pragma unroll
-    for (int i = 0; i < PRODUCTS; ++i) staged[(i * DEPTH + input) * DATA_LINE + tile] = d[i];
+#pragma unroll 2
+    for (int j = 0; j < 6; ++j) transform_data(to + j * STEP, 6 * STEP);
 }
 
 // A result by its definition. That of an input gradient has no products beyond the edges of dy.
