@@ -14,7 +14,7 @@ SOURCES := fastconv benchmarks tests
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help test bench lint format wheel clean
+.PHONY: help test bench gpu lint format wheel clean
 .DEFAULT_GOAL := help
 # Two pips in one environment get in each other's way.
 .NOTPARALLEL:
@@ -29,6 +29,10 @@ test: lint ## check style and types, then run every test
 
 bench: $(if $(filter 1,$(PEERS)),$(VENV)/.peers) $(VENV)/.bench ## measure; PEERS=1 also installs and measures other libraries
 	$(BIN)/python -m benchmarks $(ARGS)
+
+# On the machine's own Python: one with a GPU has PyTorch and CuPy for it there.
+gpu: ## check the CUDA kernels on a GPU, and measure them beside cuDNN
+	$(PYTHON) -m benchmarks.gpu $(ARGS)
 
 lint: $(VENV)/.dev ## check style and types
 	$(BIN)/ruff check $(SOURCES)

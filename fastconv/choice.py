@@ -12,6 +12,7 @@ import numpy as np
 from fastconv import arrays, dispatch, registry, repeat, testing
 from fastconv.algorithm import AnyProblem, Plan
 from fastconv.arrays import Array
+from fastconv.backends.cuda import device
 from fastconv.call import Call, execute, lies_over, lowering_of
 from fastconv.lowering import call_options
 from fastconv.notation import format_problem, parse_problem
@@ -285,8 +286,9 @@ def warmup(
 
 
 def available_backends() -> tuple[str, ...]:
-    """Return the names of the backends that have algorithms registered."""
-    return tuple(dict.fromkeys(algorithm.backend for algorithm in registry.algorithms()))
+    """Return the names of the backends that have algorithms registered, and the device for them."""
+    devices = {"cpu"} if device.missing() else {"cpu", "cuda"}
+    return tuple(dict.fromkeys(a.backend for a in registry.algorithms() if a.device in devices))
 
 
 def _problem(subject: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[AnyProblem, Options]:

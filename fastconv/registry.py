@@ -43,6 +43,7 @@ _BUILT_IN = (
     "fastconv.backends.cuda.depthwise.algorithm:Depthwise",
     "fastconv.backends.cuda.grouped.algorithm:Grouped",
     "fastconv.backends.cuda.winograd:Winograd",
+    "fastconv.backends.cuda.bias_gradient:BiasGradient",
 )
 
 _algorithms: dict[str, Algorithm] = {}

@@ -12,14 +12,18 @@
 //
 // Macros: ELEMENT, RESULT (element types); TILE (rows, columns, depth of a block's tile; rows, columns of a thread's);
 // WGRAD, FOLDED (padding other than zeros), AXES (2 or 3), A_ALONG, B_ALONG (whether the operand's elements lie along
-// the reduction), OFFSET (int, or long long for arrays of 2^31 elements and more).
+// the reduction), OFFSET (int, or long long for arrays of 2^30 elements and more).
 
+#include "async.cuh"
 #include "convolution.cuh"
 #include "gemm.cuh"
 
 using namespace fastconv;
 
 constexpr int MAX_PHASES = 8;
+
+// Which neighbours of a thread's tile are whole pieces of 16 bytes in the result.
+enum Packing : int { SCATTERED, PACKED_COLUMNS, PACKED_ROWS };
 
 struct Phase {
     Axis axis[3];
@@ -41,13 +45,14 @@ struct DirectParameters {
 
     int images, channels, rows, groups;
     int local;            // positions come with the block
-    int skips_outside;    // local: taps outside of b do not count, and a has no element for them
+    int skips_outside;    // taps outside of b have no part in a sum, not even that of zero times infinity
     int channels_fastest;  // of Q
     int rows_fastest;     // neighbouring threads hold neighbouring rows
     int padding_mode;
     int activation;
     int splits;
     int row_tiles;
+    int packed;  // a `Packing`
     FastDiv<unsigned int> by_channels, by_row_tiles, by_column_tiles, by_groups, by_split_columns;
     Phase phase[MAX_PHASES];
 };
@@ -60,15 +65,32 @@ constexpr int THREADS = Block::threads;
 constexpr int DEPTH = Block::tile_depth;
 constexpr int FIRST_AXIS = 3 - AXES;
 
+// Elements that are summed as they are go to shared memory without passing a register, several slices ahead.
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+constexpr bool ASYNC = same<ELEMENT, Sum>;
+constexpr int STAGES = ASYNC ? 4 : 2;
+constexpr int AHEAD = STAGES - 1;
+
+struct Slice {
+    static constexpr int a_size = DEPTH * Block::row_line, b_size = DEPTH * Block::column_line;
+};
+
 using AShare = Share<Block::tile_rows, DEPTH, THREADS, A_ALONG>;
 using BShare = Share<Block::tile_columns, DEPTH, THREADS, B_ALONG>;
 
-// A place in P or Q: its share of the offsets into both operands, and of the coordinates in b.
-struct Place {
+// A place in P or Q: its share of the offsets into both operands, and of the coordinates in b. One beyond the end of P
+// or Q has a coordinate that no other brings back inside.
+struct alignas(16) Place {
     Offset a;
     Offset b;
     int at[AXES];
-    bool valid;
+
+    static constexpr int beyond = -(1 << 30);
+
+    __device__ bool valid() const { return at[0] != beyond; }
 };
 
 // Digits of an index, the last axis fastest.
@@ -154,7 +176,6 @@ __device__ inline Place position_place(const DirectParameters& p, const BlockPla
         digits = position_digits(axes, index);
     }
     Place place;
-    place.valid = index < block.positions;
     place.b = static_cast<Offset>(p.b_image * digits.outer);
     place.a = static_cast<Offset>(p.local ? p.a_strides.outer * digits.outer : offset(p.a_strides, digits));
 #pragma unroll
@@ -163,6 +184,7 @@ __device__ inline Place position_place(const DirectParameters& p, const BlockPla
         place.at[i] = digits.axis[FIRST_AXIS + i] * axis.stride + axis.origin;
         if (!FOLDED) place.b += static_cast<Offset>(p.b_axis[FIRST_AXIS + i] * place.at[i]);
     }
+    if (index >= block.positions) place.at[0] = Place::beyond;
     return place;
 }
 
@@ -170,7 +192,7 @@ __device__ inline Place tap_place(const DirectParameters& p, const BlockPlace& b
     const Axis(&axes)[3] = block.phase->axis;
     const Digits digits = tap_digits(p, axes, index);
     Place place;
-    place.valid = index < block.taps;
+    bool valid = index < block.taps;
     place.b = static_cast<Offset>(p.b_channel * digits.outer);
     place.a = static_cast<Offset>(offset(p.a_strides, digits));
 #pragma unroll
@@ -178,35 +200,40 @@ __device__ inline Place tap_place(const DirectParameters& p, const BlockPlace& b
         const Axis& axis = axes[FIRST_AXIS + i];
         place.at[i] = digits.axis[FIRST_AXIS + i] * axis.dilation;
         if (!FOLDED) place.b += static_cast<Offset>(p.b_axis[FIRST_AXIS + i] * place.at[i]);
-        if (p.skips_outside) {
+        if (p.local && p.skips_outside) {
             const int at = block.local.axis[FIRST_AXIS + i] * axis.stride + axis.origin + place.at[i];
-            place.valid = place.valid && at >= 0 && at < axis.size;
+            valid = valid && at >= 0 && at < axis.size;
         }
     }
+    if (!valid) place.at[0] = Place::beyond;
     return place;
 }
 
-// The element where a position and a tap meet; zero in zero padding.
-__device__ inline ELEMENT gathered(const DirectParameters& p, const Axis (&axes)[3], const ELEMENT* b, const Place& one,
-                                   const Place& other) {
-    bool inside = one.valid && other.valid;
-    Offset at = one.b + other.b;
+// Where in b a position and a tap meet, and whether that is an element of it.
+struct Meeting {
+    Offset at;
+    bool inside;
+};
+
+__device__ inline Meeting meeting(const DirectParameters& p, const Axis (&axes)[3], const Place& one, const Place& other) {
+    Meeting result = {one.b + other.b, true};
+    if (FOLDED) result.inside = one.valid() && other.valid();
 #pragma unroll
     for (int i = 0; i < AXES; ++i) {
-        const int coordinate = one.at[i] + other.at[i];
+        const int coordinate = one.at[i] + other.at[i], size = axes[FIRST_AXIS + i].size;
         if (FOLDED) {
-            const int size = axes[FIRST_AXIS + i].size;
-            at += static_cast<Offset>(p.b_axis[FIRST_AXIS + i] * folded(coordinate, size, p.padding_mode));
+            const int at = folded(result.inside ? coordinate : 0, size, p.padding_mode);
+            result.at += static_cast<Offset>(p.b_axis[FIRST_AXIS + i] * at);
         } else {
-            inside = inside &&
-                     static_cast<unsigned int>(coordinate) < static_cast<unsigned int>(axes[FIRST_AXIS + i].size);
+            result.inside = result.inside && static_cast<unsigned int>(coordinate) < static_cast<unsigned int>(size);
         }
     }
-    return inside ? b[at] : narrow<ELEMENT>(0);
+    return result;
 }
 
-__device__ inline void store(const DirectParameters& p, const BlockPlace& block, Sum sum, int row, long long out,
-                             long long residual) {
+// What a sum becomes: `residual` is the offset of its column there.
+__device__ inline RESULT finished(const DirectParameters& p, const BlockPlace& block, Sum sum, int row,
+                                  long long residual) {
     if (p.bias) {
         long long at = p.bias_strides.group * block.group + p.bias_strides.row * row;
 #pragma unroll
@@ -214,7 +241,7 @@ __device__ inline void store(const DirectParameters& p, const BlockPlace& block,
         sum += widen(p.bias[at]);
     }
     if (p.residual) sum += widen(p.residual[residual + p.residual_strides.row * row]);
-    p.out[out + p.out_strides.row * row] = narrow<RESULT>(activated(sum, p.activation));
+    return narrow<RESULT>(activated(sum, p.activation));
 }
 
 // The offset of a column's first row in the result, or in an array of its shape.
@@ -234,10 +261,27 @@ __device__ inline long long column_offset(const DirectParameters& p, const Strid
     return result;
 }
 
+// A sum by its definition, without the products of zeros that stand for elements outside: where one of these met an
+// infinity, the sum of a tile is NaN.
+__device__ inline Sum exact_sum(const DirectParameters& p, const BlockPlace& block, int row, unsigned int column) {
+    const Axis(&axes)[3] = block.phase->axis;
+    const ELEMENT* const a = p.a + p.a_strides.group * block.group + block.phase->a_origin + p.a_strides.row * row;
+    const ELEMENT* const b = p.b + p.b_group * block.group;
+    const Place position = position_place(p, block, column);
+    Sum sum = 0;
+#pragma unroll 1
+    for (unsigned int index = 0; index < block.taps; ++index) {
+        const Place tap = tap_place(p, block, index);
+        const auto [at, inside] = meeting(p, axes, position, tap);
+        if (inside) sum += widen(a[tap.a]) * widen(b[at]);
+    }
+    return sum;
+}
+
 KERNEL(direct, DirectParameters, THREADS) {
-    SHARED_ARRAY(Sum, a_slices, 2 * DEPTH * Block::row_line);
-    SHARED_ARRAY(Sum, b_slices, 2 * DEPTH * Block::column_line);
-    SHARED_ARRAY(Place, steps, 2 * DEPTH);
+    SHARED_ARRAY(Sum, a_slices, STAGES * Slice::a_size);
+    SHARED_ARRAY(Sum, b_slices, STAGES * Slice::b_size);
+    SHARED_ARRAY(Place, steps, STAGES * DEPTH);
 
     const BlockPlace block = block_place(p);
     const Axis(&axes)[3] = block.phase->axis;
@@ -254,13 +298,11 @@ KERNEL(direct, DirectParameters, THREADS) {
     const ELEMENT* const a = p.a + a_origin;
     const ELEMENT* const b = p.b + p.b_group * block.group;
 
+    // What lies beyond the last row or column is computed, from other elements, and not stored.
     Offset rows[AShare::lines];
-    bool row_valid[AShare::lines];
 #pragma unroll
     for (int i = 0; i < AShare::lines; ++i) {
-        const int row = block.row + AShare::line(i);
-        row_valid[i] = row < p.rows;
-        rows[i] = static_cast<Offset>(p.a_strides.row * (row_valid[i] ? row : 0));
+        rows[i] = static_cast<Offset>(p.a_strides.row * min(block.row + AShare::line(i), p.rows - 1));
     }
     Place places[BShare::lines];
 #pragma unroll
@@ -269,34 +311,49 @@ KERNEL(direct, DirectParameters, THREADS) {
         places[i] = WGRAD ? tap_place(p, block, column) : position_place(p, block, column);
     }
 
-    ELEMENT a_loaded[AShare::count], b_loaded[BShare::count];
+    ELEMENT a_loaded[ASYNC ? 1 : AShare::count], b_loaded[ASYNC ? 1 : BShare::count];
 
-    const auto find_steps = [&](int slice) {
-        if (threadIdx.x < DEPTH) {
-            const unsigned int index = static_cast<unsigned int>(slice) * DEPTH + threadIdx.x;
-            steps[slice % 2 * DEPTH + threadIdx.x] = WGRAD ? position_place(p, block, index) : tap_place(p, block, index);
-        }
+    const auto find_steps = [&](int slice, int step) {
+        const unsigned int index = static_cast<unsigned int>(slice) * DEPTH + step;
+        steps[slice % STAGES * DEPTH + step] = WGRAD ? position_place(p, block, index) : tap_place(p, block, index);
     };
     const auto load = [&](int slice) {
-        const Place* const of = steps + slice % 2 * DEPTH;
+        const Place* const of = steps + slice % STAGES * DEPTH;
+        Sum* const a_to = a_slices + slice % STAGES * Slice::a_size;
+        Sum* const b_to = b_slices + slice % STAGES * Slice::b_size;
 #pragma unroll
         for (int i = 0; i < AShare::count; ++i) {
             const Place& step = of[AShare::step(i)];
-            a_loaded[i] = row_valid[i % AShare::lines] && step.valid ? a[rows[i % AShare::lines] + step.a]
-                                                                     : narrow<ELEMENT>(0);
+            const ELEMENT* const from = a + rows[i % AShare::lines] + step.a;
+            if constexpr (ASYNC) {
+                copy_async<sizeof(Sum)>(a_to + AShare::step(i) * Block::row_line + AShare::line(i), from, step.valid());
+            } else {
+                a_loaded[i] = step.valid() ? *from : narrow<ELEMENT>(0);
+            }
         }
 #pragma unroll
         for (int i = 0; i < BShare::count; ++i) {
-            b_loaded[i] = gathered(p, axes, b, places[i % BShare::lines], of[BShare::step(i)]);
+            const auto [at, inside] = meeting(p, axes, places[i % BShare::lines], of[BShare::step(i)]);
+            if constexpr (ASYNC) {
+                copy_async<sizeof(Sum)>(b_to + BShare::step(i) * Block::column_line + BShare::line(i), b + at, inside);
+            } else {
+                b_loaded[i] = inside ? b[at] : narrow<ELEMENT>(0);
+            }
         }
     };
     const auto keep = [&](int slice) {
-        Sum* const a_to = a_slices + slice % 2 * (DEPTH * Block::row_line);
-        Sum* const b_to = b_slices + slice % 2 * (DEPTH * Block::column_line);
+        if constexpr (!ASYNC) {
+            Sum* const a_to = a_slices + slice % STAGES * Slice::a_size;
+            Sum* const b_to = b_slices + slice % STAGES * Slice::b_size;
 #pragma unroll
-        for (int i = 0; i < AShare::count; ++i) a_to[AShare::step(i) * Block::row_line + AShare::line(i)] = widen(a_loaded[i]);
+            for (int i = 0; i < AShare::count; ++i) {
+                a_to[AShare::step(i) * Block::row_line + AShare::line(i)] = widen(a_loaded[i]);
+            }
 #pragma unroll
-        for (int i = 0; i < BShare::count; ++i) b_to[BShare::step(i) * Block::column_line + BShare::line(i)] = widen(b_loaded[i]);
+            for (int i = 0; i < BShare::count; ++i) {
+                b_to[BShare::step(i) * Block::column_line + BShare::line(i)] = widen(b_loaded[i]);
+            }
+        }
     };
 
     const int thread = static_cast<int>(threadIdx.x);
@@ -305,46 +362,98 @@ KERNEL(direct, DirectParameters, THREADS) {
     Block tile;
     tile.clear();
 
-    // While one slice is multiplied, the next one is on its way, and the steps of the one after that are found.
-    if (first < last) {
-        find_steps(first);
-        __syncthreads();
-        load(first);
-        if (first + 1 < last) find_steps(first + 1);
-        keep(first);
-        __syncthreads();
+    // While one slice is multiplied, the next ones are on their way, and the steps of the one after these are found.
+    if (thread < STAGES * DEPTH) find_steps(first + thread / DEPTH, thread % DEPTH);
+    __syncthreads();
+    for (int slice = first; slice < first + AHEAD; ++slice) {
+        if (slice < last) {
+            load(slice);
+            keep(slice);
+        }
+        if constexpr (ASYNC) commit_async();
     }
     for (int slice = first; slice < last; ++slice) {
-        const bool more = slice + 1 < last;
-        if (more) load(slice + 1);
-        tile.multiply(a_slices + slice % 2 * (DEPTH * Block::row_line), b_slices + slice % 2 * (DEPTH * Block::column_line),
-                      row_thread, column_thread);
-        if (slice + 2 < last) find_steps(slice + 2);
-        if (more) keep(slice + 1);
+        if constexpr (ASYNC) wait_async<AHEAD - 1>();
         __syncthreads();
+        const int next = slice + AHEAD;
+        if (next < last) load(next);
+        if constexpr (ASYNC) commit_async();
+        tile.multiply(a_slices + slice % STAGES * Slice::a_size, b_slices + slice % STAGES * Slice::b_size, row_thread,
+                      column_thread);
+        if (thread < DEPTH) find_steps(next + 1, thread);
+        if (next < last) keep(next);
     }
+    if constexpr (ASYNC) wait_async<0>();
 
+    bool any_nan = false;
+    constexpr int PIECE = Block::piece;
 #pragma unroll
-    for (int j = 0; j < Block::columns; ++j) {
-        const unsigned int column = block.column + Block::column(column_thread, j);
-        if (column >= columns) continue;
-        long long out = 0, residual = 0;
-        if (p.splits > 1) {
-            out = (static_cast<long long>(block.split) * p.groups + block.group) * p.rows * columns + column;
-        } else {
-            out = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
-            if (p.residual) residual = block.phase->residual_origin + column_offset(p, p.residual_strides, block, column);
-        }
+    for (int j0 = 0; j0 < Block::columns; j0 += PIECE) {
+        const unsigned int first_column = block.column + Block::column(column_thread, j0);
+        long long out[PIECE], residual[PIECE];
 #pragma unroll
-        for (int i = 0; i < Block::rows; ++i) {
-            const int row = block.row + Block::row(row_thread, i);
-            if (row >= p.rows) continue;
+        for (int j = 0; j < PIECE; ++j) {
+            const unsigned int column = min(first_column + j, columns - 1);
+            out[j] = residual[j] = 0;
             if (p.splits > 1) {
-                p.partial[out + static_cast<long long>(row) * columns] = tile.sum[i][j];
+                out[j] = (static_cast<long long>(block.split) * p.groups + block.group) * p.rows * columns + column;
             } else {
-                store(p, block, tile.sum[i][j], row, out, residual);
+                out[j] = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
+                if (p.residual) {
+                    residual[j] = block.phase->residual_origin + column_offset(p, p.residual_strides, block, column);
+                }
             }
         }
+#pragma unroll
+        for (int i0 = 0; i0 < Block::rows; i0 += PIECE) {
+            const int first_row = block.row + Block::row(row_thread, i0);
+            if (first_row >= p.rows || first_column >= columns) continue;
+            RESULT values[PIECE][PIECE];
+#pragma unroll
+            for (int i = 0; i < PIECE; ++i) {
+                const int row = min(first_row + i, p.rows - 1);
+#pragma unroll
+                for (int j = 0; j < PIECE; ++j) {
+                    const Sum sum = tile.sum[i0 + i][j0 + j];
+                    any_nan = any_nan || sum != sum;
+                    if (p.splits == 1) values[i][j] = finished(p, block, sum, row, residual[j]);
+                }
+            }
+            // Pieces of 16 bytes where they lie so in memory, else one by one.
+#pragma unroll
+            for (int e = 0; e < PIECE; ++e) {
+                Vector<RESULT, PIECE> packed;
+#pragma unroll
+                for (int f = 0; f < PIECE; ++f) packed.at[f] = p.packed == PACKED_ROWS ? values[f][e] : values[e][f];
+                if (p.packed == PACKED_COLUMNS && first_row + e < p.rows) {
+                    store_vector(p.out + out[0] + p.out_strides.row * (first_row + e), packed);
+                } else if (p.packed == PACKED_ROWS && first_column + e < columns) {
+                    store_vector(p.out + out[e] + first_row, packed);
+                } else if (p.packed == SCATTERED) {
+#pragma unroll
+                    for (int j = 0; j < PIECE; ++j) {
+                        if (first_row + e >= p.rows || first_column + j >= columns) continue;
+                        const long long at = out[j];
+                        if (p.splits > 1) {
+                            p.partial[at + static_cast<long long>(first_row + e) * columns] = tile.sum[i0 + e][j0 + j];
+                        } else {
+                            p.out[at + p.out_strides.row * (first_row + e)] = values[e][j];
+                        }
+                    }
+                }
+            }
+        }
+    }
+    if (WGRAD || FOLDED || p.local || !p.skips_outside || p.splits > 1 || !any_nan) return;
+#pragma unroll 1
+    for (int e = 0; e < Block::rows * Block::columns; ++e) {
+        const int row = block.row + Block::row(row_thread, e % Block::rows);
+        const unsigned int column = block.column + Block::column(column_thread, e / Block::rows);
+        if (row >= p.rows || column >= columns) continue;
+        const long long out = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
+        long long residual = 0;
+        if (p.residual) residual = block.phase->residual_origin + column_offset(p, p.residual_strides, block, column);
+        p.out[out + p.out_strides.row * row] = finished(p, block, exact_sum(p, block, row, column), row, residual);
     }
 }
 
@@ -353,6 +462,13 @@ KERNEL(direct_sum, DirectParameters, 256) {
     BlockPlace block;
     block.phase = &p.phase[0];
     block.local = {0, {0, 0, 0}};
+    block.positions = p.images;
+    block.taps = p.channels;
+#pragma unroll
+    for (int i = FIRST_AXIS; i < 3; ++i) {
+        block.positions *= block.phase->axis[i].positions;
+        block.taps *= block.phase->axis[i].taps;
+    }
     const long long index = static_cast<long long>(blockIdx.x) * 256 + threadIdx.x;
     const unsigned int columns = p.by_split_columns.divisor;
     const long long count = static_cast<long long>(p.groups) * p.rows * columns;
@@ -363,6 +479,8 @@ KERNEL(direct_sum, DirectParameters, 256) {
     const int row = static_cast<int>(line - static_cast<long long>(block.group) * p.rows);
     Sum sum = 0;
     for (int split = 0; split < p.splits; ++split) sum += p.partial[split * count + index];
+    if (!WGRAD && !FOLDED && p.skips_outside && sum != sum) sum = exact_sum(p, block, row, column);
     const long long residual = p.residual ? block.phase->residual_origin + column_offset(p, p.residual_strides, block, column) : 0;
-    store(p, block, sum, row, block.phase->out_origin + column_offset(p, p.out_strides, block, column), residual);
+    const long long out = block.phase->out_origin + column_offset(p, p.out_strides, block, column);
+    p.out[out + p.out_strides.row * row] = finished(p, block, sum, row, residual);
 }

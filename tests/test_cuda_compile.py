@@ -21,6 +21,12 @@ PROBLEMS = {
         conv2d n1 c32 i28 oc32 k3 p1 reflect
         locally_connected2d n8 c16 i14 oc32 k3
         linear n64 c1024 oc1000 bias
+        conv2d:dgrad n1 c32 i28 oc32 k3 p1 reflect
+    """,
+    "cuda/bias_gradient": """
+        conv2d:bgrad n16 c64 i56 oc64 k3 bias
+        conv2d:bgrad n16 c64 i56 oc64 k3 bias channels_last f16
+        locally_connected2d:bgrad n8 c16 i14 oc32 k3 bias_per_position
     """,
     "cuda/depthwise": """
         conv2d n16 c64 i112 oc64 k3 p1 s2 g64 bf16 relu

@@ -95,12 +95,13 @@ def strides_of(array: Any) -> tuple[int, ...]:
 def usual_strides(problem: AnyProblem) -> Strides:
     """Return the strides of arrays as fastconv allocates them for a problem."""
     return tuple(
-        _contiguous(operand.shape, operand.spatial and problem.layout == "channels_last")
+        contiguous(operand.shape, operand.spatial and problem.layout == "channels_last")
         for operand in problem.inputs + problem.outputs
     )
 
 
-def _contiguous(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+def contiguous(shape: tuple[int, ...], channels_last: bool) -> tuple[int, ...]:
+    """Return the strides of an array without gaps."""
     order = (0, *range(2, len(shape)), 1) if channels_last and len(shape) > 2 else range(len(shape))
     strides, step = [0] * len(shape), 1
     for axis in reversed(order):

@@ -13,6 +13,8 @@ from typing import Any
 _FMA_PER_CYCLE = {(8, 0): 64, (8, 6): 128, (8, 9): 128, (9, 0): 128, (10, 0): 128, (12, 0): 128}
 _DOUBLE_PER_CYCLE = {(8, 0): 32, (9, 0): 64, (10, 0): 64}
 _LAUNCH_SECONDS = 4e-6
+# The share of its speed that a multiprocessor has with one block of several that it could run.
+_ALONE = 0.5
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,12 @@ class Properties:
             Blocks that a multiprocessor runs side by side.
         launches : int
         """
-        slots = self.multiprocessors * resident
-        waves = -(-blocks // slots)
-        share = blocks / (waves * slots)
-        return _LAUNCH_SECONDS * launches + max(
-            flops / (peak * share), moved / (self.bandwidth * min(1.0, blocks / slots))
-        )
+        each = -(-blocks // self.multiprocessors)  # blocks of the busiest multiprocessor
+        # One block alone leaves gaps that others would fill.
+        filled = _ALONE + (1 - _ALONE) * min(1.0, each / resident)
+        working = flops / blocks * each * self.multiprocessors / (peak * filled)
+        moving = moved / (self.bandwidth * min(1.0, blocks / self.multiprocessors))
+        return _LAUNCH_SECONDS * launches + max(working, moving)
 
 
 @cache
@@ -111,6 +113,8 @@ def state() -> dict[str, Any]:
 
         found["cupy"] = cupy.__version__
         found["nvrtc"] = cupy.cuda.nvrtc.getVersion()
+        if found["driver"] is None:
+            return found
         for index in range(cupy.cuda.runtime.getDeviceCount()):
             properties = cupy.cuda.runtime.getDeviceProperties(index)
             found["devices"].append(

@@ -15,6 +15,8 @@ INT = "<i4"
 LONG = "<i8"
 FASTDIV = ("<u4", (4,))
 """``FastDiv<unsigned int>`` of ``kernels/fastdiv.cuh``."""
+LONG_FASTDIV = ("<u8", (4,))
+"""``FastDiv<unsigned long long>``."""
 
 
 def array(kind: Any, count: int) -> tuple[Any, tuple[int, ...]]:
@@ -64,8 +66,8 @@ def _typed(fields: Mapping[str, Any]) -> list[Any]:
     return [(name, *kind) if isinstance(kind, tuple) else (name, kind) for name, kind in fields.items()]
 
 
-def fastdiv(divisor: int) -> tuple[int, int, int, int]:
+def fastdiv(divisor: int, bits: int = 32) -> tuple[int, int, int, int]:
     """Return the four words of a prepared divisor, by the formulas of ``kernels/fastdiv.cuh``."""
     length = (divisor - 1).bit_length()
-    multiplier = (1 << 32) * ((1 << length) - divisor) // divisor + 1
+    multiplier = (1 << bits) * ((1 << length) - divisor) // divisor + 1
     return divisor, multiplier, min(length, 1), max(length - 1, 0)

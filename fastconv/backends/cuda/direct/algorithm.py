@@ -2,44 +2,65 @@
 
 from __future__ import annotations
 
+import math
+
 from fastconv.algorithm import AnyProblem
 from fastconv.backends.cuda import launching
 from fastconv.backends.cuda.algorithm import CudaAlgorithm, Start, Strides
-from fastconv.backends.cuda.direct import run
+from fastconv.backends.cuda.direct import fold, run
 from fastconv.backends.cuda.direct.work import Work
 from fastconv.machine import Machine
 from fastconv.options import current
-from fastconv.problem import ConvProblem
+from fastconv.problem import DTYPES, ConvProblem
 
 _MOST = 2**31
+# `Place::beyond` of kernels/direct.cu must be farther away than the longest line.
+_LONGEST = 2**30
 
 
 class Direct(CudaAlgorithm):
     """An implicit matrix product, for every convolution: half types are summed in single precision."""
 
     name = "direct"
+    fallback = True
 
     def declines(self, problem: AnyProblem) -> str | None:
         if not isinstance(problem, ConvProblem) or problem.direction == "bgrad":
             return "solves convolutions and the gradients of their inputs and weights only"
-        if problem.direction == "dgrad" and problem.padding_mode != "zeros":
-            return f"padding_mode {problem.padding_mode!r} has no input gradient yet"
         work = _work(problem)
         if any(max(work.positions(f), work.taps(f)) >= _MOST for f in work.phases):
-            return "more than 2^31 positions or taps"
+            return "has 2^31 positions or taps and more"
+        if any(axis.size >= _LONGEST for phase in work.phases for axis in phase):
+            return "has an axis of 2^30 elements or more"
         return None
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
-        return work.partial_bytes(work.choice[2])
+        return work.partial_bytes(work.choice[2]) + _folded_bytes(work, problem)
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        return _work(problem).choice[0]
+        work = _work(problem)
+        return work.choice[0] + 2 * _folded_bytes(work, problem) / work.properties.bandwidth
 
     def prepare(self, problem: AnyProblem, strides: Strides, alignment: int) -> Start:
-        return run.prepare(_work(problem), strides, problem.dtype)
+        assert isinstance(problem, ConvProblem)
+        work = _work(problem)
+        if _is_folded(problem):
+            return fold.prepare_folded(work, problem, strides)
+        return run.prepare(work, strides, problem.dtype, alignment)
+
+
+def _is_folded(problem: AnyProblem) -> bool:
+    assert isinstance(problem, ConvProblem)
+    return problem.direction == "dgrad" and problem.padding_mode != "zeros"
 
 
 def _work(problem: AnyProblem) -> Work:
     assert isinstance(problem, ConvProblem)
-    return Work(problem, launching.launcher().properties(), current().max_workspace)
+    gathered = fold.padded(problem) if _is_folded(problem) else problem
+    return Work(gathered, launching.launcher().properties(), current().max_workspace)
+
+
+def _folded_bytes(work: Work, problem: AnyProblem) -> int:
+    """Scratch for a gradient over the padded map."""
+    return math.prod(work.problem.x_shape) * DTYPES[problem.accumulator] if _is_folded(problem) else 0

@@ -14,9 +14,13 @@ from fastconv.backends.cuda.direct.work import Tile, Work
 from fastconv.backends.cuda.geometry import AXIS, PADDING_MODES, Phase
 from fastconv.backends.cuda.launching import Kernel
 from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, array, fastdiv, nested
+from fastconv.problem import DTYPES
 
 MAX_PHASES = 8
+_SCATTERED, _COLUMNS, _ROWS = range(3)
 _THREADS = 256
+# Arrays that span so many elements take offsets of 64 bits: with padding, offsets reach a little beyond their ends.
+_LARGE = 2**30
 
 # The structs of kernels/convolution.cuh and kernels/direct.cu.
 STRIDES = nested({"group": LONG, "row": LONG, "outer": LONG, "axis": array(LONG, 3), "position": array(LONG, 3)})
@@ -30,7 +34,7 @@ PARAMETERS = Struct(
         "b_image": LONG,
         "b_axis": array(LONG, 3),
         **dict.fromkeys(("images", "channels", "rows", "groups", "local", "skips_outside", "channels_fastest"), INT),
-        **dict.fromkeys(("rows_fastest", "padding_mode", "activation", "splits", "row_tiles"), INT),
+        **dict.fromkeys(("rows_fastest", "padding_mode", "activation", "splits", "row_tiles", "packed"), INT),
         **dict.fromkeys(("by_channels", "by_row_tiles", "by_column_tiles", "by_groups", "by_split_columns"), FASTDIV),
         "phase": array(PHASE, MAX_PHASES),
     },
@@ -163,12 +167,12 @@ def _extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     return 1 + sum((size - 1) * abs(step) for size, step in zip(shape, strides, strict=True))
 
 
-def prepare(work: Work, strides: Strides, result_dtype: str) -> Start:
+def prepare(work: Work, strides: Strides, result_dtype: str, alignment: int) -> Start:
     """Return what computes a product for arrays of some strides. The last of the arrays is the result."""
     problem, form = work.problem, Form(work, strides)
     _, tile, splits = work.choice
     operands = problem.inputs + problem.outputs
-    wide = any(_extent(o.shape, s) >= 2**31 for o, s in zip(operands, strides, strict=True))
+    wide = any(_extent(o.shape, s) >= _LARGE for o, s in zip(operands, strides, strict=True))
     defines = (
         ("ELEMENT", ELEMENTS[problem.dtype]),
         ("RESULT", ELEMENTS[result_dtype]),
@@ -183,7 +187,8 @@ def prepare(work: Work, strides: Strides, result_dtype: str) -> Start:
     launcher = launching.launcher()
     multiply = launcher.prepare(Kernel("direct.cu", "direct", defines), (tile.threads, 1, 1))
     add = launcher.prepare(Kernel("direct.cu", "direct_sum", defines), (_THREADS, 1, 1)) if splits > 1 else None
-    launches = list(_launches(work, form, tile, splits))
+    packed = _packing(work, form, alignment) if splits == 1 else _SCATTERED
+    launches = list(_launches(work, form, tile, splits, packed))
     names = tuple(o.name for o in operands)
     order = _order(problem.direction)
     count = work.partial_bytes(splits) // (8 if problem.accumulator == "float64" else 4)
@@ -200,6 +205,30 @@ def prepare(work: Work, strides: Strides, result_dtype: str) -> Start:
     return start
 
 
+def _packing(work: Work, form: Form, alignment: int) -> int:
+    """Return whether pieces of columns, or of rows, are whole and aligned in the result: a `Packing` of the kernel."""
+    piece = 16 // DTYPES[work.problem.accumulator]
+    if len(work.phases) > 1 or work.is_local or alignment < 16:
+        return _SCATTERED
+    group, row, outer, axis, _ = form.out()
+    (phase,) = work.phases
+    axes = [(a.taps if work.is_wgrad else a.positions, step) for a, step in zip(phase, axis, strict=True)]
+    first = (work.channels if work.is_wgrad else work.problem.n, outer)
+    digits = [*axes, first] if work.is_wgrad and form.channels_fastest else [first, *axes]
+    run, beyond = 1, [group] if work.problem.groups > 1 else []  # columns side by side; steps that are not theirs
+    steps = [*beyond, *(step for size, step in digits if size > 1)]
+    for size, step in reversed(digits):
+        if size > 1 and (step != run or len(beyond) > (work.problem.groups > 1)):
+            beyond.append(step)
+        else:
+            run *= size
+    if run % piece == 0 and all(step % piece == 0 for step in (row, *beyond)):
+        return _COLUMNS
+    if row == 1 and work.rows % piece == 0 and all(step % piece == 0 for step in steps):
+        return _ROWS
+    return _SCATTERED
+
+
 def _order(direction: str) -> tuple[str, ...]:
     """Return which arrays the kernel's pointers are."""
     return {
@@ -209,7 +238,9 @@ def _order(direction: str) -> tuple[str, ...]:
     }[direction]
 
 
-def _launches(work: Work, form: Form, tile: Tile, splits: int) -> Iterator[tuple[tuple[int, int, int], bytes]]:
+def _launches(
+    work: Work, form: Form, tile: Tile, splits: int, packed: int
+) -> Iterator[tuple[tuple[int, int, int], bytes]]:
     problem = work.problem
     row_tiles = -(-work.rows // tile.rows)
     for start in range(0, len(work.phases), MAX_PHASES):
@@ -233,13 +264,14 @@ def _launches(work: Work, form: Form, tile: Tile, splits: int) -> Iterator[tuple
             rows=work.rows,
             groups=problem.groups,
             local=work.is_local,
-            skips_outside=work.is_local and problem.direction == "dgrad",
+            skips_outside=problem.direction == "dgrad",
             channels_fastest=form.channels_fastest,
             rows_fastest=form.rows_fastest,
             padding_mode=PADDING_MODES[problem.padding_mode],
             activation=ACTIVATIONS[problem.activation],
             splits=splits,
             row_tiles=row_tiles,
+            packed=packed,
             by_channels=fastdiv(work.channels),
             by_row_tiles=fastdiv(row_tiles),
             by_column_tiles=fastdiv(column_tiles),

@@ -34,8 +34,8 @@ class Tile(NamedTuple):
 
     @property
     def resident(self) -> int:
-        """Blocks that fit a multiprocessor side by side, by registers."""
-        return max(1, 512 // self.threads)
+        """Blocks that fit a multiprocessor side by side, by registers: one a sum, and 96 for all else."""
+        return max(1, 65536 // (self.threads * (self.thread_rows * self.thread_columns + 96)))
 
 
 TILES = (Tile(128, 128, 8, 8, 8), Tile(64, 128, 8, 8, 8), Tile(64, 64, 8, 8, 4), Tile(32, 128, 8, 4, 8))

@@ -1,0 +1,194 @@
+"""Who is timed: fastconv's algorithms on CuPy arrays, and cuDNN by way of PyTorch, over the same sets of buffers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from benchmarks.peers.torch import Torch
+from fastconv import dispatch, registry
+from fastconv.algorithm import AnyProblem
+from fastconv.options import Options
+from fastconv.problem import ConvProblem, PoolProblem
+
+# Buffers rotate, so that no run finds its inputs in a cache: sets of them together are so many times its size.
+ROTATION = 2.5
+# What is predicted to take so many times longer than the best is not timed.
+HOPELESS = 20.0
+
+
+class Entrant(NamedTuple):
+    """Something to time: ``run(i)`` computes on the i-th set of buffers."""
+
+    name: str
+    layout: str
+    chosen: bool
+    run: Callable[[int], Any]
+    capture: Callable[[Callable[[], None]], Callable[[], None]]
+    first: Callable[[], Any]
+
+
+def sets_of(problem: AnyProblem, cache: int, room: int) -> int:
+    """Return how many sets of buffers to rotate: more than the cache holds, no more than memory does."""
+    wanted = int(ROTATION * cache // max(1, problem.bytes)) + 1
+    return max(1, min(wanted, room // max(1, 2 * problem.bytes), 256))
+
+
+def fastconv_entrants(problem: AnyProblem, tensors: list[list[Any]]) -> list[Entrant]:
+    """Return every CUDA algorithm that accepts a problem, over sets of PyTorch tensors that they share with PyTorch."""
+    import cupy
+
+    choice = dispatch.survey(problem, Options(max_workspace=1 << 30))
+    usable = [c for c in choice.candidates if c.refusal is None]
+    inputs = [tuple(_as_cupy(tensor) for tensor in some) for some in tensors]
+    found = []
+    for candidate in usable:
+        if candidate.seconds > HOPELESS * usable[0].seconds:
+            continue
+        plan = registry.find(candidate.algorithm).plan(problem)
+        outputs = [tuple(_empty(operand, problem.layout) for operand in problem.outputs) for _ in inputs]
+
+        def run(i: int, plan: Any = plan, outputs: Any = outputs) -> Any:
+            plan.run(inputs[i], outputs[i])
+
+        found.append(
+            Entrant(
+                candidate.algorithm,
+                problem.layout,
+                candidate.algorithm == choice.winner,
+                run,
+                _cupy_graph,
+                lambda outputs=outputs: cupy.asnumpy(outputs[0][0].astype("float32")),
+            )
+        )
+    return found
+
+
+def torch_entrant(problem: AnyProblem, tensors: list[list[Any]]) -> Entrant | None:
+    """Return PyTorch's operator on the same tensors; None if it has none."""
+    peer = TorchCuda(problem.layout)
+    if peer.refuses(problem.replace(device="cpu", layout="channels_first")) is not None:
+        return None
+    runs = [peer.on(problem, some) for some in tensors]
+    return Entrant(
+        "cudnn",
+        problem.layout,
+        False,
+        lambda i: runs[i](),
+        _torch_graph,
+        lambda: runs[0]().float().cpu().numpy(),
+    )
+
+
+class TorchCuda(Torch):
+    """`benchmarks.peers.torch.Torch` on tensors that are on the GPU already."""
+
+    dtypes = ("float32", "float64", "float16", "bfloat16")
+
+    def __init__(self, layout: str) -> None:
+        self.layout = layout
+
+    def laid_out(self, tensor: Any) -> Any:
+        return laid_out(tensor.cuda(), self.layout)
+
+    def on(self, problem: AnyProblem, tensors: list[Any]) -> Callable[[], Any]:
+        """Return a run on some tensors."""
+        from benchmarks.peers import torch as peer
+
+        if problem.direction == "fprop":
+            forward = peer._pool(problem, tensors[0]) if isinstance(problem, PoolProblem) else None
+            return forward or peer._forward(problem, tensors)
+        if isinstance(problem, ConvProblem):
+            return self._backward(problem, tensors)
+        return self._pool_backward(problem, tensors)
+
+
+def laid_out(tensor: Any, layout: str) -> Any:
+    """Return a tensor in a memory order."""
+    import torch
+
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    last = layout == "channels_last"
+    return tensor.contiguous(memory_format=formats.get(tensor.ndim, torch.contiguous_format)) if last else tensor
+
+
+def tensors_for(problem: AnyProblem, sets: int) -> list[list[Any]]:
+    """Return random inputs on the GPU, several sets of them. Indices of pools are those of a pool."""
+    import torch
+
+    generator = torch.Generator("cuda").manual_seed(0)
+    dtype = getattr(torch, problem.dtype)
+    made = []
+    for _ in range(sets):
+        some = []
+        for operand in problem.inputs:
+            if operand.dtype == "int64":
+                some.append(laid_out(_pool_indices(problem, generator), problem.layout))
+            else:
+                values = torch.randn(operand.shape, generator=generator, device="cuda").to(dtype)
+                some.append(laid_out(values, problem.layout))
+        made.append(some)
+    return made
+
+
+def _pool_indices(problem: AnyProblem, generator: Any) -> Any:
+    import torch
+    from torch.nn import functional
+
+    assert isinstance(problem, PoolProblem)
+    x = torch.randn(problem.x_shape, generator=generator, device="cuda")
+    pool = getattr(functional, problem.op)
+    if problem.is_adaptive:
+        return pool(x, problem.output_size, return_indices=True)[1]
+    padding = [before for before, _ in problem.padding]
+    where = problem.kernel_size, problem.stride, padding, problem.dilation, problem.ceil_mode
+    return pool(x, *where, return_indices=True)[1]
+
+
+def _as_cupy(tensor: Any) -> Any:
+    import cupy
+    import torch
+
+    if tensor.dtype == torch.bfloat16:
+        import ml_dtypes
+
+        return cupy.from_dlpack(tensor.view(torch.int16)).view(ml_dtypes.bfloat16)
+    return cupy.from_dlpack(tensor)
+
+
+def _empty(operand: Any, layout: str) -> Any:
+    import cupy
+
+    from fastconv import arrays
+
+    return arrays.empty(operand, layout, cupy.empty(0, arrays.dtype_named(operand.dtype)))
+
+
+def _cupy_graph(work: Callable[[], None]) -> Callable[[], None]:
+    """Return what replays a piece of work, captured in a CUDA graph."""
+    import cupy
+
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        work()
+        stream.synchronize()
+        stream.begin_capture()
+        work()
+        graph = stream.end_capture()
+    return lambda: graph.launch(cupy.cuda.get_current_stream())
+
+
+def _torch_graph(work: Callable[[], None]) -> Callable[[], None]:
+    import torch
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in itertools.repeat(None, 3):  # cudnn.benchmark looks for its algorithm here
+            work()
+    side.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    replay: Callable[[], None] = graph.replay
+    return replay
