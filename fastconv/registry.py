@@ -44,14 +44,14 @@ _BUILT_IN = (
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
     "fastconv.backends.cuda.direct.algorithm:Direct",
     "fastconv.backends.cuda.tensorcore.algorithm:Tensorcore",
+    "fastconv.backends.cuda.depthwise.algorithm:Depthwise",
+    "fastconv.backends.cuda.grouped.algorithm:Grouped",
+    "fastconv.backends.cuda.winograd:Winograd4",
     "fastconv.backends.cuda.bias_gradient:BiasGradient",
     "fastconv.backends.cuda.pool.algorithm:Pool",
     "fastconv.backends.cuda.pool.algorithm:PoolGradient",
     "fastconv.backends.cuda.pool.algorithm:Unpool",
     "fastconv.backends.cuda.pool.algorithm:Unfold",
-    "fastconv.backends.cuda.depthwise.algorithm:Depthwise",
-    "fastconv.backends.cuda.grouped.algorithm:Grouped",
-    "fastconv.backends.cuda.winograd:Winograd",
 )
 
 _algorithms: dict[str, Algorithm] = {}

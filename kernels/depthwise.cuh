@@ -9,6 +9,7 @@
 
 #include "async.cuh"
 #include "convolution.cuh"
+#include "plane.cuh"
 
 namespace fastconv {
 
@@ -24,18 +25,6 @@ struct DepthwiseAxis {
     int advance;  // and the elements of dy that they reach lie so far apart
 };
 
-// Elements from one entry to the next.
-struct DepthwiseMap {
-    long long image;
-    long long channel;
-    long long row;
-    long long column;
-
-    __device__ long long at(int image_, int channel_, int row_, int column_) const {
-        return image * image_ + channel * channel_ + row * row_ + column * column_;
-    }
-};
-
 struct DepthwiseParameters {
     const ELEMENT* source;  // x, or dy of an input gradient
     const ELEMENT* weight;  // w; dy of a weight gradient
@@ -44,10 +33,10 @@ struct DepthwiseParameters {
     const ELEMENT* residual;
     Accumulator<ELEMENT>* partial;  // sums of parts of a weight gradient
 
-    DepthwiseMap source_map;
-    DepthwiseMap result_map;  // of dy in a weight gradient
-    DepthwiseMap residual_map;
-    DepthwiseMap weight_map;  // of dw, too; no image
+    Map source_map;
+    Map result_map;  // of dy in a weight gradient
+    Map residual_map;
+    Map weight_map;  // of dw, too; no image
     long long bias_step;
 
     DepthwiseAxis row, column;
@@ -71,8 +60,6 @@ using Sum = Accumulator<ELEMENT>;
 constexpr bool UNROLLED = KERNEL_HEIGHT > 0;
 
 __device__ inline int floor_div(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }
-
-__device__ inline bool within(int at, int size) { return static_cast<unsigned int>(at) < static_cast<unsigned int>(size); }
 
 // The first element of the source that results from `at` on read, if any does; perhaps beyond its ends.
 __device__ inline int first_source(const DepthwiseAxis& axis, int at) {

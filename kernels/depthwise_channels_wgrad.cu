@@ -45,7 +45,8 @@ __device__ inline void add_any(const DepthwiseParameters& p, const ELEMENT* x, c
 #pragma unroll
         for (int t = 0; t < COLUMNS; ++t) {
             if (t >= columns) continue;
-            const Elements loaded = read(p, x, y, first_source(p.column, column + t) + static_cast<int>(j) * p.column.dilation);
+            const int at = first_source(p.column, column + t) + static_cast<int>(j) * p.column.dilation;
+            const Elements loaded = read(p, x, y, at);
 #pragma unroll
             for (int v = 0; v < WIDTH; ++v) sum[k][v] += widen(loaded.at[v]) * widen(dy[t].at[v]);
         }

@@ -51,7 +51,7 @@ __device__ inline void add_any(const DepthwiseParameters& p, const ELEMENT* weig
     }
 }
 
-KERNEL(depthwise_planes, DepthwiseParameters, THREADS) {
+KERNEL(depthwise_planes, DepthwiseParameters, THREADS, 1) {
     DYNAMIC_SHARED(Sum, staged);
     const TilePlace tile = tile_place(p, blockIdx.x);
     const int planes = p.images * p.channels;
@@ -81,7 +81,8 @@ KERNEL(depthwise_planes, DepthwiseParameters, THREADS) {
     const Sum bias = p.bias ? widen(p.bias[channel * p.bias_step]) : Sum(0);
     const int first = tile.row + thread.row, column = tile.column + thread.column;
     ELEMENT* const result = p.result + p.result_map.at(image, channel, first, column);
-    const ELEMENT* const residual = p.residual ? p.residual + p.residual_map.at(image, channel, first, column) : nullptr;
+    const ELEMENT* const residual =
+        p.residual ? p.residual + p.residual_map.at(image, channel, first, column) : nullptr;
     unsigned int undefined = 0;
 #pragma unroll
     for (int r = 0; r < ROWS; ++r) {

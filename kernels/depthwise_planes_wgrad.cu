@@ -34,7 +34,8 @@ __device__ inline void add_any(const DepthwiseParameters& p, const Sum* from, co
     for (int t = 0; t < TAPS; ++t) {
         const int tap = min(first_tap + t, p.row.taps * p.column.taps - 1);
         const auto [i, j] = p.by_taps.divmod(tap);
-        const Sum* const read = from + static_cast<int>(i) * p.row.dilation * p.line + static_cast<int>(j) * p.column.dilation;
+        const Sum* const read =
+            from + static_cast<int>(i) * p.row.dilation * p.line + static_cast<int>(j) * p.column.dilation;
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             if (r < rows) sum[t] += read[r * p.row.stride * p.line] * dy[r];

@@ -2,24 +2,17 @@
 // their source channels in shared memory, a thread OUTPUTS channels of a column of ROWS results in registers. Tiles are
 // made of whole groups, so that no product is with padding. What is gathered: see Axis in convolution.cuh.
 //
-// Macros: ELEMENT; OUTPUTS, ROWS, THREADS; LAST (whether channels are neighbours in memory, not columns); LOAD (elements
-// of the source that are copied at once: along columns, or channels if LAST); STORE (channels that are stored at once);
-// GRADIENT.
+// Macros: ELEMENT; OUTPUTS, ROWS, THREADS; LAST (whether channels are neighbours in memory, not columns); LOAD
+// (elements of the source that are copied at once: along columns, or channels if LAST); STORE (channels that are stored
+// at once); GRADIENT.
 
 #include "async.cuh"
 #include "convolution.cuh"
+#include "plane.cuh"
 
 using namespace fastconv;
 
 constexpr int MAX_PHASES = 4;
-
-// Elements from one entry to the next.
-struct Map {
-    long long image;
-    long long channel;
-    long long row;
-    long long column;
-};
 
 struct Phase {
     Axis row, column;
@@ -56,8 +49,6 @@ using Sum = Accumulator<ELEMENT>;
 
 constexpr int PIECE = OUTPUTS < vector_count<Sum> ? OUTPUTS : vector_count<Sum>;
 
-__device__ inline bool within(int at, int size) { return static_cast<unsigned int>(at) < static_cast<unsigned int>(size); }
-
 // The first element that the first of some positions reads, through whichever tap.
 __device__ inline int first_source(const Axis& axis, int position) {
     return position * axis.stride + axis.origin + min(0, (axis.taps - 1) * axis.dilation);
@@ -90,7 +81,6 @@ __device__ inline void stage_source(const GroupedParameters& p, Sum* tile, const
                                     int image, int first) {
     const int fast = LAST ? p.block_groups * p.chunk / LOAD : p.line / LOAD;
     const int count = LAST ? p.source_rows * p.line * fast : p.block_groups * p.chunk * p.source_rows * fast;
-    const ELEMENT* const from = p.source + image * p.source_map.image;
     for (int index = static_cast<int>(threadIdx.x); index < count; index += THREADS) {
         const auto [above, unit] = p.by_fast.divmod(index);
         const auto [slow, middle] = p.by_middle.divmod(above);
@@ -98,17 +88,17 @@ __device__ inline void stage_source(const GroupedParameters& p, Sum* tile, const
         const int row = LAST ? static_cast<int>(slow) : static_cast<int>(middle);
         const int column = LAST ? static_cast<int>(middle) : static_cast<int>(unit) * LOAD;
         const auto [group, channel] = p.by_chunk.divmod(staged);
+        const int g = block.group + static_cast<int>(group), c = first + static_cast<int>(channel);
         const int y = block.source_row + row, x = block.source_column + column;
         const bool valid = within(y, phase.row.size) && within(x, phase.column.size) &&
-                           first + static_cast<int>(channel) < p.inputs && block.group + static_cast<int>(group) < p.groups;
-        const long long at = ((block.group + static_cast<int>(group)) * p.inputs + first + static_cast<int>(channel)) *
-                                 p.source_map.channel + y * p.source_map.row + x * p.source_map.column;
+                           c < p.inputs && g < p.groups;
+        const long long at = p.source_map.at(image, g * p.inputs + c, y, x);
         Sum* const to = tile + staged * p.plane + row * p.line + column;
         if constexpr (sizeof(ELEMENT) == sizeof(Sum) && (!LAST || LOAD == 1)) {
-            copy_async<LOAD * sizeof(ELEMENT)>(to, valid ? from + at : p.source, valid);
+            copy_async<LOAD * sizeof(ELEMENT)>(to, valid ? p.source + at : p.source, valid);
         } else {
             Vector<ELEMENT, LOAD> loaded = {};
-            if (valid) loaded = load_vector<LOAD>(from + at);
+            if (valid) loaded = load_vector<LOAD>(p.source + at);
 #pragma unroll
             for (int i = 0; i < LOAD; ++i) to[i * (LAST ? p.plane : 1)] = widen(loaded.at[i]);
         }
@@ -117,8 +107,8 @@ __device__ inline void stage_source(const GroupedParameters& p, Sum* tile, const
 }
 
 // Copies the weights of some source channels: [group][channel][tap][output], outputs padded with zeros.
-__device__ inline void stage_weight(const GroupedParameters& p, Sum* staged, const Phase& phase, const BlockPlace& block,
-                                    int first) {
+__device__ inline void stage_weight(const GroupedParameters& p, Sum* staged, const Phase& phase,
+                                    const BlockPlace& block, int first) {
     const int outputs = p.output_blocks * OUTPUTS, taps = phase.row.taps * phase.column.taps;
     const int channels = p.chunk * p.block_groups, count = channels * outputs * taps;
     for (int index = static_cast<int>(threadIdx.x); index < count; index += THREADS) {
@@ -150,7 +140,8 @@ __device__ inline ThreadPlace thread_place(const GroupedParameters& p, const Pha
     ThreadPlace thread = {static_cast<int>(group), static_cast<int>(output_block) * OUTPUTS,
                           static_cast<int>(row_group) * ROWS, static_cast<int>(column), false};
     thread.active = thread.group < min(p.block_groups, p.groups - block.group) &&
-                    block.row + thread.row < phase.row.positions && block.column + thread.column < phase.column.positions;
+                    block.row + thread.row < phase.row.positions &&
+                    block.column + thread.column < phase.column.positions;
     return thread;
 }
 
@@ -187,9 +178,9 @@ __device__ inline Sum defined_gradient(const GroupedParameters& p, const Phase& 
                                        int row, int column) {
     Sum sum = 0;
     for (int c = 0; c < p.inputs; ++c) {
-        const ELEMENT* const from = p.source + image * p.source_map.image + (group * p.inputs + c) * p.source_map.channel;
-        const ELEMENT* const weight = p.weight + phase.weight_origin + group * p.weight_group + output * p.weight_output +
-                                      c * p.weight_input;
+        const ELEMENT* const from = p.source + p.source_map.at(image, group * p.inputs + c, 0, 0);
+        const ELEMENT* const weight = p.weight + phase.weight_origin + group * p.weight_group +
+                                      output * p.weight_output + c * p.weight_input;
         for (int i = 0; i < phase.row.taps; ++i) {
             const int y = row * phase.row.stride + phase.row.origin + i * phase.row.dilation;
             if (!within(y, phase.row.size)) continue;
@@ -206,13 +197,11 @@ __device__ inline Sum defined_gradient(const GroupedParameters& p, const Phase& 
 
 // Stores `count` results of neighbouring channels, after what the epilogue adds.
 template <int count>
-__device__ inline void store(const GroupedParameters& p, const Phase& phase, int image, int channel, int row, int column,
-                             const Sum* sum) {
-    const auto place = [image, channel, row, column](const Map& map) {
-        return image * map.image + channel * map.channel + row * map.row + column * map.column;
-    };
+__device__ inline void store(const GroupedParameters& p, const Phase& phase, int image, int channel, int row,
+                             int column, const Sum* sum) {
     Vector<ELEMENT, count> stored, residual = {};
-    if (p.residual) residual = load_vector<count>(p.residual + phase.residual_origin + place(p.residual_map));
+    const ELEMENT* const added = p.residual + phase.residual_origin;
+    if (p.residual) residual = load_vector<count>(added + p.residual_map.at(image, channel, row, column));
 #pragma unroll
     for (int e = 0; e < count; ++e) {
         Sum whole = sum[e];
@@ -220,7 +209,7 @@ __device__ inline void store(const GroupedParameters& p, const Phase& phase, int
         if (p.residual) whole += widen(residual.at[e]);
         stored.at[e] = narrow<ELEMENT>(activated(whole, p.activation));
     }
-    store_vector(p.result + phase.result_origin + place(p.result_map), stored);
+    store_vector(p.result + phase.result_origin + p.result_map.at(image, channel, row, column), stored);
 }
 
 KERNEL(grouped, GroupedParameters, THREADS, 2) {
@@ -236,8 +225,9 @@ KERNEL(grouped, GroupedParameters, THREADS, 2) {
     // The tap of the lowest index need not read the lowest element.
     const int ahead_row = phase.row.origin + block.row * phase.row.stride - block.source_row;
     const int ahead_column = phase.column.origin + block.column * phase.column.stride - block.source_column;
-    const Sum* const read = tile + thread.group * p.chunk * p.plane + (ahead_row + thread.row * phase.row.stride) * p.line +
-                            ahead_column + thread.column * phase.column.stride;
+    const Sum* const read = tile + thread.group * p.chunk * p.plane +
+                            (ahead_row + thread.row * phase.row.stride) * p.line + ahead_column +
+                            thread.column * phase.column.stride;
     const Sum* const weight = weights + thread.group * p.chunk * taps * outputs + thread.output;
 
     for (int image = block.image; image < min(block.image + p.passes, p.images); ++image) {

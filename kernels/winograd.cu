@@ -1,7 +1,7 @@
 // Winograd's convolution F(4x4, 3x3) in single precision, and its input gradient: 36 multiplications for each pair of
 // channels give 4x4 results. Transformed inputs and products stay on the chip: a block has TILES tiles of the result of
-// OUTPUTS channels, and for a slice of DEPTH source channels at a time it transforms the tiles of the source into shared
-// memory, and multiplies them there with weights that `winograd_weight` transformed beforehand. The threads that
+// OUTPUTS channels, and for a slice of DEPTH source channels at a time it transforms the tiles of the source into
+// shared memory, and multiplies them there with weights that `winograd_weight` transformed beforehand. The threads that
 // multiply hold all of the block's sums in registers: eight of them have one of the 36 products.
 //
 // The points are 0, 5/8, -5/8, 3/2, -3/2 and infinity, by whose rounding fastconv/backends/cpu/winograd/points.py chose
@@ -12,6 +12,7 @@
 
 #include "async.cuh"
 #include "convolution.cuh"
+#include "plane.cuh"
 
 using namespace fastconv;
 
@@ -20,18 +21,6 @@ constexpr int THREADS = PRODUCTS * 8;
 // A thread's sums: nine warps leave it 168 registers. Lines of shared memory, whose neighbours' banks do not meet.
 constexpr int THREAD_OUTPUTS = 16, THREAD_TILES = 6;
 constexpr int WEIGHT_LINE = OUTPUTS + 4, DATA_LINE = TILES + 4;
-
-// Elements from one entry to the next.
-struct Map {
-    long long image;
-    long long channel;
-    long long row;
-    long long column;
-
-    __device__ long long at(int image_, int channel_, int row_, int column_) const {
-        return image * image_ + channel * channel_ + row * row_ + column * column_;
-    }
-};
 
 struct WinogradParameters {
     const float* source;
@@ -128,7 +117,8 @@ __device__ inline TilePlace tile_place(const WinogradParameters& p, unsigned int
 
 // Copies the transformed weights of a slice: [product][input][output].
 __device__ inline void stage_weight(const WinogradParameters& p, float* staged, int first_input, int first_output) {
-    const float* const from = p.transformed + static_cast<long long>(first_input) * PRODUCTS * p.padded_outputs + first_output;
+    const float* const from =
+        p.transformed + static_cast<long long>(first_input) * PRODUCTS * p.padded_outputs + first_output;
     constexpr int pieces = OUTPUTS / 4;
 #pragma unroll
     for (int i = 0; i < DEPTH * PRODUCTS * pieces / THREADS; ++i) {
@@ -142,26 +132,33 @@ __device__ inline void stage_weight(const WinogradParameters& p, float* staged, 
 }
 
 // Transforms one tile of one channel of the source into [product][input][tile].
-__device__ inline void stage_tile(const WinogradParameters& p, float* staged, const TilePlace& place, int input, int tile,
-                                  int first_input) {
-    float d[PRODUCTS];
+__device__ inline void stage_tile(const WinogradParameters& p, float* staged, const TilePlace& place, int input,
+                                  int tile, int first_input) {
     const int channel = first_input + input, row = place.row - p.before_row, column = place.column - p.before_column;
     const bool valid = place.valid && channel < p.inputs;
+    float* const to = staged + input * DATA_LINE + tile;
+    constexpr int STEP = DEPTH * DATA_LINE;  // from one product to the next
+    // Half of the rows at a time, by way of shared memory: all sums of the block are in registers.
+#pragma unroll 1
+    for (int first = 0; first < 6; first += 3) {
+        float d[18];
 #pragma unroll
-    for (int i = 0; i < 6; ++i) {
-        const bool row_valid = valid && static_cast<unsigned int>(row + i) < static_cast<unsigned int>(p.source_rows);
-        const float* const from = p.source + p.source_map.at(place.image, channel, row + i, column);
+        for (int i = 0; i < 3; ++i) {
+            const int y = row + first + i;
+            const bool row_valid = valid && within(y, p.source_rows);
+            const float* const from = p.source + p.source_map.at(place.image, channel, y, column);
 #pragma unroll
-        for (int j = 0; j < 6; ++j) {
-            const bool inside = row_valid && static_cast<unsigned int>(column + j) < static_cast<unsigned int>(p.source_columns);
-            d[6 * i + j] = inside ? from[j * p.source_map.column] : 0.0f;
+            for (int j = 0; j < 6; ++j) {
+                const bool inside = row_valid && within(column + j, p.source_columns);
+                d[6 * i + j] = inside ? from[j * p.source_map.column] : 0.0f;
+            }
+            transform_data(d + 6 * i, 1);
         }
-        transform_data(d + 6 * i, 1);
+#pragma unroll
+        for (int i = 0; i < 18; ++i) to[(6 * first + i) * STEP] = d[i];
     }
-#pragma unroll
-    for (int j = 0; j < 6; ++j) transform_data(d + j, 6);
-#pragma unroll
-    for (int i = 0; i < PRODUCTS; ++i) staged[(i * DEPTH + input) * DATA_LINE + tile] = d[i];
+#pragma unroll 2
+    for (int j = 0; j < 6; ++j) transform_data(to + j * STEP, 6 * STEP);
 }
 
 // A result by its definition. That of an input gradient has no products beyond the edges of dy.
@@ -172,7 +169,7 @@ __device__ inline float defined(const WinogradParameters& p, int image, int outp
         for (int i = 0; i < 3; ++i) {
             for (int j = 0; j < 3; ++j) {
                 const int y = row - p.before_row + i, x = column - p.before_column + j;
-                const bool inside = y >= 0 && y < p.source_rows && x >= 0 && x < p.source_columns;
+                const bool inside = within(y, p.source_rows) && within(x, p.source_columns);
                 if (GRADIENT && !inside) continue;
                 const float value = inside ? p.source[p.source_map.at(image, c, y, x)] : 0.0f;
                 sum += value * weight[(GRADIENT ? 2 - i : i) * p.weight_row + (GRADIENT ? 2 - j : j) * p.weight_column];
@@ -183,7 +180,8 @@ __device__ inline float defined(const WinogradParameters& p, int image, int outp
 }
 
 // From the 36 sums of a tile, `step` apart, to its results in memory.
-__device__ inline void finish(const WinogradParameters& p, const TilePlace& place, int output, const float* sums, int step) {
+__device__ inline void finish(const WinogradParameters& p, const TilePlace& place, int output, const float* sums,
+                              int step) {
     float half[6][4], y[16];
 #pragma unroll
     for (int j = 0; j < 6; ++j) transform_output(sums + j * step, 6 * step, &half[j][0], 1);

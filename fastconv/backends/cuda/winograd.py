@@ -13,7 +13,8 @@ from fastconv.algorithm import EPSILON, AnyProblem
 from fastconv.backends.cuda import launching
 from fastconv.backends.cuda.algorithm import ACTIVATIONS, Arrays, CudaAlgorithm, Start, Strides
 from fastconv.backends.cuda.launching import Kernel
-from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, fastdiv, nested
+from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, fastdiv
+from fastconv.backends.cuda.planes import MAP
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -33,7 +34,6 @@ _CONSTANT = 32.0
 _TRANSFORM, _EFFICIENCY = 440, 0.45
 _MOST = 2**31
 
-_MAP = nested(dict.fromkeys(("image", "channel", "row", "column"), LONG))
 _WEIGHT = ("weight_output", "weight_input", "weight_row", "weight_column")
 _SIZES = (
     *("images", "inputs", "outputs", "padded_inputs", "padded_outputs"),
@@ -43,7 +43,7 @@ _SIZES = (
 _PARAMETERS = Struct(
     ("source", "weight", "result", "bias", "residual", "transformed"),
     {
-        **dict.fromkeys(("source_map", "result_map", "residual_map"), _MAP),
+        **dict.fromkeys(("source_map", "result_map", "residual_map"), MAP),
         **dict.fromkeys((*_WEIGHT, "bias_step"), LONG),
         **dict.fromkeys(_SIZES, INT),
         **dict.fromkeys(("by_output_blocks", "by_tile_rows", "by_tile_columns", "by_padded_outputs"), FASTDIV),

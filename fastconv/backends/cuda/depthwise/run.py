@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastconv.backends.cuda import launching
 from fastconv.backends.cuda.algorithm import ACTIVATIONS, ELEMENTS, Arrays, Start, Strides
 from fastconv.backends.cuda.depthwise.work import THREADS, ChannelTile, PlaneTile, Work
 from fastconv.backends.cuda.launching import Grid, Kernel
 from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, fastdiv, nested
+from fastconv.backends.cuda.planes import MAP, Map, two
 
 # The structs of kernels/depthwise.cuh.
 AXIS = nested(dict.fromkeys(("results", "sources", "taps", "stride", "dilation", "before", "period", "advance"), INT))
-MAP = nested(dict.fromkeys(("image", "channel", "row", "column"), LONG))
 _TILE = ("planes", "groups", "columns", "lanes", "source_rows", "line", "staged_lines", "staged_planes", "staged_rows")
 _DIVISORS = ("channels", "repeats", "columns", "groups", "lanes", "taps", "chunks", "source_rows")
 PARAMETERS = Struct(
@@ -37,30 +37,8 @@ _ORDER = {
 _MOST_PASSES = 8
 
 
-class Map(NamedTuple):
-    """The strides of an array: image (none of a weight), channel, row and column."""
-
-    image: int = 0
-    channel: int = 0
-    row: int = 0
-    column: int = 0
-
-    @classmethod
-    def of(cls, strides: tuple[int, ...]) -> Map:
-        return cls(strides[0], strides[1], *_two(strides[2:]))
-
-    @classmethod
-    def of_weight(cls, strides: tuple[int, ...]) -> Map:
-        return cls(0, strides[0], *_two(strides[2:]))
-
-    def moves(self, width: int) -> bool:
-        """Whether every place is a multiple of ``width`` elements from the first, columns aside."""
-        return not any(step % width for step in (self.image, self.channel, self.row))
-
-
-def _two(strides: tuple[int, ...]) -> tuple[int, int]:
-    row, column = (0,) * (2 - len(strides)) + strides
-    return row, column
+def _of_weight(strides: tuple[int, ...]) -> Map:
+    return Map(0, strides[0], *two(strides[2:]))
 
 
 class Form:
@@ -72,7 +50,7 @@ class Form:
         self.source = Map.of(named["dy" if work.is_gradient else "x"])
         self.result = Map.of(named[{"fprop": "y", "dgrad": "dx", "wgrad": "dy"}[problem.direction]])
         self.residual = Map.of(named["residual"]) if "residual" in named else Map()
-        self.weight = Map.of_weight(named["dw" if work.is_wgrad else "w"])
+        self.weight = _of_weight(named["dw" if work.is_wgrad else "w"])
         self.bias_step = named["bias"][0] if "bias" in named else 0
         self.work = work
         self.alignment = alignment
@@ -85,7 +63,8 @@ class Form:
             self.load = 1
         else:
             whole = wide > 1 and self.source.column == 1 and work.axes[1].sources % wide == 0
-            self.load = wide if whole and self.source.moves(wide) else 1
+            steps = (self.source.image, self.source.channel, self.source.row)
+            self.load = wide if whole and not any(step % wide for step in steps) else 1
             self.tile = work.plane_tile(self.load)
 
     def pack(self, splits: int) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,9 +14,9 @@ from fastconv.backends.cuda.geometry import Phase as Axes
 from fastconv.backends.cuda.grouped.work import MAX_PHASES, ROWS, THREADS, Work
 from fastconv.backends.cuda.launching import Kernel
 from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, array, fastdiv, nested
+from fastconv.backends.cuda.planes import MAP, Map, two
 
 # The structs of kernels/grouped.cu.
-MAP = nested(dict.fromkeys(("image", "channel", "row", "column"), LONG))
 PHASE = nested({"row": AXIS, "column": AXIS, "weight_origin": LONG, "result_origin": LONG, "residual_origin": LONG})
 _WEIGHT = ("weight_group", "weight_output", "weight_input", "weight_row", "weight_column")
 _TILE = ("block_groups", "passes", "columns", "row_groups", "chunk", "output_blocks", "source_rows", "line", "plane")
@@ -36,29 +36,14 @@ PARAMETERS = Struct(
 )
 
 
-class Map(NamedTuple):
-    """The strides of an array: image, channel, row and column."""
-
-    image: int = 0
-    channel: int = 0
-    row: int = 0
-    column: int = 0
-
-    @classmethod
-    def of(cls, strides: tuple[int, ...]) -> Map:
-        return cls(strides[0], strides[1], *_two(strides[2:]))
-
-    def stepped(self, axes: Axes) -> Map:
-        """Return the strides from one result of a phase to the next."""
-        return self._replace(row=self.row * axes[1].out_step, column=self.column * axes[2].out_step)
-
-    def origin(self, axes: Axes) -> int:
-        return self.row * axes[1].first_out + self.column * axes[2].first_out
+def _stepped(map_: Map, axes: Axes) -> Map:
+    """Return the strides from one result of a phase to the next."""
+    return map_._replace(row=map_.row * axes[1].out_step, column=map_.column * axes[2].out_step)
 
 
-def _two(strides: tuple[int, ...]) -> tuple[int, int]:
-    row, column = (0,) * (2 - len(strides)) + strides
-    return row, column
+def _origin(map_: Map, axes: Axes) -> int:
+    """Return where a phase's first result is."""
+    return map_.row * axes[1].first_out + map_.column * axes[2].first_out
 
 
 class Form:
@@ -73,7 +58,7 @@ class Form:
         self.residual = Map.of(named["residual"]) if problem.residual else None
         self.bias_step = named["bias"][0] if "bias" in named else 0
         output, inner, *rest = named["w"]
-        self.taps = _two(tuple(rest))
+        self.taps = two(tuple(rest))
         self.group = output * (problem.oc // problem.groups)
         self.across = (inner, output) if work.is_gradient else (output, inner)
         wide = alignment // problem.itemsize
@@ -113,7 +98,7 @@ class Form:
         phase = np.zeros(MAX_PHASES, PHASE)
         residual = self.residual or Map()
         for i, one in enumerate(some):
-            origins = self.weight_origin(one), self.result.origin(one), residual.origin(one)
+            origins = self.weight_origin(one), _origin(self.result, one), _origin(residual, one)
             phase[i] = (one[1].packed(), one[2].packed(), *origins)
         steps = [step * a.tap_step for a, step in zip(axes[1:], self.taps, strict=True)]
         fast = tile.groups * tile.chunk if self.last else tile.line
@@ -134,8 +119,8 @@ class Form:
             **{f"by_{name}": fastdiv(value) for name, value in divisors.items()},
             **dict(zip(_WEIGHT, (self.group, *self.across, *steps), strict=True)),
             source_map=self.source,
-            result_map=self.result.stepped(axes),
-            residual_map=residual.stepped(axes),
+            result_map=_stepped(self.result, axes),
+            residual_map=_stepped(residual, axes),
             bias_step=self.bias_step,
             images=work.problem.n,
             inputs=work.inputs,
