@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from textwrap import dedent
@@ -33,7 +34,8 @@ def results() -> list[np.ndarray]:
 @pytest.fixture
 def lent():
     """Lend PyTorch's threads, and return them."""
-    assert ft.team.lend() == ("OpenMP" in torch.__config__.parallel_info())
+    lent = ft.team.lend()
+    assert lent == ("OpenMP" in torch.__config__.parallel_info()) or sys.platform != "linux"
     team = borrowed.team(os.getpid())
     if team is None:
         pytest.skip("PyTorch's threads are not OpenMP's here")
