@@ -78,3 +78,11 @@ class ConvWork:
         """Return a problem made ready for this machine and as many threads as the options allow."""
         assert isinstance(problem, ConvProblem)
         return cls(problem, simd(), machine().threads(), machine().l2_bytes)
+
+    @property
+    def bytes(self) -> float:
+        """Bytes that a run moves at least: rows of the input that a stride passes over stay where they are."""
+        p = self.problem
+        read = math.prod(p.x_shape) * p.itemsize
+        kept = math.prod(axis.out * axis.kernel / axis.size for axis in self.axes[:-1] if axis.kernel < axis.stride)
+        return p.bytes - read * (1 - min(1.0, kept))

@@ -38,8 +38,10 @@ class Direct(Algorithm):
         work = Work.of(problem)
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
         computing = work.cycles / machine.hertz / _EFFICIENCY
-        moving = machine.moving(problem.bytes)
-        together = max(computing, moving) + _EXPOSED * min(computing, moving)
+        moving = machine.moving(work.bytes)
+        # Every second element of many short rows, read where it is: nothing fetches it ahead.
+        scattered = not work.staged and problem.stride[-1:] > (1,) and problem.layout == "channels_first"
+        together = max(computing, moving) + (1.0 if scattered else _EXPOSED) * min(computing, moving)
         return _OVERHEAD + packing + together / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:

@@ -44,7 +44,7 @@ class Planes(Algorithm):
         work = Work.of(problem)
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
         computing = work.cycles / machine.hertz
-        moving = machine.moving(problem.bytes)
+        moving = machine.moving(work.bytes)
         together = max(computing, moving) + _EXPOSED * min(computing, moving)
         return _OVERHEAD + packing + together / min(work.workers, work.units)
 
