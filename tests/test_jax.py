@@ -74,7 +74,7 @@ def test_conv_general_dilated_gives_what_lax_gives_and_its_gradients(seed):
 
 
 @pytest.mark.parametrize("padding", ["SAME", "VALID", ((1, 2), (0, 1))])
-@pytest.mark.parametrize("dgrad", [False, True])
+@pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("consistent", [False, True])
 def test_conv_transpose_is_that_of_lax(padding, turned, consistent):
     rng = RNG(0)

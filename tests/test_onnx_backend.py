@@ -107,4 +107,5 @@ def test_what_the_reference_evaluator_passes_passes_with_fastconv():
     """All operators, those that fastconv leaves to the reference evaluator included."""
     passed, failed, skipped = outcome("Node")
     _, known, _ = outcome("Node", backend=Reference)
-    assert len(passed) >= 1500 and failed <= known and not skipped
+    # Its outcome is drawn: compared with what another draw gave, it fails now and then.
+    assert len(passed) >= 1500 and failed <= known | {"test_bernoulli_cpu"} and not skipped
