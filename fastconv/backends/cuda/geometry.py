@@ -11,6 +11,7 @@ import itertools
 import math
 from typing import NamedTuple, TypeAlias
 
+from fastconv import geometry
 from fastconv.backends.cuda.parameters import FASTDIV, INT, fastdiv, nested
 from fastconv.problem import ConvProblem
 
@@ -56,19 +57,11 @@ _POINT = Axis(1, 1, 1, 0, 1, 1)
 
 def phases(problem: ConvProblem) -> list[Phase]:
     """Return the gathers that make up a problem: one, or for an input gradient one a phase. Axes are always three."""
-    lines = zip(
-        problem.input_size,
-        problem.output_size,
-        problem.kernel_size,
-        problem.stride,
-        problem.dilation,
-        problem.padding,
-        strict=True,
-    )
+    lines = [axis[:6] for axis in geometry.axes_of(problem) if isinstance(axis, geometry.Axis)]
     if problem.direction == "dgrad":
-        axes = [_phases(i, o, k, s, d, p[0]) for i, o, k, s, d, p in lines]
+        axes = [_phases(*line) for line in lines]
     else:
-        axes = [[Axis(o, k, s, -p[0], d, i)] for i, o, k, s, d, p in lines]
+        axes = [[Axis(o, k, s, -before, d, i)] for i, o, k, s, d, before in lines]
     axes = [[_POINT]] * (3 - problem.ndim) + axes
     return [(a, b, c) for a, b, c in itertools.product(*axes)]
 

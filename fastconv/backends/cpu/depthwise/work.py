@@ -39,17 +39,10 @@ class Tile(NamedTuple):
 
 
 class Work(ConvWork):
-    """A problem as the loops take it.
+    """A problem as the loops take it: of `ConvWork`'s parameters, and ``slab``.
 
     Parameters
     ----------
-    problem : ConvProblem
-    vectors : Simd
-        The register file.
-    workers : int
-        Threads that will share the work.
-    cache : int
-        Bytes of a core's L2 cache.
     slab : bool, optional
         Whether rows are copied with their padding; by default if the micro-kernel does not read them in place.
     """

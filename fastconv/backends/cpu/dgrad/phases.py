@@ -13,6 +13,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+from fastconv.geometry import Axis, axes_of
 from fastconv.problem import ConvProblem, Sizes
 
 
@@ -93,15 +94,9 @@ def line_of(
 def groups_of(problem: ConvProblem, together: bool) -> list[Group]:
     """Return the phases of an input gradient, those that read alike ``together`` or each on its own."""
     axes = []
-    for size, out, kernel, stride, dilation, (before, _) in zip(
-        problem.input_size,
-        problem.output_size,
-        problem.kernel_size,
-        problem.stride,
-        problem.dilation,
-        problem.padding,
-        strict=True,
-    ):
+    for axis in axes_of(problem):
+        assert isinstance(axis, Axis)
+        size, out, kernel, stride, dilation, before, _ = axis
         lines = [(a, *line_of(a, size, out, kernel, stride, dilation, before)) for a in range(min(stride, size))]
         axes.append(_alike(lines, together))
     return [_group(choice) for choice in itertools.product(*axes)]

@@ -45,19 +45,12 @@ class Block(NamedTuple):
 
 
 class Work(ConvWork):
-    """A problem as the loops take it.
+    """A problem as the loops take it: of `ConvWork`'s parameters, and ``m``.
 
     Parameters
     ----------
     m : int
         Elements of the output's gradient in a tile, along each axis.
-    problem : ConvProblem
-    vectors : Simd
-        The register file.
-    workers : int
-        Threads that will share the work.
-    cache : int
-        Bytes of a core's L2 cache.
     """
 
     def __init__(self, m: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:

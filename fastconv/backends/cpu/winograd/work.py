@@ -84,19 +84,12 @@ def _uneven(units: int, workers: int) -> float:
 
 
 class Work(ConvWork):
-    """A problem as the loops take it.
+    """A problem as the loops take it: of `ConvWork`'s parameters, and ``m``.
 
     Parameters
     ----------
     m : int
         Outputs of a tile, along each axis.
-    problem : ConvProblem
-    vectors : Simd
-        The register file.
-    workers : int
-        Threads that will share the work.
-    cache : int
-        Bytes of a core's L2 cache.
     """
 
     def __init__(self, m: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
