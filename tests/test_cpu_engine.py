@@ -68,15 +68,15 @@ def test_work_is_cut_into_units_for_every_worker(text, workers):
     assert work.units >= min(workers, work.blocks * -(-work.axes[1].out // work.tile.rows))
 
 
-def test_compiled_loops_do_not_grow_with_the_shapes_that_come():
-    from fastconv.backends.cpu.direct.loops import loops
+def test_tiless_do_not_grow_with_the_shapes_that_come():
+    from fastconv.backends.cpu.direct.tile import tiles
 
-    before = loops.cache_info().currsize
+    before = tiles.cache_info().currsize
     for size in range(14, 64):
         for kernel, stride in ((3, 1), (5, 2), (1, 1)):
             x = np.zeros((1, 3, size, 56), np.float32)
             fc.conv2d(x, np.zeros((32, 3, kernel, kernel), np.float32), stride=stride, algorithm="numba/direct")
-    assert loops.cache_info().currsize - before <= 8
+    assert tiles.cache_info().currsize - before <= 8
 
 
 SOLVE_ALL = """

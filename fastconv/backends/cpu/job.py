@@ -18,6 +18,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from fastconv.backends.cpu import threads
+from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import function
 from fastconv.backends.cpu.memory import copy, integer
 from fastconv.backends.cpu.scratch import DATA, address
@@ -101,7 +102,7 @@ def _do(loops, record, words, units, x, w, y, bias, residual, slab):
     job = _on_stack()
     copy(job, record, 8 * words)
     _fill(job, x, w, y, bias, residual, slab)
-    threads.call(loops, job, 0, units, 0)
+    call(loops, (job, 0, units, 0))
 
 
 @function(types.void(*(types.int64,) * 7))

@@ -23,6 +23,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv import borrowed
+from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, function
 from fastconv.machine import available_cores
 
@@ -69,18 +70,6 @@ def _set(typingctx: Any, address: Any, value: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
-def call(typingctx: Any, function: Any, job: Any, start: Any, stop: Any, worker: Any) -> Any:
-    """Call a compiled task by its address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [_I64] * 4)
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 5), codegen
 
 
 @intrinsic
@@ -140,7 +129,7 @@ def _take_units(board, worker):
     units, chunk = _get(board + _UNITS), _get(board + _CHUNK)
     start = _add(board + _NEXT, chunk)
     while start < units:
-        call(function, job, start, min(start + chunk, units), worker)
+        call(function, (job, start, min(start + chunk, units), worker))
         start = _add(board + _NEXT, chunk)
 
 
@@ -193,7 +182,7 @@ def _launch(board, post, number, function, job, units, chunk, helpers):
 
 @function(types.void(*(types.int64,) * 3))
 def _alone(function, job, units):
-    call(function, job, 0, units, 0)
+    call(function, (job, 0, units, 0))
 
 
 @callback(types.void(types.int64))

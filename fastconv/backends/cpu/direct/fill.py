@@ -155,7 +155,7 @@ def fill_kernel(lanes: int, bits: int) -> Any:
         if sources == 0:
             return
         job = carray(jobs, 1)[0]
-        row = min(unit % job.bands * job.band, job.oh - job.least)
+        row = min(unit % job.bands * job.band, job.oh - job.rows)
         depth = unit // job.bands % job.od
         group = unit // (job.bands * job.od) % job.groups
         image = unit // (job.bands * job.od * job.groups)

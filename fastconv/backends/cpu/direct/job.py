@@ -15,7 +15,10 @@ _FIELDS = """
     oc od oh ow                 | output channels of a group, output sizes
     bias residual activation    | addresses, 0 for none
     groups bands band parts     | a unit of work: image, group, depth, band of rows, part of the blocks
-    least                       | rows of a tile: no band has fewer
+    rows wide                   | of a tile: rows, than which no band has fewer; output channels
+    tiles0 tiles1               | what computes the tiles of a band: of whole blocks, of the last
+    wterm0 wterm1               | bytes of a term of a block's weights
+    size                        | bytes of an element of the output
     fill slab slab_bytes        | who fills a slab (0 for none); where the workers' are, and how far apart
     sums                        | where in its slab a worker keeps the sums of a stage
     nc chunks item              | input channels; chunks that they are cut into, and bytes of a pixel's chunk

@@ -11,6 +11,7 @@ from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.direct.fill import fill_kernel
 from fastconv.backends.cpu.direct.job import FIELDS
 from fastconv.backends.cpu.direct.loops import loops
+from fastconv.backends.cpu.direct.tile import tiles
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.packing import pack_kernel
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
@@ -83,7 +84,7 @@ class DirectRunner(Runner):
         f |= {"od": depth.out, "oh": work.output[0], "ow": work.output[1]}
         f |= {"blocks": work.blocks, "wblock": work.block * work.terms * size}
         f["wgroup"] = work.packed_size // p.groups * size
-        f |= {"bands": work.bands, "band": work.band, "parts": work.parts, "least": work.tile.rows}
+        f |= {"bands": work.bands, "band": work.band, "parts": work.parts}
         f |= {"step_d": depth.stride, "step_h": rows.stride}
         if work.staged:
             item = work.item * size
@@ -105,11 +106,19 @@ class DirectRunner(Runner):
         runs, f["run"] = self._runs(steps, f["st"])
         f |= {"runs": address(runs), "nruns": len(runs), "stage": work.stage(f["run"])}
         f |= {"slab_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.band)}
-        t = work.tile
-        compiled = loops(
-            t.rows, t.cols, t.vectors, t.tail, work.lanes, work.format, int(work.simd.fma), int(order == "last")
-        )
-        return f | {"activation": self.activation}, compiled.address, runs
+        f |= self._tiles(order == "last")
+        return f | {"activation": self.activation}, loops().address, runs
+
+    def _tiles(self, last: bool) -> dict[str, int]:
+        """Return what the loops know of the tiles, and who computes them."""
+        work, tile = self.work, self.work.tile
+        width = work.lanes * work.size
+        f = {"rows": tile.rows, "wide": work.block, "size": work.problem.itemsize}
+        partial = int(work.outputs % work.lanes > 0)
+        for name, vectors, part in (("0", tile.vectors, 0), ("1", tile.tail, partial)):
+            form = (tile.rows, tile.cols, vectors, work.lanes, work.format, int(work.simd.fma), int(last), part)
+            f |= {f"tiles{name}": tiles(*form).address, f"wterm{name}": vectors * width}
+        return f
 
     def _runs(self, steps: tuple[int, ...], step: int) -> tuple[Any, int]:
         """Return the offsets of runs of terms that lie ``step`` bytes apart, and how many terms a run has."""

@@ -13,11 +13,13 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
+from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
-def conv_tile(
+def _conv_tile(
     typingctx, rows, cols, vectors, lanes, bits, fused, last, partial,
     x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept,
 ):  # fmt: skip
@@ -210,3 +212,35 @@ class _Tile:
             address = e.at(y, e.times(yk, k), e.times(yr, r), q * e.bytes)
             piece = e.shuffle(vector, vector, [(i + lane) % lanes for i in range(lanes)]) if lane else vector
             e.store_masked(piece, address, e.first(length) if length < lanes else None)
+
+
+@functools.cache
+def tiles(rows: int, cols: int, vectors: int, lanes: int, bits: int, fused: int, last: int, partial: int) -> Any:
+    """Return compiled loops over the tiles of a band: ``height x width`` pixels by a block of output channels.
+
+    The other arguments are those of `_conv_tile` that are no literals; resumed and kept are the first tile's.
+    """
+    sums_bytes = rows * cols * vectors * lanes * size_of(computed(bits))
+    sources = fingerprint()
+
+    @callback(types.void(*(types.int64,) * 20))
+    def run(
+        height, width, x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept
+    ):
+        if sources == 0:
+            return
+        # The last row and column of tiles overlap the ones before: what is computed twice comes out the same.
+        for r in range(0, height, rows):
+            row = min(r, height - rows)
+            for q in range(0, width, cols):
+                col = min(q, width - cols)
+                at = row * yr + col * yq
+                _conv_tile(
+                    rows, cols, vectors, lanes, bits, fused, last, partial,
+                    x + row * xr + col * xq, xt, xr, xq, runs, nruns, run, w, y + at, yk, yr, yq, nk,
+                    bias, residual + at if residual else 0, activation, resumed, kept,
+                )  # fmt: skip
+                resumed += sums_bytes if resumed else 0
+                kept += sums_bytes if kept else 0
+
+    return run

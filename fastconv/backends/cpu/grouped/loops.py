@@ -7,8 +7,8 @@ from typing import Any
 
 from numba import carray, njit
 
+from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.grouped.tile import group_tile
 from fastconv.backends.cpu.grouped.vectors import put, put_split, put_turned, take, take_turned
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, move, word
@@ -20,6 +20,8 @@ _FIELDS = """
     w wk bias residual          | the weight, from output channel to output channel; addresses, 0 for none
     activation places terms     | offsets of a sum's terms into a group's slab, how many
     inputs outputs              | channels of a group
+    height wide less            | of a tile: output channels, outputs; outputs of the smaller one that ends a line
+    tile0 tile1                 | the tiles, this and the smaller one
     groups bundle bundles       | groups; how many are done together
     oh ow bands band            | output sizes; bands of rows
     slab slab_bytes             | where the workers' slabs begin, and how far apart they are
@@ -204,13 +206,12 @@ def _unit(job, unit):
 
 
 @cache
-def loops(channels: int, vectors: int, less: int, lanes: int, bits: int, fused: int, turned: tuple[bool, bool]) -> Any:
-    """Return the compiled loops for a tile shape: ``run(job, start, stop, worker)`` does a range of units.
+def loops(lanes: int, bits: int, turned: tuple[bool, bool]) -> Any:
+    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units.
 
     ``turned`` says of the input and of the output whether channels are neighbours there.
     """
     size = bits // 8
-    step = vectors * lanes * size
     turned_x, turned_y = turned
     sources = fingerprint()
 
@@ -231,22 +232,15 @@ def loops(channels: int, vectors: int, less: int, lanes: int, bits: int, fused: 
             numbers = (job.band - 1) * job.pitch + job.ow
             for group in range(job.bundle):
                 base = slab + group * job.inputs * job.plane
-                for block in range(0, job.outputs, channels):
-                    channel = group * job.outputs + min(block, job.outputs - channels)
+                for block in range(0, job.outputs, job.height):
+                    channel = group * job.outputs + min(block, job.outputs - job.height)
                     w = job.w + (first + channel) * job.wk
                     bias = job.bias + (first + channel) * size if job.bias else 0
                     source, target, left = base, sums + channel * job.line, numbers
-                    while left > less * lanes:
-                        group_tile(
-                            channels, vectors, lanes, bits, fused,
-                            source, job.places, job.terms, w, job.wk, target, job.line, bias,
-                        )  # fmt: skip
-                        source, target, left = source + step, target + step, left - vectors * lanes
-                    if left > 0:
-                        group_tile(
-                            channels, less, lanes, bits, fused,
-                            source, job.places, job.terms, w, job.wk, target, job.line, bias,
-                        )  # fmt: skip
+                    while left > 0:
+                        tile = job.tile0 if left > job.less else job.tile1
+                        call(tile, (source, job.places, job.terms, w, job.wk, target, job.line, bias))
+                        source, target, left = source + job.wide * size, target + job.wide * size, left - job.wide
             if turned_y:
                 _empty_turned(job, lanes, bits, sums, y)
             else:

@@ -10,6 +10,7 @@ import numpy as np
 
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.grouped.loops import FIELDS, loops
+from fastconv.backends.cpu.grouped.tile import compiled_tile
 from fastconv.backends.cpu.grouped.work import Work
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
@@ -72,7 +73,17 @@ class GroupedRunner(Runner):
         f |= {"table_h": address(self._row_table), "table_w": address(self._column_table)}
         f["zeros"] = work.input_bytes(work.band)
         f["sums"] = f["zeros"] + work.zeros_bytes
+        f |= self._tiles()
         return f | {"activation": self.activation, "wk": work.terms * work.size}
+
+    def _tiles(self) -> dict[str, int]:
+        """Return what the loops know of the tiles, and who computes them."""
+        work, tile = self.work, self.work.tile
+        f = {"height": tile.channels, "wide": tile.vectors * work.lanes, "less": tile.less * work.lanes}
+        for name, vectors in (("tile0", tile.vectors), ("tile1", tile.less)):
+            form = (tile.channels, vectors, work.lanes, 8 * work.size, int(work.simd.fma))
+            f[name] = compiled_tile(*form).address
+        return f
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as a matrix, a row for each output channel."""
@@ -92,5 +103,5 @@ class GroupedRunner(Runner):
         read_in_order = work.cols.mode == "zeros" and work.phases[1] <= 2 and xw == work.size
         f = {"xn": xn, "xc": xc, "xh": xh, "xw": xw, "yn": yn, "yk": yk, "yh": yh, "yw": yw}
         f |= {"pixelwise": int(not read_in_order)} | self._fields
-        compiled = loops(*work.tile, work.lanes, 8 * work.size, int(work.simd.fma), (reads_channels, writes_channels))
+        compiled = loops(work.lanes, 8 * work.size, (reads_channels, writes_channels))
         return f, compiled.address, None

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from numba import types
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.simd import Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
-def group_tile(typingctx, channels, vectors, lanes, bits, fused, x, places, terms, w, wk, y, yk, bias):
+def _group_tile(typingctx, channels, vectors, lanes, bits, fused, x, places, terms, w, wk, y, yk, bias):
     """Compute ``channels`` output channels of ``vectors * lanes`` neighbouring outputs.
 
     Literal integers: channels, vectors, lanes, bits (of an element), fused (multiply-add exists).
@@ -60,3 +62,17 @@ def group_tile(typingctx, channels, vectors, lanes, bits, fused, x, places, term
         return context.get_dummy_value()
 
     return types.void(*given, *(types.int64,) * 8), codegen
+
+
+@cache
+def compiled_tile(channels: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return the compiled tile; its arguments are those of `_group_tile` that are no literals."""
+    sources = fingerprint()
+
+    @callback(types.void(*(types.int64,) * 8))
+    def run(x, places, terms, w, wk, y, yk, bias):
+        if sources == 0:
+            return
+        _group_tile(channels, vectors, lanes, bits, fused, x, places, terms, w, wk, y, yk, bias)
+
+    return run

@@ -8,10 +8,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from llvmlite import ir
 from numba import carray, njit, types
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear
@@ -47,30 +47,6 @@ _DISTANCE = 8192
 
 # How the pixels of an image lie: all side by side; some in each row; channels are side by side.
 FLAT, ROWS, TABLE = range(3)
-
-
-def _caller(count: int) -> Any:
-    """Return the code of a call, by its address, of a function of integers."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [I64] * count)
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return codegen
-
-
-@intrinsic
-def _call_copy(typingctx, function, source, channel, channels, target, step, pixels):
-    return types.void(*(types.int64,) * 7), _caller(6)
-
-
-@intrinsic
-def _call_tile(
-    typingctx, function,
-    a, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel,
-):  # fmt: skip
-    return types.void(*(types.int64,) * 15), _caller(14)
 
 
 @intrinsic
@@ -120,7 +96,7 @@ def _make_panel(job, group, index, target, table):
     copy, step = (job.copy0, job.step0) if tile < job.full else (job.copy1, job.step1)
     first, stop = _first(job, tile), min(_first(job, tile + 1), job.pixels)
     if job.layout == FLAT:
-        _call_copy(copy, _source(job, group, index), job.xc, job.nc, target, step, stop - first)
+        call(copy, (_source(job, group, index), job.xc, job.nc, target, step, stop - first))
         return
     image = job.x + index // job.tiles * job.xn + group * job.xg
     if job.layout == TABLE:
@@ -129,13 +105,13 @@ def _make_panel(job, group, index, target, table):
         for i in range(job.last + 1):
             pixel = min(first + i, stop - 1)
             _put(table + 8 * i, image + (pixel * job.xw if evenly else _pixel(job, pixel)))
-        _call_copy(copy, table, 0, job.nc, target, step, stop - first)
+        call(copy, (table, 0, job.nc, target, step, stop - first))
         return
     if stop - first < job.cut * job.unit:
         clear(target, job.panel)  # lanes that do not exist
     while first < stop:
         pixels = min(stop - first, job.ow - first % job.ow, job.run)
-        _call_copy(copy, image + _pixel(job, first), job.xc, job.nc, target, step, pixels)
+        call(copy, (image + _pixel(job, first), job.xc, job.nc, target, step, pixels))
         target += pixels * job.item
         first += pixels
 
@@ -205,15 +181,15 @@ def loops() -> Any:
                     residual = job.residual + at if job.residual else 0
                     ahead, ahead_step = _ahead(job, group, block, index, begin, end, job.total)
                     if job.rows:
-                        _call_tile(
-                            function, w, wstep, source, step, job.nc, job.y + at, job.ystep, job.pixels - pixel,
+                        call(function, (
+                            w, wstep, source, step, job.nc, job.y + at, job.ystep, job.pixels - pixel,
                             bias, residual, job.activation, ahead, ahead_step, panel,
-                        )  # fmt: skip
+                        ))  # fmt: skip
                     else:
-                        _call_tile(
-                            function, source, step, w, wstep, job.nc, job.y + at, job.ystep, job.oc - k,
+                        call(function, (
+                            source, step, w, wstep, job.nc, job.y + at, job.ystep, job.oc - k,
                             bias, residual, job.activation, ahead, ahead_step, panel,
-                        )  # fmt: skip
+                        ))  # fmt: skip
             if not is_single:
                 kept = rest
 

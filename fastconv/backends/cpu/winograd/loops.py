@@ -13,10 +13,10 @@ from typing import Any
 
 from numba import carray, njit
 
+from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, move, word
-from fastconv.backends.cpu.winograd.product import call_products
 from fastconv.backends.cpu.winograd.transforms import (
     copy_lanes,
     gather_lanes,
@@ -162,10 +162,10 @@ def _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, sta
     for block in range(start, stop):
         last = block == job.blocks - 1
         w = job.w + (group * job.blocks + block) * job.wblock
-        call_products(
-            job.product_last if last else job.product, points, tiles, job.chunks, job.chunk,
+        call(job.product_last if last else job.product, (
+            points, tiles, job.chunks, job.chunk,
             v, job.v_plane, w, job.wlast if last else job.wpoint, scratch, job.m_plane,
-        )  # fmt: skip
+        ))  # fmt: skip
         vectors = job.tail if last else job.vectors
         special |= _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, group * job.oc, row, col)
     return special

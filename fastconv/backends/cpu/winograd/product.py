@@ -9,13 +9,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
+from fastconv.backends.cpu.simd import Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
@@ -43,8 +41,8 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
             source, weight, fetch, upcoming, *sums = values
             factors = [e.load(e.at(weight, k * width)) for k in range(vectors)]
             for k in range(vectors):
-                prefetch(e, e.at(fetch, k * width), locality=2)
-            prefetch(e, upcoming)
+                e.prefetch(e.at(fetch, k * width), level=2)
+            e.prefetch(upcoming)
             for t in range(tiles):
                 value = e.load_splat(e.at(source, t * width))
                 for k, factor in enumerate(factors):
@@ -71,22 +69,11 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
     return types.void(*given, *(types.int64,) * 8), codegen
 
 
-def prefetch(e: Emitter, address: Any, write: int = 0, locality: int = 3) -> None:
-    """Bring a line near that will be read or written soon; of an address that does not exist, nothing comes.
-
-    ``locality`` is 3 for the first-level cache, 2 for the second.
-    """
-    byte = ir.IntType(8).as_pointer()
-    kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-    fetch = cgutils.get_or_insert_function(e.builder.module, kind, "llvm.prefetch.p0")
-    e.builder.call(fetch, [e.builder.inttoptr(address, byte), I32(write), I32(locality), I32(1)])
-
-
 @cache
 def products(tiles: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
     """Return the compiled products at all points of a block of ``total`` tiles, ``tiles`` of them at a time.
 
-    Arguments as `call_products` has them; a plane is a point's stride in bytes, of ``v``, the weight and the result.
+    A plane is a point's stride in bytes, of ``v``, the weight and the result.
     """
     width = lanes * bits // 8
     sources = fingerprint()
@@ -112,17 +99,3 @@ def products(tiles: int, vectors: int, lanes: int, bits: int, fused: int) -> Any
             target += target_plane
 
     return run
-
-
-@intrinsic
-def call_products(
-    typingctx, function, points, total, chunks, chunk, v, v_plane, w, w_plane, target, target_plane
-):  # fmt: skip
-    """Call compiled `products` by their address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.VoidType(), [I64] * (len(args) - 1))
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 11), codegen

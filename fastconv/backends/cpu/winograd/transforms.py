@@ -12,7 +12,6 @@ from numba.extending import intrinsic
 from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 from fastconv.backends.cpu.winograd.points import Matrix, matrices
-from fastconv.backends.cpu.winograd.product import prefetch
 
 
 @intrinsic(prefer_literal=True)
@@ -34,7 +33,7 @@ def gather_lanes(typingctx, lanes, bits, source, stride, rows, count, target, ah
         loaded, address = [], source
         for row in range(width):
             loaded.append(e.load_masked(address, mask))
-            prefetch(e, e.at(address, ahead))
+            e.prefetch(e.at(address, ahead))
             more = builder.icmp_signed("<", I64(row), last)
             address = builder.add(address, builder.select(more, stride, I64(0)))
         for i, vector in enumerate(e.transpose(loaded)):
@@ -247,7 +246,7 @@ def will_write(typingctx, address):
     """Bring a line near that will be written soon."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        prefetch(Emitter(builder, 32, 4), args[0], 1)
+        Emitter(builder, 32, 4).prefetch(args[0], write=True)
         return context.get_dummy_value()
 
     return types.void(types.int64), codegen

@@ -13,9 +13,9 @@ from typing import Any
 
 from numba import carray
 
+from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.threads import call
 from fastconv.backends.cpu.wgrad.tile import wgrad_tile
 from fastconv.backends.cpu.winograd.loops import enter, fill
 from fastconv.backends.cpu.winograd.transforms import scatter_lanes
@@ -160,6 +160,6 @@ def products(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: i
                             a, 0, 0, b, width, 0, 0, 0, tiles, 1, 1, to, job.add,
                         )  # fmt: skip
             if job.alone:
-                call(job.leave, job.here, unit, unit + 1, worker)
+                call(job.leave, (job.here, unit, unit + 1, worker))
 
     return run
