@@ -11,12 +11,13 @@ from typing import Any
 
 from numba import carray, njit
 
+from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.elements import widen_one
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, word
-from fastconv.backends.cpu.wgrad.tile import lift, turn, wgrad_tile
+from fastconv.backends.cpu.wgrad.tile import lift, turn
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -43,6 +44,9 @@ _FIELDS = """
     direct                   | x is read where it is, not packed: stride of a channel, or 0
     turned dwe               | whether lanes are inputs and rows of dw output channels; bytes of such a row
     mplanes mrows mcols      | what is summed at once: what stays in the first-level cache
+    tile0 tile1              | who computes a tile: of a whole block of output channels, of the last
+    vectors tail span        | vectors of these blocks; inputs of a tile
+    spread                   | channels of a group where several groups share a vector, or 0
     tiles ntiles             | offsets of the tiles of a block in packed x, how many
     order                    | where among a block's sums each element of a row of dw is
     tail_order               | the same in the last block of output channels
@@ -154,11 +158,10 @@ def _first(job, block):
 
 
 @cache
-def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, spread: int, apart: int) -> Any:
-    """Return the compiled sums for a tile's shape: ``run(job, start, stop, worker)`` does a range of units.
+def sums(lanes: int, bits: int) -> Any:
+    """Return the compiled sums: ``run(job, start, stop, worker)`` does a range of units.
 
-    A unit is a block of output channels and some blocks of inputs. ``vectors`` vectors of output channels make a
-    block; the last block of a group has ``tail``.
+    A unit is a block of output channels and some blocks of inputs.
     """
     accumulated = computed(bits)
     size = size_of(bits)
@@ -174,8 +177,10 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
             k, rest = unit % job.kblocks, unit // job.kblocks
             part, group = rest % job.csupers, rest // job.csupers
             is_last = k == job.kblocks - 1
-            wide = tail if is_last else vectors
-            pixel, block_sums = wide * vector, job.ntiles * cols * wide * vector
+            tile, wide = (job.tile1, job.tail) if is_last else (job.tile0, job.vectors)
+            pixel = wide * vector
+            tile_sums = job.span * pixel
+            block_sums = job.ntiles * tile_sums
             room = _room(job, unit, worker)
             first_c, last_c = part * job.csuper, min((part + 1) * job.csuper, job.cblocks)
             panel = job.panel + (group * job.kblocks + k) * job.pblock
@@ -194,33 +199,24 @@ def sums(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: int, 
                                 to = room + (c - first_c) * block_sums
                                 for t in range(job.ntiles):
                                     at = from_ + word(job.tiles, t)
-                                    if is_last:
-                                        wgrad_tile(
-                                            cols, tail, lanes, accumulated, fused, spread, apart,
-                                            a, job.arow * pixel, job.aplane * pixel,
-                                            at, job.bcol, job.brow, job.bplane, job.bstep,
-                                            columns, rows, planes, to + t * cols * pixel, add,
-                                        )  # fmt: skip
-                                    else:
-                                        wgrad_tile(
-                                            cols, vectors, lanes, accumulated, fused, spread, apart,
-                                            a, job.arow * pixel, job.aplane * pixel,
-                                            at, job.bcol, job.brow, job.bplane, job.bstep,
-                                            columns, rows, planes, to + t * cols * pixel, add,
-                                        )  # fmt: skip
+                                    call(tile, (
+                                        a, job.arow * pixel, job.aplane * pixel,
+                                        at, job.bcol, job.brow, job.bplane, job.bstep,
+                                        columns, rows, planes, to + t * tile_sums, add,
+                                    ))  # fmt: skip
                             add = 1
             if not job.finish:
                 continue
             order = job.tail_order if is_last else job.order
-            first_k = k * vectors * lanes
+            first_k = k * job.vectors * lanes
             for v in range(wide):
                 outputs = min(lanes, job.outputs - first_k - v * lanes)
                 row = job.dw + (group * job.outputs + first_k + v * lanes) * job.dwk
                 for c in range(first_c, last_c):
                     first = _first(job, c)
                     entries = min(job.channels, job.inputs - first) * job.kernel
-                    if spread:
-                        entries = spread * job.kernel
+                    if job.spread:
+                        entries = job.spread * job.kernel
                     if job.turned:
                         from_ = room + (c - first_c) * block_sums + v * vector
                         to = job.dw + (group * job.inputs + first) * job.dwe + (first_k + v * lanes) * size

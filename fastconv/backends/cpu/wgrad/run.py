@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.wgrad.loops import FIELDS, packing, sums
+from fastconv.backends.cpu.wgrad.tile import compiled_tile
 from fastconv.backends.cpu.wgrad.work import Chunk, Work
 from fastconv.geometry import source_line
 from fastconv.problem import AXES, Sizes
@@ -110,10 +112,11 @@ class Runner:
         return record
 
     def _describe(self, x: Sizes, dy: Sizes, dwk: int) -> Record:
-        work, tile = self.work, self.work.tile
+        work = self.work
         tables: list[Any] = [self._rows * dwk]
         direct = work.direct and (x[1] == work.size or x[1] % _ALIAS != 0)
         common = {"dwk": dwk, "dwe": dwk, "wsteps": address(tables[0])} | self._common(tables)
+        common |= self._tiles(direct and x[1] != work.size)
         jobs, steps = [], []
         for index, chunk in enumerate(self._chunks):
             f = common | self._read_dy(chunk, dy)
@@ -122,9 +125,16 @@ class Runner:
             jobs.append(record_of(FIELDS, f))
             lines_x = 0 if direct else work.groups * work.cblocks * f["images"] * f["depths"] * f["heights"]
             steps.append(Step(lines_x, work.groups * work.kblocks * f["images"] * f["ydepths"] * f["lines"]))
-        shape = (tile.cols, tile.vectors, tile.tail, work.lanes, work.format, int(work.simd.fma), work.spread)
-        compiled = sums(*shape, int(direct and x[1] != work.size))
-        return Record(np.array(jobs, np.int64), steps, compiled.address, direct, tables)
+        return Record(np.array(jobs, np.int64), steps, sums(work.lanes, work.format).address, direct, tables)
+
+    def _tiles(self, apart: bool) -> dict[str, int]:
+        """Return what the loops know of the tiles, and who computes them; ``apart``: a pixel's inputs lie apart."""
+        work, tile = self.work, self.work.tile
+        f = {"vectors": tile.vectors, "tail": tile.tail, "span": tile.cols, "spread": work.spread}
+        for name, vectors in (("tile0", tile.vectors), ("tile1", tile.tail)):
+            form = (tile.cols, vectors, work.lanes, computed(work.format), int(work.simd.fma), work.spread, int(apart))
+            f[name] = compiled_tile(*form).address
+        return f
 
     def _common(self, tables: list[Any]) -> dict[str, int]:
         """Return what is the same for every chunk and every array."""

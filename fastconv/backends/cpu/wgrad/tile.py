@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from numba import types
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # Inputs that lie apart are addressed from one pointer for so many: its multiples of a stride are all that an
@@ -76,6 +77,23 @@ def wgrad_tile(
         return context.get_dummy_value()
 
     return types.void(*given, *(types.int64,) * 13), codegen
+
+
+@cache
+def compiled_tile(cols: int, vectors: int, lanes: int, bits: int, fused: int, spread: int, apart: int) -> Any:
+    """Return the compiled tile; its arguments are those of `wgrad_tile` that are no literals."""
+    sources = fingerprint()
+
+    @callback(types.void(*(types.int64,) * 13))
+    def run(a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add):
+        if sources == 0:
+            return
+        wgrad_tile(
+            cols, vectors, lanes, bits, fused, spread, apart,
+            a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add,
+        )  # fmt: skip
+
+    return run
 
 
 def _spread(e: Emitter, address: Any, spread: int, col: int) -> Any:
