@@ -53,9 +53,14 @@ def function(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return _kept(lambda body, kept: njit(signature, nogil=True, error_model="numpy", cache=kept)(body))
 
 
+def inlined(body: Callable[..., Any]) -> Any:
+    """Compile what only compiled functions call, with their literal arguments; there is no calling it from Python."""
+    return njit(error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(body)
+
+
 def callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator: compile to native code that is called by its ``address``."""
-    return _kept(lambda body, kept: cfunc(signature, cache=kept)(body))
+    return _kept(lambda body, kept: cfunc(signature, error_model="numpy", cache=kept)(body))
 
 
 _compiled = 0

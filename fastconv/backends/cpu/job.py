@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import from_dtype, njit, types
+from numba import from_dtype, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.calling import call
-from fastconv.backends.cpu.compiling import function
+from fastconv.backends.cpu.compiling import function, inlined
 from fastconv.backends.cpu.memory import copy, integer
 from fastconv.backends.cpu.scratch import DATA, address
 
@@ -81,13 +81,13 @@ def _put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
     return types.void(types.int64, types.int64, types.int64), codegen
 
 
-@njit
+@inlined
 def _data(array):
     """Return the address that an array object, of this address or none, holds."""
     return integer(array + DATA) if array else 0
 
 
-@njit
+@inlined
 def _fill(job, x, w, y, bias, residual, slab):
     _put(job, 0, _data(x))
     _put(job, 1, w)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
+
+from fastconv.backends.cpu.compiling import inlined
 
 _BYTES = ir.IntType(8).as_pointer()
 
@@ -44,7 +46,7 @@ def integer(typingctx: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
-@njit
+@inlined
 def word(table, index):
     """Return an entry of a table of 64-bit integers at an address."""
     return integer(table + 8 * index)

@@ -18,13 +18,13 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv import borrowed
 from fastconv.backends.cpu.calling import call
-from fastconv.backends.cpu.compiling import callback, function
+from fastconv.backends.cpu.compiling import callback, function, inlined
 from fastconv.machine import available_cores
 
 _I64 = ir.IntType(64)
@@ -123,7 +123,7 @@ def _pause(typingctx: Any) -> Any:
     return types.void(), codegen
 
 
-@njit
+@inlined
 def _take_units(board, worker):
     function, job = _get(board + _FUNCTION), _get(board + _JOB)
     units, chunk = _get(board + _UNITS), _get(board + _CHUNK)

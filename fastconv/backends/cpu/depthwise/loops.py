@@ -9,9 +9,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.depthwise.slab import fill
 from fastconv.backends.cpu.depthwise.tile import depthwise_tile
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
@@ -40,7 +40,7 @@ FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
 
 
-@njit
+@inlined
 def _inside(first: int, extent: int, size: int) -> bool:
     return first >= 0 and first + extent <= size
 

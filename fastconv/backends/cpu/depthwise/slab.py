@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import njit
-
+from fastconv.backends.cpu.compiling import inlined
 from fastconv.backends.cpu.memory import clear, copy, move, word
 
 
-@njit
+@inlined
 def _gather(job: Any, size: int, target: int, line: int, start: int, stop: int) -> None:
     """Copy some items of a row one by one, as the table says."""
     for w in range(start, stop):
@@ -27,7 +26,7 @@ def _gather(job: Any, size: int, target: int, line: int, start: int, stop: int) 
             copy(at, source, job.item)
 
 
-@njit
+@inlined
 def fill(job: Any, size: int, slab: int, x: int, row: int) -> None:
     """Copy what the output rows from ``row`` on read of a plane at ``x``."""
     for h in range(job.slab_rows):

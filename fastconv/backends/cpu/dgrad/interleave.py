@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, move
@@ -84,7 +84,7 @@ def weave(typingctx, ways, lanes, bits, target, sources, count):
     return types.void(*given, types.int64, kind, types.int64), codegen
 
 
-@njit
+@inlined
 def _row(job, phase, image, group, channel, d, h):
     """Return the address of a phase's row."""
     start = integer(phase)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.interleave import weave
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
@@ -155,7 +155,7 @@ def _collect(typingctx, lanes, bits, source, table, taps, count, target, step):
     return types.void(lanes, bits, *(types.int64,) * 6), codegen
 
 
-@njit
+@inlined
 def _pick(job, lanes, bits, part, room, first, channels, group, k, count):
     """Store the taps of every member for some output channels and ``count`` input channels, from vectors of these."""
     size, width = abs(bits) // 8, lanes * (abs(bits) // 8)

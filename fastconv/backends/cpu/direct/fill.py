@@ -10,10 +10,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.direct.job import JOB
 from fastconv.backends.cpu.elements import widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
@@ -86,7 +86,7 @@ def _interleave(typingctx, channels, lanes, bits, source, stride, pixels, target
     return types.void(channels, lanes, bits, *(types.int64,) * 4), codegen
 
 
-@njit
+@inlined
 def _pixel(job, bits, wide, target, source, channels):
     """Copy a pixel's chunk, element by element."""
     for c in range(channels):
@@ -94,7 +94,7 @@ def _pixel(job, bits, wide, target, source, channels):
     clear(target + channels * wide, job.item - channels * wide)
 
 
-@njit
+@inlined
 def _border(job, bits, wide, start, stop, target, source, channels):
     """Fill columns of a line by the table: padding, and what padding repeats."""
     for w in range(start, stop):
@@ -105,7 +105,7 @@ def _border(job, bits, wide, start, stop, target, source, channels):
             _pixel(job, bits, wide, target + w * job.item, source + index * job.xw, channels)
 
 
-@njit
+@inlined
 def _together(lanes, bits, size, wide, job, target, source, channels):
     """Copy the inner part of a line whose channels lie together."""
     count = job.last - job.first
@@ -119,7 +119,7 @@ def _together(lanes, bits, size, wide, job, target, source, channels):
         clear(target + w * job.item + channels * wide, job.item - channels * wide)
 
 
-@njit
+@inlined
 def _turned(lanes, bits, size, wide, job, target, source, channels):
     """Copy the inner part of a line whose columns lie together."""
     count, items = job.last - job.first, job.item // wide

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.elements import widen_some
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
@@ -29,7 +29,7 @@ FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
 
 
-@njit
+@inlined
 def _widen(job, lanes, format, size, wide, target):
     """Copy all images to where they are stored as they are computed."""
     for image in range(job.images):
@@ -38,7 +38,7 @@ def _widen(job, lanes, format, size, wide, target):
             widen_some(lanes, format, from_, to, min(lanes, job.terms - i))
 
 
-@njit
+@inlined
 def _finish(job, lanes, format, size, wide, matrix, first, count):
     """Bring sums of ``count`` outputs from the first on into the output."""
     for image in range(job.images):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
 from fastconv.backends.cpu.calling import call
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.grouped.vectors import put, put_split, put_turned, take, take_turned
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, move, word
@@ -38,7 +38,7 @@ FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
 
 
-@njit
+@inlined
 def _prepare(job, size, slab):
     """Clear what no row is copied to: what lies before the first one, and the zeros that stand for padding."""
     for channel in range(job.bundle * job.inputs):
@@ -47,7 +47,7 @@ def _prepare(job, size, slab):
     clear(slab + job.zeros, job.bundle * job.inputs * size)
 
 
-@njit
+@inlined
 def _copy_row(lanes, bits, target, source, whole, rest, vectors):
     """Copy what of a row lies inside the input, and zeros behind it, to where the next row's begins."""
     step = lanes * bits // 8
@@ -60,7 +60,7 @@ def _copy_row(lanes, bits, target, source, whole, rest, vectors):
             clear(target + step, (vectors - whole - 1) * step)
 
 
-@njit
+@inlined
 def _split_row(lanes, bits, even, odd, source, whole, rest, vectors):
     """Copy a row as `_copy_row` does, every second element elsewhere."""
     step = lanes * bits // 8
@@ -74,7 +74,7 @@ def _split_row(lanes, bits, even, odd, source, whole, rest, vectors):
             clear(odd + step, (vectors - whole - 1) * step)
 
 
-@njit
+@inlined
 def _gather_row(job, lanes, bits, target, source, row):
     """Copy a row element by element, as the table says."""
     size = bits // 8
@@ -88,7 +88,7 @@ def _gather_row(job, lanes, bits, target, source, row):
                 move(at, source + index * job.xw, size)
 
 
-@njit
+@inlined
 def _fill_rows(job, lanes, bits, slab, x, row):
     """Fill a slab with the rows from one on, of channels whose columns are neighbours or lie anyhow."""
     # Names of their own for what the inner loops read: no store can change them, so masks are made once.
@@ -119,7 +119,7 @@ def _fill_rows(job, lanes, bits, slab, x, row):
                 target += to_row
 
 
-@njit
+@inlined
 def _fill_turned(job, lanes, bits, slab, x, row):
     """Fill a slab with the rows from one on, where channels are neighbours."""
     size, apart = bits // 8, job.cols_apart
@@ -140,7 +140,7 @@ def _fill_turned(job, lanes, bits, slab, x, row):
             line += job.row
 
 
-@njit
+@inlined
 def _turn_channels(job, lanes, bits, source, zeros, indices, target):
     """Store lines of ``lanes`` pixels of all channels."""
     size = bits // 8
@@ -152,7 +152,7 @@ def _turn_channels(job, lanes, bits, source, zeros, indices, target):
         put_turned(lanes, bits, 1, source, zeros, indices, step, job.xw, target, job.plane, left)
 
 
-@njit
+@inlined
 def _empty_rows(job, lanes, bits, sums, y):
     """Store a bundle's sums where columns are neighbours; ``y`` counts from the output's and the residual's start."""
     step, activation, to_row, yh = lanes * bits // 8, job.activation, job.row, job.yh
@@ -172,7 +172,7 @@ def _empty_rows(job, lanes, bits, sums, y):
             line, at = line + to_row, at + yh
 
 
-@njit
+@inlined
 def _empty_turned(job, lanes, bits, sums, y):
     """Store a bundle's sums where channels are neighbours; see `_empty_rows`."""
     size = bits // 8
@@ -192,7 +192,7 @@ def _empty_turned(job, lanes, bits, sums, y):
                 take_turned(lanes, bits, 1, source, job.line, target, job.yw, residual, job.activation, pixels, left)
 
 
-@njit
+@inlined
 def _unit(job, unit):
     """Return where a unit's input lies, where its output does from the output's start; its first row and channel."""
     band = unit % job.bands

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.direct.fill import turn
 from fastconv.backends.cpu.elements import get, put, widen_one
 from fastconv.backends.cpu.formats import computed, size_of
@@ -16,7 +16,7 @@ from fastconv.backends.cpu.local.loops import TASK
 from fastconv.backends.cpu.memory import clear, integer, word
 
 
-@njit
+@inlined
 def _column(format, wide, pixel, source, next_image, images, target):
     """Bring an element of every image into a vector of them."""
     clear(target, pixel)
@@ -24,7 +24,7 @@ def _column(format, wide, pixel, source, next_image, images, target):
         widen_one(format, source + i * next_image, target + i * wide)
 
 
-@njit
+@inlined
 def _columns(lanes, format, size, wide, pixel, source, next_image, next_column, images, count, target, step):
     """Bring ``count`` elements of every image into vectors of images, ``step`` bytes apart."""
     if next_column != size:
@@ -40,7 +40,7 @@ def _columns(lanes, format, size, wide, pixel, source, next_image, next_column, 
             )  # fmt: skip
 
 
-@njit
+@inlined
 def _fill(job, lanes, format, size, wide, slab, x, images, row):
     """Bring the lines that a row of outputs reads, with their padding, into a slab: channel, kernel row, column."""
     target = slab
@@ -69,7 +69,7 @@ def _fill(job, lanes, format, size, wide, slab, x, images, row):
             target += job.line
 
 
-@njit
+@inlined
 def _store(lanes, format, wide, pixel, source, step, count, images, y, next_image, residual, activation, size):
     """Store ``count`` vectors of images as lines of adjacent elements."""
     for first in range(0, images, lanes):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.elements import get, put, widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import task_type
@@ -19,7 +19,7 @@ from fastconv.backends.cpu.memory import clear, integer, word
 TASK = task_type(JOB)
 
 
-@njit
+@inlined
 def _border(job, format, wide, start, stop, target, source):
     """Fill columns of a line by the table: padding, and what padding repeats."""
     for w in range(start, stop):
@@ -30,7 +30,7 @@ def _border(job, format, wide, start, stop, target, source):
             widen_one(format, source + index * job.xw, target + w * wide)
 
 
-@njit
+@inlined
 def _fill(job, lanes, format, size, wide, slab, x, images, channels, row):
     """Copy the lines that a row of outputs reads, with their padding, into a slab: image, channel, kernel row."""
     target = slab
@@ -54,7 +54,7 @@ def _fill(job, lanes, format, size, wide, slab, x, images, channels, row):
                 target += job.line
 
 
-@njit
+@inlined
 def _windows(job, accumulated, wide, slab, patches, images, channels, column):
     """Put the windows of a column of outputs together, a whole vector of zeros behind them."""
     lines = channels * job.kernel_h
@@ -74,7 +74,7 @@ def _windows(job, accumulated, wide, slab, patches, images, channels, column):
         clear(target, patches + (image + 1) * job.patch - target)
 
 
-@njit
+@inlined
 def _spread(job, accumulated, wide, slab, patches, images, channels, row, column):
     """Add windows to the lines that they are of."""
     for image in range(images):
@@ -94,7 +94,7 @@ def _spread(job, accumulated, wide, slab, patches, images, channels, row, column
                 source += job.kernel_w * wide
 
 
-@njit
+@inlined
 def _gradients(job, format, wide, matrix, y, images, start, stop):
     """Copy the output gradients of some columns of a row: column, image, output channel."""
     for image in range(images):

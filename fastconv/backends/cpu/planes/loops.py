@@ -5,10 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.compiling import callback, fingerprint, function
+from fastconv.backends.cpu.compiling import callback, fingerprint, function, inlined
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, copy, integer, move, word
 from fastconv.backends.cpu.planes.tile import plane_tile
@@ -57,13 +57,13 @@ def _halve(typingctx, lanes, bits, source, count, even, odd):
     return types.void(lanes, bits, *(types.int64,) * 4), codegen
 
 
-@njit
+@inlined
 def _place(job, size, target, w):
     """Return where a column of a line lies."""
     return target + w % job.step_w * job.phase + w // job.step_w * size
 
 
-@njit
+@inlined
 def _border(job, size, start, stop, target, source):
     """Fill columns of a line by the table: padding, and what padding repeats."""
     for w in range(start, stop):
@@ -97,7 +97,7 @@ def pack_kernel(bits: int) -> Any:
     return pack
 
 
-@njit
+@inlined
 def _fill(lanes, bits, job, slab, x, depth, row, heights):
     """Copy what the output rows from ``row`` at ``depth`` read of an image, with its padding, into a slab."""
     size = bits // 8

@@ -8,11 +8,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit, types
+from numba import carray, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.calling import call
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear
 from fastconv.backends.cpu.pointwise.work import TABLE_BYTES
@@ -60,26 +60,26 @@ def _put(typingctx, address, value):
     return types.void(types.int64, types.int64), codegen
 
 
-@njit
+@inlined
 def _first(job, tile):
     """Return the first pixel of a tile, which may be the one after the last."""
     return (tile * job.cut - max(0, tile - job.full)) * job.unit
 
 
-@njit
+@inlined
 def _pixel(job, pixel):
     """Return where a pixel is in an image of the input."""
     row = pixel // job.ow
     return row // job.oh * job.xd + row % job.oh * job.xh + pixel % job.ow * job.xw
 
 
-@njit
+@inlined
 def _source(job, group, index):
     """Return where the pixels of a tile begin."""
     return job.x + index // job.tiles * job.xn + group * job.xg + _pixel(job, _first(job, index % job.tiles))
 
 
-@njit
+@inlined
 def _in_place(job, index):
     """Whether a tile can read its pixels where they are: whole vectors of them, stored as they are computed."""
     return (
@@ -89,7 +89,7 @@ def _in_place(job, index):
     )
 
 
-@njit
+@inlined
 def _make_panel(job, group, index, target, table):
     """Copy what a tile reads."""
     tile = index % job.tiles
@@ -116,7 +116,7 @@ def _make_panel(job, group, index, target, table):
         first += pixels
 
 
-@njit
+@inlined
 def _ahead(job, group, block, index, current, stop, total):
     """Return where to prefetch from during a tile, and by which step: what will be read next and is far away."""
     w = job.w + group * job.wgroup + block * job.wblock

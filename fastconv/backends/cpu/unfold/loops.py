@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.interleave import weave
 from fastconv.backends.cpu.elements import get, put
 from fastconv.backends.cpu.formats import computed, size_of
@@ -43,7 +43,7 @@ JOB = job_type(FIELDS)
 _SIGNATURE = task_type(JOB)
 
 
-@njit
+@inlined
 def _unit(job, unit, outer):
     """Return a unit's image, first channel and how many, its depth, its first row."""
     band, rest = unit % job.bands, unit // job.bands
@@ -58,7 +58,7 @@ def _unit(job, unit, outer):
 ELEMENTS, CHANNELS, PHASES, WOVEN, ROWS, PATCHES = range(6)
 
 
-@njit
+@inlined
 def _turn(lanes, format, size, wide, source, source_step, count, target, target_step, length):
     """Transpose ``count`` lines of ``length`` elements of ``wide`` bytes, block by block."""
     for i in range(0, count, lanes):
@@ -70,7 +70,7 @@ def _turn(lanes, format, size, wide, source, source_step, count, target, target_
             )  # fmt: skip
 
 
-@njit
+@inlined
 def _lay_line(lanes, bits, job, source, target, count):
     """Lay a phase of a row out in the slab."""
     size = bits // 8
@@ -86,7 +86,7 @@ def _lay_line(lanes, bits, job, source, target, count):
         source, target = source + step, target + size
 
 
-@njit
+@inlined
 def _lay_row(how, lanes, bits, job, row, channels, slab):
     """Lay a row of some channels out in the slab, zeros where it is padding."""
     size = bits // 8
@@ -116,7 +116,7 @@ def _lay_row(how, lanes, bits, job, row, channels, slab):
             )  # fmt: skip
 
 
-@njit
+@inlined
 def _lay(how, lanes, bits, job, x, channels, depth, first, slab):
     """Lay a depth of some channels out: the rows that windows from the first on read."""
     row_bytes = job.line * (bits // 8)
@@ -133,7 +133,7 @@ def _lay(how, lanes, bits, job, x, channels, depth, first, slab):
                         clear(target + column * job.column_phase + c * job.channel, row_bytes)
 
 
-@njit
+@inlined
 def _copy_taps(vector, size, job, slab, y, rows):
     """Copy what the kernel positions of a depth read to their rows of columns."""
     width, pitch = job.ow * size, job.line * size
@@ -177,7 +177,7 @@ def unfolds(how: int, vector: int, bits: int) -> Any:
     return run
 
 
-@njit
+@inlined
 def _gather(vectors, narrows, lanes, format, job, y, d, h, phase, first, target, count):
     gather_row(
         vectors, narrows, lanes, format,
@@ -187,7 +187,7 @@ def _gather(vectors, narrows, lanes, format, job, y, d, h, phase, first, target,
     )  # fmt: skip
 
 
-@njit
+@inlined
 def _fold_line(narrows, lanes, format, size, job, y, d, h, phase, target):
     """Compute a phase of a row; ``size`` is that of the target's elements."""
     left, first = word(job.phases_w, 3 * phase + 1), word(job.phases_w, 3 * phase + 2)
@@ -204,7 +204,7 @@ def _fold_line(narrows, lanes, format, size, job, y, d, h, phase, target):
         _gather(1, narrows, lanes, format, job, y, d, h, phase, first, target, left)
 
 
-@njit
+@inlined
 def _spread_phase(format, wide, size, wide_size, job, phase, first, slab, channels, x):
     """Write the elements of a phase, from the first on, to a row of the map."""
     table = job.phases_w + 24 * phase
@@ -217,7 +217,7 @@ def _spread_phase(format, wide, size, wide_size, job, phase, first, slab, channe
         to += step
 
 
-@njit
+@inlined
 def _spread(how, lanes, format, wide, size, wide_size, job, slab, channels, x):
     """Write a row of some channels, each in phases, to the map; columns that no window reads are cleared."""
     if job.nphases_w < job.sw:
@@ -250,14 +250,14 @@ def _spread(how, lanes, format, wide, size, wide_size, job, slab, channels, x):
             _spread_phase(format, wide, size, wide_size, job, phase, 0, slab, channels, x)
 
 
-@njit
+@inlined
 def _fold_row(lanes, format, wide_size, job, y, d, h, target):
     """Compute the phases of a row in the slab."""
     for phase in range(job.nphases_w):
         _fold_line(0, lanes, format, wide_size, job, y, d, h, phase, target + phase * job.column_phase)
 
 
-@njit
+@inlined
 def _patch_row(lanes, bits, job, y, d, h, x):
     """Write a row of the map, each element of which is in one window at most, and the windows are side by side."""
     size = bits // 8

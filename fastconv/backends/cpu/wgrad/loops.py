@@ -9,10 +9,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
 from fastconv.backends.cpu.calling import call
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.elements import widen_one
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
@@ -145,13 +145,13 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
     return pack_x, pack_dy
 
 
-@njit
+@inlined
 def _room(job, unit, worker):
     """Return where a unit's sums are."""
     return job.sums + (worker if job.own else unit) * job.unit_sums
 
 
-@njit
+@inlined
 def _first(job, block):
     """Return the first input of a block. Where x is read directly, the last block overlaps the one before."""
     return min(block * job.channels, job.inputs - job.channels) if job.direct else block * job.channels

@@ -11,10 +11,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
 from fastconv.backends.cpu.calling import call
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, move, word
 from fastconv.backends.cpu.winograd.transforms import (
@@ -53,7 +53,7 @@ FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
 
 
-@njit
+@inlined
 def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
     """Copy what a row of tiles reads of some channels into the slab: padded, lanes together.
 
@@ -93,7 +93,7 @@ def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
                     move(target + j * width + c * size, source + source_w * job.xw + c * job.xc, size)
 
 
-@njit
+@inlined
 def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
     """Transform the input of a block of tiles: a range of its pieces, each a row of tiles of a chunk."""
     width = lanes * (bits // 8)
@@ -113,7 +113,7 @@ def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start
             transform_input(extent, lanes, bits, fused, source, job.slab_row, target + t * width, job.v_plane)
 
 
-@njit
+@inlined
 def _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, channel, row, col):
     """Transform the products of a block of tiles and output channels, and store."""
     size = bits // 8
@@ -154,7 +154,7 @@ def _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, channel,
     return special
 
 
-@njit
+@inlined
 def _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
     """Multiply a block of tiles by a range of blocks of output channels, transform and store."""
     points = extent**2
