@@ -34,8 +34,6 @@ class Pool(Algorithm):
             return "computes forward only"
         if problem.kind in ("max_unpool", "unfold"):
             return f"reduces windows, which {problem.kind} does not"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
         if problem.kind == "lp_pool" and problem.norm_type not in (1, 2):
             return f"takes norms of 1 and 2, not {problem.norm_type:g}"
         if max(math.prod(problem.input_size), *problem.input_size) > _LARGEST:
@@ -69,8 +67,6 @@ class PoolGradient(Algorithm):
             return "solves pools, not convolutions"
         if problem.kind == "unfold" or (problem.direction == "fprop" and problem.kind != "max_unpool"):
             return "computes gradients of pools, and unpools"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
         if problem.kind == "lp_pool":
             return "takes maxima and averages, not norms"
         if max(math.prod(problem.input_size), *problem.input_size) > _LARGEST:

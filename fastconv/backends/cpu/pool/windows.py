@@ -66,7 +66,7 @@ def scales(problem: PoolProblem) -> tuple[Any, Any]:
     The divisor is a product over the axes, so what it is along a column is known from one row.
     """
     one = [(0, 1)] * problem.ndim
-    dtype = problem.dtype
+    dtype = problem.accumulator
     size = float(math.prod(problem.kernel_size)) if problem.kind == "lp_pool" else 1.0
     along = [
         divisors(problem, [*one[:i], (0, out), *one[i + 1 :]]).ravel() for i, out in enumerate(problem.output_size)
