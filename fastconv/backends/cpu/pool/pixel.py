@@ -99,8 +99,8 @@ class _Pixel:
 
         def line(address: Any, index: Any, carried: list[Any]) -> list[Any]:
             if not self.columns:
-                return e.loop(
-                    self.nw, carried,
+                return if_any(
+                    e, self.nw, carried,
                     lambda w, c: tap(e.at(address, b.mul(w, self.xw)), e.at(index, b.mul(w, self.flat_w)), c),
                 )  # fmt: skip
             for w in range(self.columns):
@@ -109,12 +109,12 @@ class _Pixel:
 
         def plane(d: Any, carried: list[Any]) -> list[Any]:
             address, index = e.at(x, b.mul(d, self.xd)), e.at(self.flat, b.mul(d, self.flat_d))
-            return e.loop(
-                self.nh, carried,
+            return if_any(
+                e, self.nh, carried,
                 lambda h, c: line(e.at(address, b.mul(h, self.xh)), e.at(index, b.mul(h, self.flat_h)), c),
             )  # fmt: skip
 
-        return e.loop(self.nd, [*reduction.border * len(masks), I64(0)], plane)
+        return if_any(e, self.nd, [*reduction.border * len(masks), I64(0)], plane)
 
 
 def _gather(e: Emitter, addresses: Any, mask: Any, otherwise: Any) -> Any:

@@ -131,7 +131,7 @@ class _Plane:
             return [e.at(x, self.xh), e.at(flat, self.flat_h), self.b.or_(nan, reduction.has_nan(loaded)), *terms]
 
         start = [x, flat, I64(0), *reduction.border * len(self.masks)]
-        _, _, nan, *terms = self.e.loop(self.nh, start, line)
+        _, _, nan, *terms = if_any(self.e, self.nh, start, line)
         return [terms[i : i + width] for i in range(0, len(terms), width)], nan
 
     def _row(self, x: Any, flat: Any) -> tuple[list[list[Any]], list[Any]]:

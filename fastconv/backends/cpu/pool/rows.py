@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import Reduction, either, pick
+from fastconv.backends.cpu.pool.reduction import Reduction, either, if_any, pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
@@ -154,9 +154,9 @@ class _Row:
                 terms = [reduction.combine(a, c, False) for a, c in zip(old, new, strict=True)]
                 return [*(part for term in terms for part in term), b.or_(nan, reduction.has_nan(loaded))]
 
-            return e.loop(self.nh, carried, line)
+            return if_any(e, self.nh, carried, line)
 
-        return e.loop(self.nd, [*reduction.border * self.stride, I64(0)], plane)
+        return if_any(e, self.nd, [*reduction.border * self.stride, I64(0)], plane)
 
     def _store(self, group: Any, phases: list[list[Any]], following: list[list[Any]]) -> None:
         """Reduce over the kernel's columns, and store a group of outputs."""
