@@ -138,32 +138,38 @@ class Emitter:
         kind = ir.FunctionType(result, arguments)
         return cgutils.get_or_insert_function(self.builder.module, kind, f"llvm.masked.{name}.{suffix}.p0")
 
-    def load_masked(self, address: Any, mask: Any) -> Any:
-        """Return a vector whose lanes outside the mask are zero; their memory is not touched. No mask: all lanes."""
+    def load_masked(self, address: Any, mask: Any, otherwise: Any = None) -> Any:
+        """Return a vector whose lanes outside the mask are zero, or those of a constant; their memory is not touched.
+
+        No mask: all lanes.
+        """
         if mask is None:
             return self.load(address)
+        if otherwise is None:
+            otherwise = ir.Constant(self._stored, [0 if self._is_half else 0.0] * self.lanes)
+        else:
+            otherwise = self._written(otherwise)
         if self._is_half and not isinstance(mask, ir.Constant) and not half.has_masks():
-            return self._load_whole_or_part(address, mask)
-        return self._load_under(address, mask)
+            return self._load_whole_or_part(address, mask, otherwise)
+        return self._load_under(address, mask, otherwise)
 
-    def _load_under(self, address: Any, mask: Any) -> Any:
+    def _load_under(self, address: Any, mask: Any, otherwise: Any) -> Any:
         pointer = self.builder.inttoptr(address, self._stored.as_pointer())
         kinds = [pointer.type, I32, ir.VectorType(ir.IntType(1), self.lanes), self._stored]
-        zero = ir.Constant(self._stored, [0 if self._is_half else 0.0] * self.lanes)
-        loaded = self.builder.call(self._masked("load", self._stored, kinds), [pointer, I32(self.bytes), mask, zero])
-        return self._read(loaded)
+        function = self._masked("load", self._stored, kinds)
+        return self._read(self.builder.call(function, [pointer, I32(self.bytes), mask, otherwise]))
 
     def _is_whole(self, mask: Any) -> Any:
         lanes = ir.IntType(self.lanes)
         return self.builder.icmp_unsigned("==", self.builder.bitcast(mask, lanes), lanes((1 << self.lanes) - 1))
 
-    def _load_whole_or_part(self, address: Any, mask: Any) -> Any:
+    def _load_whole_or_part(self, address: Any, mask: Any, otherwise: Any) -> Any:
         b = self.builder
         with b.if_else(self._is_whole(mask), likely=True) as (whole, part):
             with whole:
                 all_lanes, after_all = self.load(address), b.block
             with part:
-                some_lanes, after_some = self._load_under(address, mask), b.block
+                some_lanes, after_some = self._load_under(address, mask, otherwise), b.block
         value = b.phi(self.vector)
         value.add_incoming(all_lanes, after_all)
         value.add_incoming(some_lanes, after_some)

@@ -6,7 +6,7 @@ import math
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
-from fastconv.backends.cpu.pool.windows import always_reads
+from fastconv.backends.cpu.pool.windows import dense, lifted
 from fastconv.backends.cpu.pool.work import Work
 from fastconv.backends.cpu.registers import simd
 from fastconv.machine import Machine, machine
@@ -34,14 +34,10 @@ class Pool(Algorithm):
             return "computes forward only"
         if problem.kind in ("max_unpool", "unfold"):
             return f"reduces windows, which {problem.kind} does not"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
         if problem.kind == "lp_pool" and problem.norm_type not in (1, 2):
             return f"takes norms of 1 and 2, not {problem.norm_type:g}"
         if max(math.prod(problem.input_size), *problem.input_size) > _LARGEST:
             return "counts the elements of a map in 32 bits"
-        if not all(map(always_reads, _work(problem).axes)):
-            return "a window reads padding alone"
         return None
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
@@ -69,10 +65,10 @@ class PoolGradient(Algorithm):
             return "solves pools, not convolutions"
         if problem.kind == "unfold" or (problem.direction == "fprop" and problem.kind != "max_unpool"):
             return "computes gradients of pools, and unpools"
-        if problem.dtype != problem.accumulator:
-            return f"computes in float32 and float64, not on {problem.dtype}"
         if problem.kind == "lp_pool":
             return "takes maxima and averages, not norms"
+        if "avg" in problem.kind and not all(map(dense, lifted(problem))):
+            return "takes averages of neighbours, not of dilated windows"
         if max(math.prod(problem.input_size), *problem.input_size) > _LARGEST:
             return "counts the elements of a map in 32 bits"
         return None

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import if_any
+from fastconv.backends.cpu.pool.reduction import if_any, index_type, narrowed
 from fastconv.backends.cpu.pool.spread import load_indices
-from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
 def route_block(
-    typingctx, kernel, stride, lanes, bits,
+    typingctx, kernel, stride, lanes, format,
     y, yh, yw, indices, jh, jw, rows, columns, row, column, x, xh, xw, height, width, above, before, channels,
 ):  # fmt: skip
     """Compute a block of ``stride`` by ``stride`` elements of the gradient, in all channels.
 
-    Literal integers: kernel and stride (of rows and columns, the kernel at least as large), lanes, bits (of an
+    Literal integers: kernel and stride (of rows and columns, the kernel at least as large), lanes, format (of an
     element).
 
     Values, addresses and strides in bytes: y and indices (of the image's first window) with the strides of rows and
@@ -31,7 +30,7 @@ def route_block(
     read it), x (the image's gradient) with its strides, height and width (of it), above and before (padding),
     channels.
     """
-    given = (kernel, stride, lanes, bits)
+    given = (kernel, stride, lanes, format)
     known = literals(*given)
     if known is None:
         return None
@@ -63,19 +62,16 @@ class _Block:
                 )  # fmt: skip
                 # The index of the window's first element; of a window that there is none of, one that none has.
                 first = e.at(b.mul(b.sub(e.times(h, stride), above), width), b.sub(e.times(w, stride), before))
-                first = b.select(real, first, I64(-(2 ** (8 * e.bytes - 1))))
+                first = b.select(real, first, I64(-(2 ** (index_type(e).width - 1))))
                 for r in range(m * stride, min((m + 1) * stride, kernel)):
                     for c in range(q * stride, min((q + 1) * stride, kernel)):
-                        self.codes[r, c] = e.splat(self._narrow(e.at(first, e.times(width, r), c)))
+                        self.codes[r, c] = e.splat(narrowed(e, e.at(first, e.times(width, r), c)))
         self.elements = []
         for r in range(stride):
             for c in range(stride):
                 h, w = b.sub(e.at(e.times(row, stride), r), above), b.sub(e.at(e.times(column, stride), c), before)
                 inside = b.and_(b.icmp_unsigned("<", h, height), b.icmp_unsigned("<", w, width))
                 self.elements.append((r, c, inside, e.at(x, b.mul(h, xh), b.mul(w, xw))))
-
-    def _narrow(self, value: Any) -> Any:
-        return value if self.e.bytes == 8 else self.b.trunc(value, I32)
 
     def emit(self) -> None:
         e, b = self.e, self.b
@@ -97,8 +93,6 @@ class _Block:
         loaded = {}
         for place, (y, indices) in self.windows.items():
             chosen = load_indices(e, e.at(indices, e.times(index, e.lanes * 8)), mask)
-            if e.bytes == 4:
-                chosen = b.trunc(chosen, ir.VectorType(I32, e.lanes))
             loaded[place] = e.load_masked(e.at(y, step), mask), chosen
         for r, c, inside, x in self.elements:
             total = None

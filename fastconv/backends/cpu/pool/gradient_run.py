@@ -30,7 +30,7 @@ class GradientRunner:
 
     def __init__(self, work: GradientWork) -> None:
         self.work, self.problem = work, work.problem
-        p, dtype = self.problem, np.dtype(self.problem.dtype)
+        p, dtype = self.problem, np.dtype(self.problem.accumulator)
         self._covers = [cover(axis) for axis in work.axes]
         self._tables = [padded(a, work.lanes) for s in self._covers for a in (s.starts, s.counts)]
         self._one = np.ones(1, dtype)
@@ -40,14 +40,14 @@ class GradientRunner:
         self._indexed = work.unpools or p.is_max
         # An unpooling's gradient goes the other way.
         self._turned = work.unpools and p.direction == "dgrad"
-        self._size, self._units, self._workers = work.size, work.units, work.workers
+        self._size, self._units, self._workers = p.itemsize, work.units, work.workers
         self._scratch = work.workers * work.line_bytes
         self._loops = self._compiled().address
         self._fields = self._known()
         self._records: dict[tuple[Sizes, ...], Any] = {}
 
     def _compiled(self) -> Any:
-        work, common = self.work, (self.work.lanes, 8 * self.work.size)
+        work, common = self.work, (self.work.lanes, self.work.format)
         if work.loops == "covers":
             return covers(work.vectors, int(work.simd.fma), *common)
         if work.loops == "blocks":
@@ -58,14 +58,17 @@ class GradientRunner:
             return routes(work.square[0], *common)
         if work.loops == "maps":
             return maps(MAX if work.problem.is_max else SUM, *work.square, *common)
-        action = ADD if not work.unpools else (TAKE if self._turned else PUT)
-        return recorded(action, int(work.last), 8 * work.size)
+        if not work.unpools:
+            return recorded(ADD, int(work.last), *common)
+        # What is only moved is the same in both half formats.
+        return recorded(TAKE if self._turned else PUT, int(work.last), work.lanes, abs(work.format))
 
     def _known(self) -> dict[str, int]:
         work, p = self.work, self.problem
         item = p.c if work.last else 1
         f: dict[str, int] = {"channels": p.c, "windows": math.prod(work.small), "cells": math.prod(work.large)}
-        f |= {"y_step": item * work.size, "x_step": item * work.size, "j_step": item * 8}
+        f |= {"y_step": item * self._size, "x_step": item * self._size, "j_step": item * 8}
+        f |= {"item": self._size, "wide": work.size, "apart": int(work.apart), "turns": int(work.planes > 1)}
         f |= {"bands": work.bands, "one": address(self._one), "scale": address(self._scale)}
         f |= {"scales": 0 if self._scales is None else address(self._scales), "weighted": int(work.weighted)}
         f |= {"line_bytes": work.line_bytes, "line": work.lanes * work.size, "plane": work.plane}

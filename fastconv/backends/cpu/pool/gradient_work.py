@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
+from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.pool.windows import Windows, dense, lifted, uniform_rows
 from fastconv.backends.cpu.pool.work import LONGEST, WIDEST
 from fastconv.backends.cpu.registers import Simd
@@ -22,6 +23,10 @@ _MAP = 64 << 10
 _VECTORS = 2
 # Cycles of an element that goes where an index says, and bytes a cycle that are cleared before.
 _SCATTERED, _CLEARED = 3.0, 16
+# Planes, or channels, that take turns in going where indices say.
+WAYS = 4
+# Bytes that sums of half formats take in scratch, if more than one plane or line of channels.
+_SUMS = 1 << 20
 
 
 class GradientWork:
@@ -34,11 +39,20 @@ class GradientWork:
         The register file.
     workers : int
         Threads that will share the work.
+
+    Attributes
+    ----------
+    format : int
+        How the arrays' elements are stored: `fastconv.backends.cpu.formats`.
+    size, lanes : int
+        Bytes of an element, and elements of a vector, as they are computed; arrays may hold less.
     """
 
     def __init__(self, problem: PoolProblem, vectors: Simd, workers: int) -> None:
         self.problem, self.simd, self.workers = problem, vectors, workers
-        self.size = problem.itemsize
+        self.format = format_of(problem)
+        self.size = size_of(computed(self.format))
+        self.is_half = self.format != computed(self.format)
         self.lanes = vectors.lanes(self.size)
         self.last = problem.layout == "channels_last"
         self.unpools = problem.kind == "max_unpool"
@@ -64,7 +78,7 @@ class GradientWork:
         if self.unpools:
             return "recorded"
         if self.problem.is_max:
-            cleared = self.size * math.prod(self.large) / _CLEARED
+            cleared = self.problem.itemsize * math.prod(self.large) / _CLEARED
             if self.last and self.square in _ROUTED and self._block_cycles < self._scattered_cycles + cleared:
                 return "blocks"
             if self.last or not self.square[0]:
@@ -82,7 +96,7 @@ class GradientWork:
         return self.square[0] == self.square[1] and all(getattr(axis, "before", 0) == 0 for axis in self.axes)
 
     def _is_mapped(self, among: tuple[tuple[int, int], ...]) -> bool:
-        map_bytes = self.size * self.axes[1].size * self.axes[2].size
+        map_bytes = self.problem.itemsize * self.axes[1].size * self.axes[2].size
         return self.square in among and map_bytes <= _MAP
 
     @property
@@ -147,25 +161,48 @@ class GradientWork:
     def block(self) -> int:
         """Rows of windows that are done before the next columns: what they read and write stays near."""
         _, height, width = self.axes
-        row = self.size * width.size * (height.stride if isinstance(height, Axis) else 1)
-        row += width.out * (self.size + 8 * self.problem.is_max)
+        size = self.problem.itemsize
+        row = size * width.size * (height.stride if isinstance(height, Axis) else 1)
+        row += width.out * (size + 8 * self.problem.is_max)
         return max(_NEAR // row, 4)
 
     @property
     def weighted(self) -> bool:
-        """Whether rows of windows are multiplied by factors that differ."""
-        return self.loops == "averages" and not uniform_rows(self.problem)
+        """Whether windows are copied first: widened, or their rows multiplied by factors that differ."""
+        return self.loops == "averages" and (self.is_half or not uniform_rows(self.problem))
+
+    @property
+    def apart(self) -> bool:
+        """Whether sums are made in scratch: in a half format they would be rounded at every addition."""
+        return self.is_half and self.loops == "recorded" and not self.unpools
+
+    @property
+    def planes(self) -> int:
+        """Planes that take turns, channels first."""
+        return WAYS if not self.apart or WAYS * self._sum_bytes <= _SUMS else 1
+
+    @property
+    def _sum_bytes(self) -> int:
+        """Bytes of the sums of a plane."""
+        return math.prod(self.large) * self.size
 
     @property
     def bands(self) -> int:
         if self.loops == "recorded" and self.last:
             # Parts of the channels, cut where lines of the cache are.
             wanted = -(-_UNITS * self.workers // self.problem.n) if self.workers > 1 else 1
-            return max(1, min(wanted, self.problem.c * self.size // 64))
+            if self.apart:
+                wanted = max(wanted, -(-self.problem.c * self._sum_bytes // _SUMS))
+            return max(1, min(wanted, self.problem.c // self._line))
         if self.loops != "averages" or self.workers == 1 or self.weighted:
             return 1
         outer = self.problem.n * self.problem.c * self.axes[0].size
         return min(-(-_UNITS * self.workers // outer), self.axes[1].size)
+
+    @property
+    def _line(self) -> int:
+        """Channels in a line of the cache."""
+        return 64 // self.problem.itemsize
 
     @property
     def units(self) -> int:
@@ -190,7 +227,8 @@ class GradientWork:
     @property
     def line_bytes(self) -> int:
         if self.loops == "recorded":
-            return 64
+            channels = -(-self.problem.c // (self._line * self.bands)) * self._line if self.last else self.planes
+            return 64 + -(-self.apart * channels * self._sum_bytes // 64) * 64
         if self.loops == "maps":
             groups = -(-(self.axes[2].size + self.square[0]) // (self.square[1] * self.lanes))
             return -(-groups * self.waiting // 64) * 64

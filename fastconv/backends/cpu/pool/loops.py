@@ -8,6 +8,7 @@ from typing import Any
 from numba import carray, njit
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import integer, word
 from fastconv.backends.cpu.pool.pixel import pool_line, pool_pixel, pool_whole
@@ -25,6 +26,7 @@ _FIELDS = """
     from_d from_h from_w        | tables: the first element of each window
     reads_d reads_h reads_w     | tables: how many it has
     flat_d flat_h               | elements of a plane and of a row
+    item wide                   | bytes of an element in the arrays, and as it is computed
     scale scales                | factors of the sums: a table of depths and rows; one of columns, 0 for none
     runs nruns rise             | table of `windows.runs`, its length; rows from window to window
     ahead                       | bytes from a row to one that is read soon
@@ -39,15 +41,15 @@ _SIGNATURE = task_type(JOB)
 
 
 @njit
-def _row(op, kernel, stride, rows, indexed, exact, lanes, bits, job, x, y, i, d, h):
+def _row(op, kernel, stride, rows, indexed, exact, lanes, format, job, x, y, i, d, h):
     """Compute an output row of a plane; return whether NaN may have been lost."""
     d0, h0 = word(job.from_d, d), word(job.from_h, h)
     return pool_row(
-        op, kernel, stride, rows, indexed, exact, lanes, bits,
+        op, kernel, stride, rows, indexed, exact, lanes, format, format,
         x + d0 * job.xd + h0 * job.xh, word(job.reads_d, d), job.step_d * job.xd,
         word(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, job.before,
         d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
-        y + h * job.yh, i + h * job.jh, job.ow, job.scale + (d * job.oh + h) * (bits // 8), job.scales,
+        y + h * job.yh, i + h * job.jh, job.ow, job.scale + (d * job.oh + h) * job.wide, job.scales,
     )  # fmt: skip
 
 
@@ -74,7 +76,7 @@ def _unit(job, unit, single):
 
 
 @cache
-def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, bits: int) -> Any:
+def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, format: int) -> Any:
     """Return compiled loops whose lanes are columns: ``run(job, start, stop, worker)`` does a range of units."""
     sources = fingerprint()
 
@@ -89,32 +91,32 @@ def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, bits: int)
             for h in range(first, last):
                 reads = word(job.reads_h, h)
                 if lone and reads == 3:
-                    nan |= _row(op, kernel, stride, 3, indexed, 0, lanes, bits, job, x, y, i, d, h)
+                    nan |= _row(op, kernel, stride, 3, indexed, 0, lanes, format, job, x, y, i, d, h)
                 elif lone and reads == 2:
-                    nan |= _row(op, kernel, stride, 2, indexed, 0, lanes, bits, job, x, y, i, d, h)
+                    nan |= _row(op, kernel, stride, 2, indexed, 0, lanes, format, job, x, y, i, d, h)
                 else:
-                    nan |= _row(op, kernel, stride, 0, indexed, 0, lanes, bits, job, x, y, i, d, h)
+                    nan |= _row(op, kernel, stride, 0, indexed, 0, lanes, format, job, x, y, i, d, h)
             if nan != 0:
                 for h in range(first, last):
-                    _row(op, kernel, stride, 0, indexed, 1, lanes, bits, job, x, y, i, d, h)
+                    _row(op, kernel, stride, 0, indexed, 1, lanes, format, job, x, y, i, d, h)
 
     return run
 
 
 @njit
-def _rows(op, kernel, stride, groups, rows, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe):
+def _rows(op, kernel, stride, groups, rows, indexed, lanes, format, job, x, y, i, d, h, h0, reads, count, safe):
     """Compute neighbouring output rows of a plane whose windows have as many rows each."""
     return pool_plane(
-        op, kernel, stride, groups, rows, indexed, lanes, bits,
+        op, kernel, stride, groups, rows, indexed, lanes, format,
         x + h0 * job.xh, job.step_h * job.xh, job.rise * job.xh, reads, job.width, job.before,
         h0 * job.flat_h, job.step_h * job.flat_h, job.rise * job.flat_h,
         y + h * job.yh, job.yh, i + h * job.jh, job.jh, count, safe, job.ow,
-        job.scale + (d * job.oh + h) * (bits // 8), job.scales,
+        job.scale + (d * job.oh + h) * job.wide, job.scales,
     )  # fmt: skip
 
 
 @cache
-def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: int, bits: int) -> Any:
+def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: int, format: int) -> Any:
     """Return compiled loops as `rows`, for rows of few vectors in at most two dimensions."""
     sources = fingerprint()
 
@@ -137,50 +139,53 @@ def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: 
                 h, h0 = h + skipped, integer(entry + 16) + skipped * job.rise
                 if reads == 3:
                     nan |= _rows(
-                        op, kernel, stride, groups, 3, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe
+                        op, kernel, stride, groups, 3, indexed, lanes, format,
+                        job, x, y, i, d, h, h0, reads, count, safe,
                     )  # fmt: skip
                 elif reads == 2:
                     nan |= _rows(
-                        op, kernel, stride, groups, 2, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe
+                        op, kernel, stride, groups, 2, indexed, lanes, format,
+                        job, x, y, i, d, h, h0, reads, count, safe,
                     )  # fmt: skip
                 else:
                     nan |= _rows(
-                        op, kernel, stride, groups, 0, indexed, lanes, bits, job, x, y, i, d, h, h0, reads, count, safe
+                        op, kernel, stride, groups, 0, indexed, lanes, format,
+                        job, x, y, i, d, h, h0, reads, count, safe,
                     )  # fmt: skip
             if nan != 0:
                 for h in range(first, last):
-                    _row(op, kernel, stride, 0, indexed, 1, lanes, bits, job, x, y, i, d, h)
+                    _row(op, kernel, stride, 0, indexed, 1, lanes, format, job, x, y, i, d, h)
 
     return run
 
 
 @njit
-def _gathered(op, then, indexed, exact, lanes, bits, job, line, x, y, i, d, h):
-    """Compute an output row by way of a line of reduced columns."""
+def _gathered(op, then, indexed, exact, lanes, format, wide, job, line, x, y, i, d, h):
+    """Compute an output row by way of a line of reduced columns, of format ``wide``."""
     d0, h0 = word(job.from_d, d), word(job.from_h, h)
-    size, places = bits // 8, line + job.places
+    places = line + job.places
     nan = pool_row(
-        op, 1, 1, 0, indexed, exact, lanes, bits,
+        op, 1, 1, 0, indexed, exact, lanes, format, wide,
         x + d0 * job.xd + h0 * job.xh, word(job.reads_d, d), job.step_d * job.xd,
         word(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, 0,
         d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
         line, places, job.width, job.one, 0,
     )  # fmt: skip
-    scale = job.scale + (d * job.oh + h) * size
+    scale = job.scale + (d * job.oh + h) * job.wide
     for w in range(0, job.ow, lanes):
         nan |= pool_line(
-            then, indexed, exact, lanes, bits,
+            then, indexed, exact, lanes, format,
             line, places, job.from_w + 8 * w, job.reads_w + 8 * w, job.kernel, job.step_w,
-            y + h * job.yh + w * size, i + h * job.jh + 8 * w, min(lanes, job.ow - w), scale,
-            job.scales + w * size if job.scales else 0,
+            y + h * job.yh + w * job.item, i + h * job.jh + 8 * w, min(lanes, job.ow - w), scale,
+            job.scales + w * job.wide if job.scales else 0,
         )  # fmt: skip
     return nan
 
 
 @cache
-def gathered(op: int, then: int, indexed: int, lanes: int, bits: int) -> Any:
+def gathered(op: int, then: int, indexed: int, lanes: int, format: int) -> Any:
     """Return compiled loops as `rows`, for windows of any size and distance: rows by ``op``, columns by ``then``."""
-    sources = fingerprint()
+    sources, wide = fingerprint(), computed(format)
 
     @callback(_SIGNATURE)
     def run(jobs, start, stop, worker):
@@ -191,39 +196,28 @@ def gathered(op: int, then: int, indexed: int, lanes: int, bits: int) -> Any:
         for unit in range(start, stop):
             x, y, i, d, first, last = _unit(job, unit, False)
             for h in range(first, last):
-                if _gathered(op, then, indexed, 0, lanes, bits, job, line, x, y, i, d, h) != 0:
-                    _gathered(op, then, indexed, 1, lanes, bits, job, line, x, y, i, d, h)
+                if _gathered(op, then, indexed, 0, lanes, format, wide, job, line, x, y, i, d, h) != 0:
+                    _gathered(op, then, indexed, 1, lanes, format, wide, job, line, x, y, i, d, h)
 
     return run
 
 
 @njit
-def _pixel(op, vectors, columns, partial, indexed, exact, lanes, bits, job, x, y, i, d, h, w, count):
+def _position(op, vectors, columns, indexed, exact, lanes, format, job, x, y, i, d, h, w):
+    """Compute all channels of one output position."""
     d0, h0, w0 = word(job.from_d, d), word(job.from_h, h), word(job.from_w, w)
     return pool_pixel(
-        op, vectors, columns, partial, indexed, exact, lanes, bits,
+        op, vectors, columns, indexed, exact, lanes, format,
         x + d0 * job.xd + h0 * job.xh + w0 * job.xw, word(job.reads_d, d), job.step_d * job.xd,
         word(job.reads_h, h), job.step_h * job.xh, word(job.reads_w, w), job.step_w * job.xw,
         d0 * job.flat_d + h0 * job.flat_h + w0, job.step_d * job.flat_d, job.step_h * job.flat_h, job.step_w,
-        y + h * job.yh + w * job.yw, i + h * job.jh + w * job.jw, count, job.scale + (d * job.oh + h) * (bits // 8),
-        job.scales + w * (bits // 8) if job.scales else 0,
+        y + h * job.yh + w * job.yw, i + h * job.jh + w * job.jw, job.channels, job.scale + (d * job.oh + h) * job.wide,
+        job.scales + w * job.wide if job.scales else 0,
     )  # fmt: skip
 
 
-@njit
-def _position(op, vectors, columns, indexed, exact, lanes, bits, job, x, y, i, d, h, w):
-    """Compute all channels of one output position."""
-    step, left, nan = vectors * lanes, job.channels, 0
-    while left >= step:
-        nan |= _pixel(op, vectors, columns, 0, indexed, exact, lanes, bits, job, x, y, i, d, h, w, left)
-        x, y, i, left = x + step * (bits // 8), y + step * (bits // 8), i + step * 8, left - step
-    if left > 0:
-        nan |= _pixel(op, vectors, columns, 1, indexed, exact, lanes, bits, job, x, y, i, d, h, w, left)
-    return nan
-
-
 @cache
-def pixels(op: int, vectors: int, indexed: int, lanes: int, bits: int) -> Any:
+def pixels(op: int, vectors: int, indexed: int, lanes: int, format: int) -> Any:
     """Return compiled loops whose lanes are channels: ``run(job, start, stop, worker)`` does a range of units."""
     sources = fingerprint()
 
@@ -239,20 +233,20 @@ def pixels(op: int, vectors: int, indexed: int, lanes: int, bits: int) -> Any:
                 for w in range(job.ow):
                     reads = word(job.reads_w, w)
                     if reads == 3:
-                        nan |= _position(op, vectors, 3, indexed, 0, lanes, bits, job, x, y, i, d, h, w)
+                        nan |= _position(op, vectors, 3, indexed, 0, lanes, format, job, x, y, i, d, h, w)
                     elif reads == 2:
-                        nan |= _position(op, vectors, 2, indexed, 0, lanes, bits, job, x, y, i, d, h, w)
+                        nan |= _position(op, vectors, 2, indexed, 0, lanes, format, job, x, y, i, d, h, w)
                     else:
-                        nan |= _position(op, vectors, 0, indexed, 0, lanes, bits, job, x, y, i, d, h, w)
+                        nan |= _position(op, vectors, 0, indexed, 0, lanes, format, job, x, y, i, d, h, w)
                 if nan != 0:
                     for w in range(job.ow):
-                        _position(op, vectors, 0, indexed, 1, lanes, bits, job, x, y, i, d, h, w)
+                        _position(op, vectors, 0, indexed, 1, lanes, format, job, x, y, i, d, h, w)
 
     return run
 
 
 @cache
-def whole(op: int, lanes: int, bits: int) -> Any:
+def whole(op: int, lanes: int, format: int) -> Any:
     """Return compiled loops that reduce planes to one element: a unit is as many as a vector has lanes."""
     sources = fingerprint()
 
@@ -265,7 +259,7 @@ def whole(op: int, lanes: int, bits: int) -> Any:
         for unit in range(start, stop):
             n, c = unit // parts, unit % parts * lanes
             pool_whole(
-                op, lanes, bits,
+                op, lanes, format,
                 job.x + n * job.xn + c * job.xc, job.xc, min(lanes, job.planes - c), job.size,
                 job.y + n * job.yn + c * job.yc, job.scale, job.lines + worker * job.line_bytes,
             )  # fmt: skip

@@ -13,20 +13,20 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import MAX, if_any, pick
+from fastconv.backends.cpu.pool.reduction import MAX, if_any, index_type, narrowed, pick
 from fastconv.backends.cpu.pool.spread import load_indices
 from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
 def spread_rows(
-    typingctx, op, kernel, stride, lanes, bits,
+    typingctx, op, kernel, stride, lanes, format,
     y, yh, indices, jh, windows, first, above, rows, last, x, xh, width, height, before, safe, scale, scales, line,
 ):  # fmt: skip
     """Compute the gradient that some rows of windows complete, in the columns that ``lanes`` windows begin at.
 
     Literal integers: op (``MAX`` by indices, otherwise an average), kernel and stride (of rows and columns, the
-    kernel at least as large), lanes, bits (of an element).
+    kernel at least as large), lanes, format (of an element).
 
     Values, addresses and strides in bytes: y and indices (of the first of the rows), yh and jh (from row to row),
     windows (of a row), first (number of the first lane's window), above (number of the row of the map that the first
@@ -35,7 +35,7 @@ def spread_rows(
     behind is written later), scale (of a factor for each row), scales (of one for each column, 0 for none), line
     (scratch for the rows that wait, as many vectors as these have: zeros at first).
     """
-    given = (op, kernel, stride, lanes, bits)
+    given = (op, kernel, stride, lanes, format)
     known = literals(*given)
     if known is None:
         return None
@@ -53,11 +53,12 @@ class _Rows:
 
     def __init__(self, e: Emitter, op: int, kernel: int, stride: int, args: Any) -> None:
         self.e, self.b, self.kernel, self.stride = e, e.builder, kernel, stride
+        self.wide = e.wide
         self.y, self.yh, self.indices, self.jh, self.windows, self.first, self.above, self.rows = args[:8]
         self.last, self.x, self.xh, self.width, self.height, self.before, self.safe = args[8:15]
         self.scale, self.scales, self.line = args[15:]
         self.routed = op == MAX
-        self.integer = ir.IntType(8 * e.bytes)
+        self.integer = index_type(e)
         self.open = kernel - stride  # rows that the next windows reach too
         self.reach = -(-kernel // stride)  # windows of a row that read an element
         self.lane = ir.Constant(ir.VectorType(I32, e.lanes), list(range(e.lanes)))
@@ -72,8 +73,8 @@ class _Rows:
         self._prepare_stores()
         self.mask = self._inside(self.start, self.windows)
         (self._prepare_codes if self.routed else self._prepare_factors)()
-        slots = [e.at(self.line, i * e.lanes * e.bytes) for i in range(self.open * stride)]
-        state = [self.above, self.y, self.indices, self.scale, *map(e.load, slots)]
+        slots = [e.at(self.line, i * e.lanes * self.wide.bytes) for i in range(self.open * stride)]
+        state = [self.above, self.y, self.indices, self.scale, *map(self.wide.load, slots)]
         row, _, _, _, *waiting = e.loop(self.rows, state, self._round)
         with b.if_else(b.icmp_signed("!=", self.last, I64(0))) as (end, more):
             with end:
@@ -87,16 +88,13 @@ class _Rows:
                 if_any(e, b.sub(self.height, row), [row], clear)
             with more:
                 for value, slot in zip(waiting, slots, strict=True):
-                    e.store(value, slot)
+                    self.wide.store(value, slot)
 
     def _inside(self, first: Any, count: Any) -> Any:
         """Return a mask of the lanes that are, counted from ``first``, at least 0 and below a count."""
         e, b = self.e, self.b
         place = b.add(e.splat(b.trunc(first, I32)), self.lane)
         return b.icmp_unsigned("<", place, e.splat(b.trunc(count, I32)))
-
-    def _narrow(self, value: Any) -> Any:
-        return value if self.e.bytes == 8 else self.b.trunc(value, I32)
 
     def _prepare_stores(self) -> None:
         """Work out, for each of the vectors that a row is stored as, what of it lies in the map."""
@@ -116,13 +114,13 @@ class _Rows:
         """Make what a window's index is compared with, counted from its first element."""
         e, b = self.e, self.b
         self.codes = [
-            [e.splat(self._narrow(e.at(e.times(self.width, r), c))) for c in range(self.kernel)]
+            [e.splat(narrowed(e, e.at(e.times(self.width, r), c))) for c in range(self.kernel)]
             for r in range(self.kernel)
         ]
         kind = ir.VectorType(self.integer, e.lanes)
         origin = b.sub(e.times(self.start, self.stride), self.before)
         lanes = ir.Constant(kind, [self.stride * lane for lane in range(e.lanes)])
-        self.origin = b.add(e.splat(self._narrow(origin)), lanes)
+        self.origin = b.add(e.splat(narrowed(e, origin)), lanes)
         # The windows before the first lane's, which send here too: what is added to an index, of a code that none has
         # if there is no such window.
         self.earlier = []
@@ -130,18 +128,20 @@ class _Rows:
             window = b.sub(self.start, I64(m))
             real = b.icmp_unsigned("<", window, self.windows)
             at = b.select(real, window, I64(0))
-            none = I64(-(2 ** (8 * e.bytes - 1)))
+            none = I64(-(2 ** (self.integer.width - 1)))
             base = b.select(real, b.sub(self.before, e.times(window, self.stride)), none)
             self.earlier.append((e.times(at, e.bytes), e.times(at, 8), base))
 
     def _prepare_factors(self) -> None:
         e, b = self.e, self.b
         self.masks = [self._inside(b.sub(self.start, I64(m)), self.windows) for m in range(self.reach)]
-        self.places = [e.times(b.sub(self.start, I64(m)), e.bytes) for m in range(self.reach)]
+        windows = [b.sub(self.start, I64(m)) for m in range(self.reach)]
+        self.places = [e.times(window, e.bytes) for window in windows]
         ones = [ir.Constant(e.vector, [1.0] * e.lanes)] * self.reach
-        pairs = list(zip(self.places, self.masks, strict=True))
+        factors = [e.at(self.scales, e.times(window, self.wide.bytes)) for window in windows]
+        pairs = list(zip(factors, self.masks, strict=True))
         self.factors = e.unless_zero(
-            self.scales, ones, lambda _: [e.load_masked(e.at(self.scales, at), mask) for at, mask in pairs]
+            self.scales, ones, lambda _: [self.wide.load_masked(at, mask) for at, mask in pairs]
         )
 
     def _round(self, _: Any, state: list[Any]) -> list[Any]:
@@ -153,23 +153,21 @@ class _Rows:
         if self.routed:
             self._route(rows, y, indices, row)
         else:
-            self._share(rows, y, e.load_splat(scale))
+            self._share(rows, y, self.wide.load_splat(scale))
         self._store(row, rows[:stride])
-        following = [e.at(row, stride), e.at(y, self.yh), e.at(indices, self.jh), e.at(scale, e.bytes)]
+        following = [e.at(row, stride), e.at(y, self.yh), e.at(indices, self.jh), e.at(scale, self.wide.bytes)]
         return [*following, *(phase for kept in rows[stride:] for phase in kept)]
 
     def _route(self, rows: list[list[Any]], y: Any, indices: Any, row: Any) -> None:
         e, b = self.e, self.b
         value = e.load_masked(e.at(y, e.times(self.start, e.bytes)), self.mask)
         chosen = load_indices(e, e.at(indices, e.times(self.start, 8)), self.mask)
-        if e.bytes == 4:
-            chosen = b.trunc(chosen, ir.VectorType(I32, e.lanes))
         begin = b.mul(row, self.width)
-        code = b.sub(chosen, b.add(self.origin, e.splat(self._narrow(begin))))
+        code = b.sub(chosen, b.add(self.origin, e.splat(narrowed(e, begin))))
         windows = [(value, code)]
         for place, entry, base in self.earlier:
             index = b.add(e.load_integer(e.at(indices, entry)), b.sub(base, begin))
-            pairs = (e.load_splat(e.at(y, place)), value), (e.splat(self._narrow(index)), code)
+            pairs = (e.load_splat(e.at(y, place)), value), (e.splat(narrowed(e, index)), code)
             value, code = (pick(e, pair, range(e.lanes - 1, 2 * e.lanes - 1)) for pair in pairs)
             windows.append((value, code))
         for r in range(self.kernel):

@@ -9,75 +9,112 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import Reduction, if_any, pick
+from fastconv.backends.cpu.pool.reduction import Reduction, either, if_any, narrowed, pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
 def pool_pixel(
-    typingctx, op, vectors, columns, partial, indexed, exact, lanes, bits,
-    x, nd, xd, nh, xh, nw, xw, flat, flat_d, flat_h, flat_w, y, indices, count, scale, scales,
+    typingctx, op, vectors, columns, indexed, exact, lanes, format,
+    x, nd, xd, nh, xh, nw, xw, flat, flat_d, flat_h, flat_w, y, indices, channels, scale, scales,
 ):  # fmt: skip
-    """Compute one output position of ``vectors * lanes`` channels; return what `pool_row` does.
+    """Compute one output position in all channels; return what `pool_row` does.
 
-    Literal integers: op, vectors, columns (of a window; 0 if ``nw``), partial (``count`` channels may be fewer),
-    indexed, exact, lanes, bits (of an element).
+    Literal integers: op, vectors (of channels, done together), columns (of a window; 0 if ``nw``), indexed, exact,
+    lanes, format (of an element).
 
     Values, addresses and strides in bytes: x (of the window's first element), how many depths, rows and columns it
     has and how far apart they are, flat (index of its first element) and what a step adds to it, y, indices,
-    count (channels to store), scale and scales (addresses of two factors of the sums, the second may be 0).
+    channels, scale and scales (addresses of two factors of the sums, the second may be 0).
     """
-    given = (op, vectors, columns, partial, indexed, exact, lanes, bits)
+    given = (op, vectors, columns, indexed, exact, lanes, format)
     known = literals(*given)
     if known is None:
         return None
-    nop, nvectors, ncolumns, is_partial, is_indexed, is_exact, nlanes, element = known
+    nop, nvectors, ncolumns, is_indexed, is_exact, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, nd, xd, nh, xh, nw, xw, flat, flat_d, flat_h, flat_w, y, indices, count, scale, scales = args[len(known) :]
-        e = Emitter(builder, element, nlanes)
-        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
-        width, step = len(reduction.border), nlanes * e.bytes
-        masks = [e.first(e.at(count, -v * nlanes)) if is_partial else None for v in range(nvectors)]
-
-        def tap(address: Any, index: Any, carried: list[Any]) -> list[Any]:
-            *flat_terms, nan = carried
-            values = [reduction.load(e.at(address, v * step), masks[v]) for v in range(nvectors)]
-            here = [reduction.index(index)] if is_indexed else []
-            result = []
-            for v, value in enumerate(values):
-                old = flat_terms[v * width : (v + 1) * width]
-                result += reduction.combine(old, [value, *here], False)
-            return [*result, builder.or_(nan, reduction.has_nan(values))]
-
-        def plane(d: Any, carried: list[Any]) -> list[Any]:
-            def line(h: Any, carried: list[Any]) -> list[Any]:
-                address = e.at(x, builder.mul(d, xd), builder.mul(h, xh))
-                index = e.at(flat, builder.mul(d, flat_d), builder.mul(h, flat_h))
-                if not ncolumns:
-                    return e.loop(
-                        nw, carried,
-                        lambda w, c: tap(e.at(address, builder.mul(w, xw)), e.at(index, builder.mul(w, flat_w)), c),
-                    )  # fmt: skip
-                for w in range(ncolumns):
-                    carried = tap(e.at(address, e.times(xw, w)), e.at(index, e.times(flat_w, w)), carried)
-                return carried
-
-            return e.loop(nh, carried, line)
-
-        *flat_terms, nan = e.loop(nd, [*reduction.border * nvectors, I64(0)], plane)
-        factor = None
-        if nop:
-            factor = e.unless_zero(scales, [e.load_splat(scale)], lambda v: [builder.fmul(v[0], e.load_splat(scales))])[
-                0
-            ]
-        for v in range(nvectors):
-            term = flat_terms[v * width : (v + 1) * width]
-            term[0] = reduction.finish(term[0], factor, None, None)
-            reduction.store(term, e.at(y, v * step), e.at(indices, v * nlanes * 8), masks[v])
-        return nan
+        reduction = Reduction(Emitter(builder, element, nlanes), nop, bool(is_indexed), bool(is_exact))
+        return _Pixel(reduction, nvectors, ncolumns, args[len(known) :]).emit()
 
     return types.int64(*given, *(types.int64,) * 16), codegen
+
+
+class _Pixel:
+    """Emits `pool_pixel`."""
+
+    def __init__(self, reduction: Reduction, vectors: int, columns: int, args: Any) -> None:
+        self.reduction, self.e, self.b = reduction, reduction.e, reduction.e.builder
+        self.vectors, self.columns = vectors, columns
+        self.x, self.nd, self.xd, self.nh, self.xh, self.nw, self.xw = args[:7]
+        self.flat, self.flat_d, self.flat_h, self.flat_w = args[7:11]
+        self.y, self.indices, self.channels, self.scale, self.scales = args[11:]
+
+    def emit(self) -> Any:
+        e, b, wide = self.e, self.b, self.reduction.wide
+        self.factor = None
+        if self.reduction.op:
+            first = [wide.load_splat(self.scale)]
+            self.factor = e.unless_zero(self.scales, first, lambda v: [b.fmul(v[0], wide.load_splat(self.scales))])[0]
+        step = self.vectors * e.lanes
+        blocks = b.sdiv(self.channels, I64(step))
+        left = b.sub(self.channels, e.times(blocks, step))
+
+        def block(_: Any, carried: list[Any]) -> list[Any]:
+            x, y, indices, nan = carried
+            seen = self._block(x, y, indices, [None] * self.vectors)
+            return [e.at(x, step * e.bytes), e.at(y, step * e.bytes), e.at(indices, step * 8), b.or_(nan, seen)]
+
+        x, y, indices, nan = if_any(e, blocks, [self.x, self.y, self.indices, I64(0)], block)
+
+        def rest() -> list[Any]:
+            return [self._block(x, y, indices, [e.first(e.at(left, -v * e.lanes)) for v in range(self.vectors)])]
+
+        return b.or_(nan, either(e, b.icmp_signed(">", left, I64(0)), rest, lambda: [I64(0)])[0])
+
+    def _block(self, x: Any, y: Any, indices: Any, masks: list[Any]) -> Any:
+        """Compute some vectors of channels, as far as the masks let; return whether a NaN may have been lost."""
+        e, reduction = self.e, self.reduction
+        width, step = len(reduction.border), e.lanes * e.bytes
+        *terms, nan = self._reduced(x, masks)
+        for v, mask in enumerate(masks):
+            term = terms[v * width : (v + 1) * width]
+            term[0] = reduction.finish(term[0], self.factor, None, None)
+            reduction.store(term, e.at(y, v * step), e.at(indices, v * e.lanes * 8), mask)
+        return nan
+
+    def _reduced(self, x: Any, masks: list[Any]) -> list[Any]:
+        """Return the terms of vectors of channels, laid flat, and whether one is NaN."""
+        e, b, reduction = self.e, self.b, self.reduction
+        width, step = len(reduction.border), e.lanes * e.bytes
+
+        def tap(address: Any, index: Any, carried: list[Any]) -> list[Any]:
+            *old, nan = carried
+            values = [reduction.load(e.at(address, v * step), mask) for v, mask in enumerate(masks)]
+            here = [reduction.index(index)] if reduction.indexed else []
+            result = []
+            for v, value in enumerate(values):
+                result += reduction.combine(old[v * width : (v + 1) * width], [value, *here], False)
+            return [*result, b.or_(nan, reduction.has_nan(values))]
+
+        def line(address: Any, index: Any, carried: list[Any]) -> list[Any]:
+            if not self.columns:
+                return if_any(
+                    e, self.nw, carried,
+                    lambda w, c: tap(e.at(address, b.mul(w, self.xw)), e.at(index, b.mul(w, self.flat_w)), c),
+                )  # fmt: skip
+            for w in range(self.columns):
+                carried = tap(e.at(address, e.times(self.xw, w)), e.at(index, e.times(self.flat_w, w)), carried)
+            return carried
+
+        def plane(d: Any, carried: list[Any]) -> list[Any]:
+            address, index = e.at(x, b.mul(d, self.xd)), e.at(self.flat, b.mul(d, self.flat_d))
+            return if_any(
+                e, self.nh, carried,
+                lambda h, c: line(e.at(address, b.mul(h, self.xh)), e.at(index, b.mul(h, self.flat_h)), c),
+            )  # fmt: skip
+
+        return if_any(e, self.nd, [*reduction.border * len(masks), I64(0)], plane)
 
 
 def _gather(e: Emitter, addresses: Any, mask: Any, otherwise: Any) -> Any:
@@ -93,18 +130,18 @@ def _gather(e: Emitter, addresses: Any, mask: Any, otherwise: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def pool_line(
-    typingctx, op, indexed, exact, lanes, bits,
+    typingctx, op, indexed, exact, lanes, format,
     line, places, starts, counts, kernel, step, y, indices, count, scale, scales,
 ):  # fmt: skip
     """Compute ``count`` outputs, at most ``lanes``, from a line of reduced columns; return what `pool_row` does.
 
-    Literal integers: op, indexed, exact, lanes, bits (of an element).
+    Literal integers: op, indexed, exact, lanes, format (of the outputs; the line is as computed).
 
     Values, addresses and strides in bytes: line, places (the index of each of its elements), starts and counts (of
     the windows: 64-bit integers, in elements, for all lanes), kernel (the largest count), step (from element to
     element of a window), y, indices, count, scale and scales (as in `pool_row`).
     """
-    given = (op, indexed, exact, lanes, bits)
+    given = (op, indexed, exact, lanes, format)
     known = literals(*given)
     if known is None:
         return None
@@ -116,6 +153,7 @@ def pool_line(
         # Squares are in the line already; the root is still to be taken.
         reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
         wide = ir.VectorType(I64, nlanes)
+        element_bytes = ir.Constant(wide, [e.wide.bytes] * nlanes)
 
         def integers(address: Any) -> Any:
             loaded = b.load(b.inttoptr(address, wide.as_pointer()))
@@ -128,18 +166,17 @@ def pool_line(
             *old, nan = carried
             element_of = b.add(first, e.splat(b.mul(k, step)))
             mask = b.icmp_signed("<", e.splat(k), reads)
-            byte = b.add(e.splat(line), b.mul(element_of, ir.Constant(wide, [e.bytes] * nlanes)))
-            new = [_gather(e, byte, mask, reduction.border[0])]
+            byte = b.add(e.splat(line), b.mul(element_of, element_bytes))
+            new = [_gather(e.wide, byte, mask, reduction.border[0])]
             if is_indexed:
                 byte = b.add(e.splat(places), b.mul(element_of, ir.Constant(wide, [8] * nlanes)))
                 index = _gather(e, byte, mask, ir.Constant(wide, [0] * nlanes))
-                index = index if reduction.integer == I64 else b.trunc(index, reduction.indices)
-                new.append(b.select(mask, index, reduction.border[1]))
+                new.append(b.select(mask, narrowed(e, index), reduction.border[1]))
             return [*reduction.combine(old, new, False), b.or_(nan, reduction.has_nan(new[:1]))]
 
         *total, nan = e.loop(kernel, [*reduction.border, I64(0)], tap)
         mask = e.first(count)
-        total[0] = reduction.finish(total[0], e.load_splat(scale) if nop else None, scales, mask)
+        total[0] = reduction.finish(total[0], e.wide.load_splat(scale) if nop else None, scales, mask)
         reduction.store(total, y, indices, mask)
         return nan
 
@@ -147,15 +184,15 @@ def pool_line(
 
 
 @intrinsic(prefer_literal=True)
-def pool_whole(typingctx, op, lanes, bits, x, stride, planes, size, y, scale, scratch):
+def pool_whole(typingctx, op, lanes, format, x, stride, planes, size, y, scale, scratch):
     """Reduce up to ``lanes`` runs of neighbouring elements, each to one output; outputs are neighbours.
 
-    Literal integers: op, lanes, bits (of an element).
+    Literal integers: op, lanes, format (of an element).
 
     Values, addresses and strides in bytes: x, stride (from run to run), planes (how many), size (elements of each), y,
     scale (of a factor of the sums), scratch (a square of vectors).
     """
-    given = (op, lanes, bits)
+    given = (op, lanes, format)
     known = literals(*given)
     if known is None:
         return None
@@ -166,7 +203,7 @@ def pool_whole(typingctx, op, lanes, bits, x, stride, planes, size, y, scale, sc
         x, stride, planes, size, y, scale, scratch = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
         reduction = Reduction(e, nop, False, True)
-        step = nlanes * e.bytes
+        step, line = nlanes * e.bytes, nlanes * e.wide.bytes
 
         def combine(a: Any, c: Any) -> Any:
             return reduction.combine([a], [c])[0]
@@ -192,11 +229,11 @@ def pool_whole(typingctx, op, lanes, bits, x, stride, planes, size, y, scale, sc
             at, *sums = state
             sums[0] = combine(sums[0], reduction.load(at, ragged))
             total = combine(combine(sums[0], sums[1]), combine(sums[2], sums[3]))
-            e.store(total, e.at(scratch, e.times(i, step)))
+            e.wide.store(total, e.at(scratch, e.times(i, line)))
             return []
 
         e.loop(planes, [], plane)
-        rows = [e.load(e.at(scratch, i * step)) for i in range(nlanes)]
+        rows = [e.wide.load(e.at(scratch, i * line)) for i in range(nlanes)]
         # Halve what is left of each row, two rows into one vector.
         width = nlanes
         while len(rows) > 1:
@@ -208,7 +245,7 @@ def pool_whole(typingctx, op, lanes, bits, x, stride, planes, size, y, scale, sc
                 low, high = low + [nlanes + i for i in low], [i + half for i in low] + [nlanes + i + half for i in low]
                 joined.append(combine(pick(e, (first, second), low), pick(e, (first, second), high)))
             rows, width = joined, half
-        result = reduction.finish(rows[0], e.load_splat(scale) if nop else None, None, None)
+        result = reduction.finish(rows[0], e.wide.load_splat(scale) if nop else None, None, None)
         e.store_masked(result, y, e.first(planes))
         return context.get_dummy_value()
 

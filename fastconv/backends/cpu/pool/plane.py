@@ -18,13 +18,13 @@ from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 @intrinsic(prefer_literal=True)
 def pool_plane(
-    typingctx, op, kernel, stride, groups, rows, indexed, lanes, bits,
+    typingctx, op, kernel, stride, groups, rows, indexed, lanes, format,
     x, xh, step, nh, width, before, flat, flat_h, flat_step, y, yh, indices, jh, lines, safe, count, scale, scales,
 ):  # fmt: skip
     """Compute rows of outputs whose windows all have ``nh`` rows; return what `pool_row` does.
 
     Literal integers: op, kernel and stride (of the columns), groups (vectors of outputs of a row), rows (``nh``
-    if it is known, otherwise 0), indexed, lanes, bits (of an element).
+    if it is known, otherwise 0), indexed, lanes, format (of an element).
 
     Values, addresses and strides in bytes: x (first row of the first window), xh (from row to row of a window), step
     (from window to window), nh (rows of a window), width (of the input), before (padding), flat, flat_h and
@@ -33,7 +33,7 @@ def pool_plane(
     may be stored as whole vectors, since what lies behind is written later), count (outputs of a row),
     scale (of one factor of the sums for each row), scales (of a factor for each column, 0 for none).
     """
-    given = (op, kernel, stride, groups, rows, indexed, lanes, bits)
+    given = (op, kernel, stride, groups, rows, indexed, lanes, format)
     known = literals(*given)
     if known is None:
         return None
@@ -71,9 +71,10 @@ class _Plane:
         self.factors = [None] * self.groups
         if reduction.op:
             ones = [ir.Constant(e.vector, [1.0] * lanes)] * self.groups
-            at = [e.at(self.scales, g * lanes * e.bytes) for g in range(self.groups)]
+            wide = reduction.wide
+            at = [e.at(self.scales, g * lanes * wide.bytes) for g in range(self.groups)]
             self.factors = e.unless_zero(
-                self.scales, ones, lambda _: [e.load_masked(a, m) for a, m in zip(at, self.stored, strict=True)]
+                self.scales, ones, lambda _: [wide.load_masked(a, m) for a, m in zip(at, self.stored, strict=True)]
             )
         first = e.at(self.x, e.times(b.sub(I64(0), self.before), e.bytes))
         state = [I64(0), first, self.flat, self.y, self.indices, self.scale]
@@ -92,7 +93,7 @@ class _Plane:
             places = [range(phase, span, self.stride) for phase in range(self.stride)]
             phases.append([[pick(e, part, place) for part in parts] for place in places])
         phases.append([reduction.border] * self.stride)
-        factor = e.load_splat(scale) if reduction.op else None
+        factor = reduction.wide.load_splat(scale) if reduction.op else None
         for g in range(self.groups):
             total: list[Any] = []
             for k in range(self.kernel):
@@ -105,7 +106,7 @@ class _Plane:
             first = g * e.lanes
             reduction.store(total, e.at(y, first * e.bytes), e.at(indices, first * 8), stored[g])
         following = [e.at(x, self.step), e.at(flat, self.flat_step), e.at(y, self.yh), e.at(indices, self.jh)]
-        return [b.or_(nan, seen), *following, e.at(scale, e.bytes)]
+        return [b.or_(nan, seen), *following, e.at(scale, reduction.wide.bytes)]
 
     def _reduced(self, x: Any, flat: Any) -> tuple[list[list[Any]], Any]:
         """Return the terms of all vectors of columns, reduced over a window's rows, and whether one is NaN."""
@@ -130,7 +131,7 @@ class _Plane:
             return [e.at(x, self.xh), e.at(flat, self.flat_h), self.b.or_(nan, reduction.has_nan(loaded)), *terms]
 
         start = [x, flat, I64(0), *reduction.border * len(self.masks)]
-        _, _, nan, *terms = self.e.loop(self.nh, start, line)
+        _, _, nan, *terms = if_any(self.e, self.nh, start, line)
         return [terms[i : i + width] for i in range(0, len(terms), width)], nan
 
     def _row(self, x: Any, flat: Any) -> tuple[list[list[Any]], list[Any]]:
@@ -141,6 +142,6 @@ class _Plane:
         for v, mask in enumerate(self.masks):
             terms.append([reduction.load(e.at(x, v * e.lanes * e.bytes), mask)])
             if base is not None:
-                column = self.columns[v] if e.bytes == 4 else b.sext(self.columns[v], reduction.indices)
+                column = self.columns[v] if reduction.integer == I32 else b.sext(self.columns[v], reduction.indices)
                 terms[-1].append(b.select(mask, b.add(base, column), reduction.border[1]))
         return terms, [term[0] for term in terms]

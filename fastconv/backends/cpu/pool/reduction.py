@@ -15,22 +15,38 @@ from fastconv.backends.cpu.simd import I32, I64, Emitter
 MAX, SUM, NORM, SQUARES, ROOT = range(5)
 
 
+def index_type(e: Emitter) -> Any:
+    """Return the type of an index in vectors: an integer as wide as elements are computed."""
+    return ir.IntType(8 * e.wide.bytes)
+
+
+def narrowed(e: Emitter, value: Any) -> Any:
+    """Return a 64-bit integer, or a vector of these, as indices are in vectors."""
+    kind = index_type(e)
+    if kind == I64:
+        return value
+    return e.builder.trunc(value, ir.VectorType(kind, e.lanes) if isinstance(value.type, ir.VectorType) else kind)
+
+
 class Reduction:
     """Emits a reduction of vectors. A term is a list: a value and, if ``indexed``, the index of where it stands.
+
+    What is multiplied by comes as it is computed; ``target`` is the format that is stored, if not that of what is read.
 
     A maximum in one instruction loses NaN: unless it is ``exact``, the terms are looked through for one, and if
     there is, everything is to be done again exactly.
     """
 
-    def __init__(self, e: Emitter, op: int, indexed: bool, exact: bool) -> None:
+    def __init__(self, e: Emitter, op: int, indexed: bool, exact: bool, target: int | None = None) -> None:
         self.e, self.op, self.indexed, self.exact = e, op, indexed, exact
-        self.integer = ir.IntType(8 * e.bytes)
+        self.wide, self.target = e.wide, e if target is None else Emitter(e.builder, target, e.lanes)
+        self.integer = index_type(e)
         self.indices = ir.VectorType(self.integer, e.lanes)
         fill = -math.inf if op == MAX else 0.0
         # Of padding: less than everything, and after every input of the same value.
         self.border = [ir.Constant(e.vector, [fill] * e.lanes)]
         if indexed:
-            self.border.append(self.constant([2 ** (8 * e.bytes - 1) - 1] * e.lanes))
+            self.border.append(self.constant([2 ** (self.integer.width - 1) - 1] * e.lanes))
 
     @property
     def watches(self) -> bool:
@@ -42,18 +58,12 @@ class Reduction:
 
     def index(self, value: Any) -> Any:
         """Return a vector of one index, a 64-bit integer."""
-        return self.e.splat(value if self.integer == I64 else self.e.builder.trunc(value, self.integer))
+        return self.e.splat(narrowed(self.e, value))
 
     def load(self, address: Any, mask: Any = None) -> Any:
         """Return values, squared if need be; outside the mask those of padding."""
-        e, b = self.e, self.e.builder
-        if mask is None:
-            value = e.load(address)
-        else:
-            kinds = [e.vector.as_pointer(), I32, ir.VectorType(ir.IntType(1), e.lanes), e.vector]
-            pointer = b.inttoptr(address, e.vector.as_pointer())
-            value = b.call(e._masked("load", e.vector, kinds), [pointer, I32(e.bytes), mask, self.border[0]])
-        return b.fmul(value, value) if self.op in (NORM, SQUARES) else value
+        value = self.e.load_masked(address, mask, self.border[0])
+        return self.e.builder.fmul(value, value) if self.op in (NORM, SQUARES) else value
 
     def combine(self, a: list[Any], c: list[Any], ordered: bool = True) -> list[Any]:
         """Return both reduced. ``ordered``: the second stands after the first."""
@@ -91,19 +101,19 @@ class Reduction:
             return value
         value = b.fmul(value, scale)
         if scales is not None:
-            value = e.unless_zero(scales, [value], lambda v: [b.fmul(v[0], e.load_masked(scales, mask))])[0]
+            value = e.unless_zero(scales, [value], lambda v: [b.fmul(v[0], self.wide.load_masked(scales, mask))])[0]
         return self.root(value) if self.op in (NORM, ROOT) else value
 
     def root(self, value: Any) -> Any:
         e = self.e
         kind = ir.FunctionType(e.vector, [e.vector])
-        name = f"llvm.sqrt.v{e.lanes}f{8 * e.bytes}"
+        name = f"llvm.sqrt.v{e.lanes}f{8 * self.wide.bytes}"
         return e.builder.call(cgutils.get_or_insert_function(e.builder.module, kind, name), [value])
 
     def store(self, term: list[Any], address: Any, indices: Any, mask: Any) -> None:
         """Store values and, as 64-bit integers, indices: -1 for that of padding."""
         e, b = self.e, self.e.builder
-        e.store_masked(term[0], address, mask)
+        self.target.store_masked(term[0], address, mask)
         if not self.indexed:
             return
         padding = b.icmp_signed("==", term[1], self.border[1])

@@ -13,19 +13,19 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import Reduction, either, pick
+from fastconv.backends.cpu.pool.reduction import Reduction, either, if_any, pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
 def pool_row(
-    typingctx, op, kernel, stride, rows, indexed, exact, lanes, bits,
+    typingctx, op, kernel, stride, rows, indexed, exact, lanes, format, target,
     x, nd, xd, nh, xh, ahead, width, before, flat, flat_d, flat_h, y, indices, count, scale, scales,
 ):  # fmt: skip
     """Compute one row of outputs; return an integer that is not zero if a NaN was met that a maximum may have lost.
 
     Literal integers: op, kernel and stride (of the columns), rows (how many a window has; 0 if ``nd`` times ``nh``),
-    indexed, exact, lanes, bits (of an element).
+    indexed, exact, lanes, format (of what is read), target (format of what is stored).
 
     Values, addresses and strides in bytes: x (of the first row), nd and xd, nh and xh (how many rows, how far apart),
     ahead (from what is read to what is soon), width (of the input), before (padding), flat, flat_d and flat_h
@@ -33,15 +33,15 @@ def pool_row(
     what a step adds to it), y, indices, count (of outputs), scale (of a factor of the sums), scales (of a factor for
     each column, 0 for none).
     """
-    given = (op, kernel, stride, rows, indexed, exact, lanes, bits)
+    given = (op, kernel, stride, rows, indexed, exact, lanes, format, target)
     known = literals(*given)
     if known is None:
         return None
-    nop, nkernel, nstride, nrows, is_indexed, is_exact, nlanes, element = known
+    nop, nkernel, nstride, nrows, is_indexed, is_exact, nlanes, read, stored = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        e = Emitter(builder, element, nlanes)
-        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
+        e = Emitter(builder, read, nlanes)
+        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact), stored)
         return _Row(reduction, nkernel, nstride, nrows, args[len(known) :]).emit()
 
     return types.int64(*given, *(types.int64,) * 16), codegen
@@ -60,7 +60,7 @@ class _Row:
 
     def emit(self) -> Any:
         e, b, reduction = self.e, self.b, self.reduction
-        self.factor = e.load_splat(self.scale) if reduction.op else None
+        self.factor = reduction.wide.load_splat(self.scale) if reduction.op else None
         groups = b.sdiv(e.at(self.count, e.lanes - 1), I64(e.lanes))
         width = len(reduction.border)
 
@@ -154,9 +154,9 @@ class _Row:
                 terms = [reduction.combine(a, c, False) for a, c in zip(old, new, strict=True)]
                 return [*(part for term in terms for part in term), b.or_(nan, reduction.has_nan(loaded))]
 
-            return e.loop(self.nh, carried, line)
+            return if_any(e, self.nh, carried, line)
 
-        return e.loop(self.nd, [*reduction.border * self.stride, I64(0)], plane)
+        return if_any(e, self.nd, [*reduction.border * self.stride, I64(0)], plane)
 
     def _store(self, group: Any, phases: list[list[Any]], following: list[list[Any]]) -> None:
         """Reduce over the kernel's columns, and store a group of outputs."""
@@ -170,8 +170,9 @@ class _Row:
             total = reduction.combine(total, term, False) if total else term
         first = e.times(group, e.lanes)
         left = b.sub(self.count, first)
-        y, indices = e.at(self.y, e.times(first, e.bytes)), e.at(self.indices, e.times(first, 8))
-        scales = b.select(b.icmp_signed("==", self.scales, I64(0)), I64(0), e.at(self.scales, e.times(first, e.bytes)))
+        y, indices = e.at(self.y, e.times(first, reduction.target.bytes)), e.at(self.indices, e.times(first, 8))
+        scales = e.at(self.scales, e.times(first, reduction.wide.bytes))
+        scales = b.select(b.icmp_signed("==", self.scales, I64(0)), I64(0), scales)
 
         def write(mask: Any) -> None:
             value = reduction.finish(total[0], self.factor, scales, mask)

@@ -30,7 +30,7 @@ class Runner:
 
     def __init__(self, work: Work) -> None:
         self.work, self.problem = work, work.problem
-        dtype = np.dtype(self.problem.dtype)
+        dtype = np.dtype(self.problem.accumulator)
         self._spans = [span(axis) for axis in work.axes]
         # Gathered columns are looked up by whole vectors.
         self._tables = [padded(a, work.lanes) for s in self._spans for a in (s.starts, s.counts)]
@@ -41,13 +41,13 @@ class Runner:
         self._loops = self._compiled().address
         self._fields = self._known()
         self._records: dict[tuple[Sizes, ...], Any] = {}
-        self._indexed, self._size = work.indexed, work.size
+        self._indexed, self._size = work.indexed, self.problem.itemsize
         self._units, self._workers = work.units, work.workers
         self._scratch = work.workers * work.line_bytes
 
     def _compiled(self) -> Any:
         work = self.work
-        op, common = _CODES[work.op], (work.lanes, 8 * work.size)
+        op, common = _CODES[work.op], (work.lanes, work.format)
         if work.whole:
             return whole(op, *common)
         if work.last:
@@ -64,7 +64,8 @@ class Runner:
         _, height, width = work.axes
         f: dict[str, int] = {"channels": p.c, "planes": p.c, "size": math.prod(p.input_size)}
         f |= dict(zip(("od", "oh", "ow"), work.output, strict=True))
-        f |= {"bands": work.bands, "width": width.size, "kernel": int(self._spans[2].counts.max())}
+        f |= {"item": p.itemsize, "wide": work.size, "bands": work.bands}
+        f |= {"width": width.size, "kernel": int(self._spans[2].counts.max())}
         f["before"] = 0 if isinstance(width, UnevenAxis) else width.before
         f |= {f"step_{name}": s.step for name, s in zip("dhw", self._spans, strict=True)}
         f |= {"runs": address(self._runs), "nruns": len(self._runs)}

@@ -20,19 +20,20 @@ ADD, PUT, TAKE = range(3)
 
 @intrinsic(prefer_literal=True)
 def scatter(
-    typingctx, action, ways, dense, bits,
+    typingctx, action, ways, dense, format,
     count, x, x_way, x_next, step, cells, y, y_way, y_next, j, j_way, j_next, aside,
 ):  # fmt: skip
     """Do what is to be done with ``ways`` lines of ``count`` elements each, in turns.
 
-    Literal integers: action, ways, dense (cells are neighbours, ``step`` is an element), bits (of one).
+    Literal integers: action, ways, dense (cells are neighbours, ``step`` is an element), format (of the elements; cells
+    that are added to hold them as they are computed).
 
     Values, addresses and strides in bytes: count; x (the cells that indices point into) with the strides from way to
     way and from one element of a line to the next, step (from cell to cell) and cells (how many: indices beyond are
     left out); y and j (values and indices) with their strides; aside (one element that is written for what is left
     out, in scratch).
     """
-    given = (action, ways, dense, bits)
+    given = (action, ways, dense, format)
     known = literals(*given)
     if known is None:
         return None
@@ -41,25 +42,32 @@ def scatter(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         count, x, x_way, x_next, step, cells, y, y_way, y_next, j, j_way, j_next, aside = args[len(known) :]
         b, e = builder, Emitter(builder, element, 1)
-        pointer = e.scalar.as_pointer()
-        zero = ir.Constant(e.scalar, 0.0)
+        # What is only moved stays as it is.
+        stored = ir.IntType(8 * e.bytes)
+        cell_bytes = e.wide.bytes if what == ADD else e.bytes
+
+        def take(address: Any) -> Any:
+            loaded = b.load(b.inttoptr(address, stored.as_pointer()))
+            loaded.align = e.bytes
+            return loaded
 
         def put(value: Any, address: Any) -> None:
-            b.store(value, b.inttoptr(address, pointer)).align = e.bytes
+            b.store(value, b.inttoptr(address, stored.as_pointer())).align = e.bytes
 
         def turn(i: Any, carried: list[Any]) -> list[Any]:
             for to, of, at in zip(*(iter(carried),) * 3, strict=True):
                 index = e.load_integer(at)
                 inside = b.icmp_unsigned("<", index, cells)
-                cell = b.add(to, b.mul(index, I64(e.bytes) if is_dense else step))
+                cell = b.add(to, b.mul(index, I64(cell_bytes) if is_dense else step))
                 if what == TAKE:
                     # What is read aside is of no account.
-                    value = e.load_scalar(b.select(inside, cell, aside))
-                    put(b.select(inside, value, zero), of)
+                    put(b.select(inside, take(b.select(inside, cell, aside)), stored(0)), of)
+                    continue
+                cell = b.select(inside, cell, aside)
+                if what == ADD:
+                    e.wide.store(b.fadd(e.wide.load(cell), e.load(of)), cell)
                 else:
-                    cell = b.select(inside, cell, aside)
-                    value = e.load_scalar(of)
-                    put(b.fadd(e.load_scalar(cell), value) if what == ADD else value, cell)
+                    put(take(of), cell)
             return [b.add(value, by) for value, by in zip(carried, (x_next, y_next, j_next) * nways, strict=True)]
 
         start = []

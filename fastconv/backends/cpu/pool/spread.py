@@ -9,7 +9,7 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import pick
+from fastconv.backends.cpu.pool.reduction import index_type, narrowed, pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
@@ -30,16 +30,17 @@ def _whole_or_part(e: Emitter, first: Any, count: int, width: Any, room: Any, st
 
 
 @intrinsic(prefer_literal=True)
-def spread_row(typingctx, kernel, stride, lanes, bits, line, width, room, before, dx):
+def spread_row(typingctx, kernel, stride, lanes, format, line, width, room, before, dx):
     """Fold a line of the windows' values into a row: each element is the sum of those of the windows that read it.
 
-    Literal integers: kernel and stride of the columns (0: there is one window, as wide as the row), lanes, bits.
+    Literal integers: kernel and stride of the columns (0: there is one window, as wide as the row), lanes, format (of
+    the row's elements; the line is as computed).
 
     Values and addresses: line (with a vector of zeros before it, and zeros behind it as far as the row goes), width
     (of the row), room (elements that may be written from its start on: what lies behind is written later), before
     (padding), dx.
     """
-    given = (kernel, stride, lanes, bits)
+    given = (kernel, stride, lanes, format)
     known = literals(*given)
     if known is None:
         return None
@@ -48,14 +49,14 @@ def spread_row(typingctx, kernel, stride, lanes, bits, line, width, room, before
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         line, width, room, before, dx = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
-        step = nlanes * e.bytes
+        wide, step = e.wide, nlanes * e.bytes
         count = max(nstride, 1)
-        value = e.load_splat(line)
+        value = wide.load_splat(line)
 
         def block(group: Any, _: list[Any]) -> list[Any]:
             first = b.sub(e.times(group, count * nlanes), before)
-            at = e.at(line, e.times(group, step))
-            shifted = [e.load(e.at(at, -m * e.bytes)) for m in range(-(-nkernel // count))] if nkernel else []
+            at = e.at(line, e.times(group, nlanes * wide.bytes))
+            shifted = [wide.load(e.at(at, -m * wide.bytes)) for m in range(-(-nkernel // count))] if nkernel else []
             phases = []
             for phase in range(count):
                 reach = [shifted[k // count] for k in range(phase, nkernel, count)]
@@ -80,31 +81,31 @@ def spread_row(typingctx, kernel, stride, lanes, bits, line, width, room, before
 
 
 def load_indices(e: Emitter, address: Any, mask: Any) -> Any:
-    """Return a vector of 64-bit indices, -1 outside the mask."""
+    """Return a vector of indices, -1 outside the mask."""
     b = e.builder
     wide = ir.VectorType(I64, e.lanes)
     pointer = b.inttoptr(address, wide.as_pointer())
     if mask is None:
         loaded = b.load(pointer)
         loaded.align = 8
-        return loaded
+        return narrowed(e, loaded)
     kind = ir.FunctionType(wide, [pointer.type, I32, mask.type, wide])
     function = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.load.v{e.lanes}i64.p0")
-    return b.call(function, [pointer, I32(8), mask, ir.Constant(wide, [-1] * e.lanes)])
+    return narrowed(e, b.call(function, [pointer, I32(8), mask, ir.Constant(wide, [-1] * e.lanes)]))
 
 
 @intrinsic(prefer_literal=True)
-def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, flat_h, width, room, dx, xh):
+def route_row(typingctx, kernel, lanes, format, dy, indices, count, flat, rows, flat_h, width, room, dx, xh):
     """Send a row of a max pool's gradients to where the maxima stand, in windows side by side without padding.
 
-    Literal integers: kernel (columns of a window), lanes, bits (of an element).
+    Literal integers: kernel (columns of a window), lanes, format (of an element).
 
     Values, addresses and strides in bytes: dy and indices (a row of outputs), count (of these), flat (index of the
     windows' first element), rows (of a window), flat_h (from row to row of the index), width (of the input), room
     (as in `spread_row`; -1 for no more than a row), dx (the first of the rows, all of which are written whole), xh
     (from row to row).
     """
-    given = (kernel, lanes, bits)
+    given = (kernel, lanes, format)
     known = literals(*given)
     if known is None:
         return None
@@ -113,21 +114,17 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         dy, indices, count, flat, rows, flat_h, width, room, dx, xh = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
-        integer = ir.IntType(element)
-        kind = ir.VectorType(integer, nlanes)
+        kind = ir.VectorType(index_type(e), nlanes)
         step, span = nlanes * e.bytes, nkernel * nlanes
-
-        def narrow(value: Any) -> Any:
-            return value if integer == I64 else b.trunc(value, integer if value.type == I64 else kind)
 
         def block(group: Any, _: list[Any]) -> list[Any]:
             mask = e.first(b.sub(count, e.times(group, nlanes)))
             value = e.load_masked(e.at(dy, e.times(group, step)), mask)
-            chosen = narrow(load_indices(e, e.at(indices, e.times(group, 8 * nlanes)), mask))
+            chosen = load_indices(e, e.at(indices, e.times(group, 8 * nlanes)), mask)
             first = e.times(group, span)
 
             def row(r: Any, _: list[Any]) -> list[Any]:
-                start = e.splat(narrow(e.at(flat, b.mul(r, flat_h), first)))
+                start = e.splat(narrowed(e, e.at(flat, b.mul(r, flat_h), first)))
                 phases = []
                 for phase in range(nkernel):
                     lane = ir.Constant(kind, [nkernel * i + phase for i in range(nlanes)])
@@ -152,20 +149,20 @@ def route_row(typingctx, kernel, lanes, bits, dy, indices, count, flat, rows, fl
 
 @intrinsic(prefer_literal=True)
 def cover_pixel(
-    typingctx, vectors, partial, fused, lanes, bits,
+    typingctx, vectors, partial, fused, lanes, format,
     dy, nd, yd, nh, yh, nw, yw, scale, scale_d, scales, dx, count,
 ):  # fmt: skip
     """Compute one element of an average's gradient for ``vectors * lanes`` channels.
 
     Literal integers: vectors, partial (``count`` channels may be fewer),
-    fused (multiply-add exists), lanes, bits (of an element).
+    fused (multiply-add exists), lanes, format (of an element).
 
     Values, addresses and strides in bytes: dy (of the first window that reads it), how many depths, rows and columns
     of windows read it and how far apart they are, scale and scale_d (address of the first window's factor, step to
     the next depth; those of rows are neighbours), scales (of that of its column, 0 for none), dx, count (channels to
     store).
     """
-    given = (vectors, partial, fused, lanes, bits)
+    given = (vectors, partial, fused, lanes, format)
     known = literals(*given)
     if known is None:
         return None
@@ -174,15 +171,15 @@ def cover_pixel(
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         dy, nd, yd, nh, yh, nw, yw, scale, scale_d, scales, dx, count = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes, bool(has_fma))
-        step = nlanes * e.bytes
+        wide, step = e.wide, nlanes * e.bytes
         masks = [e.first(e.at(count, -v * nlanes)) if is_partial else None for v in range(nvectors)]
 
         def tap(d: Any, h: Any, w: Any, sums: list[Any]) -> list[Any]:
             at = e.at(dy, b.mul(d, yd), b.mul(h, yh), b.mul(w, yw))
             values = [e.load_masked(e.at(at, v * step), masks[v]) for v in range(nvectors)]
-            factor = e.load_splat(e.at(scale, b.mul(d, scale_d), e.times(h, e.bytes)))
+            factor = wide.load_splat(e.at(scale, b.mul(d, scale_d), e.times(h, wide.bytes)))
             factor = e.unless_zero(
-                scales, [factor], lambda f: [b.fmul(f[0], e.load_splat(e.at(scales, e.times(w, e.bytes))))]
+                scales, [factor], lambda f: [b.fmul(f[0], wide.load_splat(e.at(scales, e.times(w, wide.bytes))))]
             )[0]
             return [e.fma(value, factor, s) for s, value in zip(sums, values, strict=True)]
 

@@ -53,30 +53,26 @@ def dense(axis: Windows) -> bool:
     return isinstance(axis, UnevenAxis) or axis.dilation == 1 or axis.kernel == 1
 
 
-def always_reads(axis: Windows) -> bool:
-    """Whether no window lies in the padding alone."""
-    if isinstance(axis, UnevenAxis) or axis.dilation == 1:
-        return True
-    return bool(span(axis).counts.min() > 0)
-
-
 def scales(problem: PoolProblem) -> tuple[Any, Any]:
     """Return what sums are multiplied by: an array (depth, rows), and one of the columns or None if these are ones.
 
     The divisor is a product over the axes, so what it is along a column is known from one row.
     """
-    one = [(0, 1)] * problem.ndim
-    dtype = problem.dtype
+    # A window that reads something, where padding does not count: others may be divided by zero.
+    best = [int(span(axis).counts.argmax()) for axis in axes_of(problem)]
+    one = [(o, o + 1) for o in best]
+    dtype = problem.accumulator
     size = float(math.prod(problem.kernel_size)) if problem.kind == "lp_pool" else 1.0
     along = [
         divisors(problem, [*one[:i], (0, out), *one[i + 1 :]]).ravel() for i, out in enumerate(problem.output_size)
     ]
-    corner = divisors(problem, one).item()
+    corner = divisors(problem, one).item() or math.nan  # where none reads anything
     lines = [np.ones(1)] * (len(AXES) - problem.ndim) + [line / corner for line in along]
-    columns = lines[2]
-    rows = size / (corner * columns[0]) / np.multiply.outer(lines[0], lines[1])
-    uniform = bool((columns == columns[0]).all())
-    return np.ascontiguousarray(rows, dtype), None if uniform else (columns[0] / columns).astype(dtype)
+    with np.errstate(divide="ignore"):
+        rows = size / corner / np.multiply.outer(lines[0], lines[1])
+        columns = 1 / lines[2]
+    uniform = bool((columns == 1).all())
+    return np.ascontiguousarray(rows, dtype), None if uniform else columns.astype(dtype)
 
 
 def runs(axis: Windows) -> Any:

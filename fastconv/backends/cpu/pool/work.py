@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
+from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.pool.windows import Windows, dense, lifted
 from fastconv.backends.cpu.registers import Simd
 from fastconv.geometry import UnevenAxis
@@ -30,11 +31,19 @@ class Work:
         The register file.
     workers : int
         Threads that will share the work.
+
+    Attributes
+    ----------
+    format : int
+        How the arrays' elements are stored: `fastconv.backends.cpu.formats`.
+    size, lanes : int
+        Bytes of an element, and elements of a vector, as they are computed; arrays may hold less.
     """
 
     def __init__(self, problem: PoolProblem, vectors: Simd, workers: int) -> None:
         self.problem, self.simd, self.workers = problem, vectors, workers
-        self.size = problem.itemsize
+        self.format = format_of(problem)
+        self.size = size_of(computed(self.format))
         self.lanes = vectors.lanes(self.size)
         self.axes: tuple[Windows, ...] = lifted(problem)
         self.indexed = problem.return_indices
