@@ -29,9 +29,12 @@ def _relu6(z: Any) -> None:
 
 
 def _sigmoid(z: Any) -> None:
-    # exp of a negative number alone: no overflow on either side.
-    small = np.exp(-np.abs(z))
-    np.divide(np.where(z >= 0, 1, small), 1 + small, out=z)
+    # In place: passes over temporaries take longer than the exponential. Where that overflows, 1 / inf is right.
+    with np.errstate(over="ignore", under="ignore"):
+        np.negative(z, out=z)
+        np.exp(z, out=z)
+        np.add(z, 1, out=z)
+        np.divide(1, z, out=z)
 
 
 def _tanh(z: Any) -> None:
@@ -48,7 +51,7 @@ _ACTIVATIONS: dict[str, tuple[Callable[[Any], None], Callable[[Any], Any]]] = {
 }
 
 # Temporaries that an activation allocates, in arrays of the size it is given; the others work in place.
-TEMPORARIES = {"sigmoid": 4, "leaky_relu": 1}
+TEMPORARIES = {"leaky_relu": 1}
 
 
 def bias_view(problem: ConvProblem, bias: Any) -> Any:

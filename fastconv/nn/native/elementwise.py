@@ -48,6 +48,12 @@ def slope_at(output, kind, slope):
     return one
 
 
+@njit
+def _part(line, start, stop):
+    """Return the elements of units: a slice, whose indices LLVM sees to be no negative ones, and so vectorises."""
+    return line[start * _BLOCK : min(stop * _BLOCK, len(line))]
+
+
 def _run(body: Any, size: int, *arguments: Any) -> None:
     run(body, -(-size // _BLOCK), size, *arguments)
 
@@ -57,8 +63,9 @@ def _add(kind: int) -> Any:
     @kernel()
     def blocks(start, stop, a, b, y, slope):
         low = a.dtype.type(slope)
-        for i in range(start * _BLOCK, min(stop * _BLOCK, len(y))):
-            y[i] = finish(a[i] + b[i], kind, low)
+        first, second, target = _part(a, start, stop), _part(b, start, stop), _part(y, start, stop)
+        for i in range(len(target)):
+            target[i] = finish(first[i] + second[i], kind, low)
 
     return blocks
 
@@ -75,8 +82,9 @@ def _activate(kind: int) -> Any:
     @kernel()
     def blocks(start, stop, x, y, slope):
         low = x.dtype.type(slope)
-        for i in range(start * _BLOCK, min(stop * _BLOCK, len(y))):
-            y[i] = finish(x[i], kind, low)
+        source, target = _part(x, start, stop), _part(y, start, stop)
+        for i in range(len(target)):
+            target[i] = finish(source[i], kind, low)
 
     return blocks
 
@@ -93,8 +101,9 @@ def _activation_gradient(kind: int) -> Any:
     @kernel()
     def blocks(start, stop, dy, y, dx, slope):
         low = dy.dtype.type(slope)
-        for i in range(start * _BLOCK, min(stop * _BLOCK, len(dx))):
-            dx[i] = dy[i] * slope_at(y[i], kind, low)
+        gradient, output, target = _part(dy, start, stop), _part(y, start, stop), _part(dx, start, stop)
+        for i in range(len(target)):
+            target[i] = gradient[i] * slope_at(output[i], kind, low)
 
     return blocks
 
@@ -119,8 +128,9 @@ def _kept(key, index, limit):
 def _dropout(start, stop, x, y, key, limit, factor):
     scale = x.dtype.type(factor)
     zero = x.dtype.type(0)
-    for i in range(start * _BLOCK, min(stop * _BLOCK, len(y))):
-        y[i] = x[i] * scale if _kept(key, i, limit) else zero
+    source, target = _part(x, start, stop), _part(y, start, stop)
+    for i in range(len(target)):
+        target[i] = source[i] * scale if _kept(key, start * _BLOCK + i, limit) else zero
 
 
 def dropout(x: Any, key: int, share: float) -> Any:
@@ -134,13 +144,17 @@ def dropout(x: Any, key: int, share: float) -> Any:
 @kernel()
 def _sgd(start, stop, value, gradient, velocity, rate, momentum, nesterov, decay):
     r, m, d = value.dtype.type(rate), value.dtype.type(momentum), value.dtype.type(decay)
-    for i in range(start * _BLOCK, min(stop * _BLOCK, len(value))):
-        step = gradient[i] + d * value[i]
-        if len(velocity) > 0:
-            v = m * velocity[i] + step
-            velocity[i] = v
-            step = step + m * v if nesterov else v
-        value[i] -= r * step
+    weight, slope = _part(value, start, stop), _part(gradient, start, stop)
+    if len(velocity) == 0:
+        for i in range(len(weight)):
+            weight[i] -= r * (slope[i] + d * weight[i])
+        return
+    moving = _part(velocity, start, stop)
+    for i in range(len(weight)):
+        step = slope[i] + d * weight[i]
+        v = m * moving[i] + step
+        moving[i] = v
+        weight[i] -= r * (step + m * v if nesterov else v)
 
 
 def sgd(value: Any, gradient: Any, velocity: Any, rate: float, momentum: float, nesterov: bool, decay: float) -> None:
@@ -154,15 +168,17 @@ def _adam(start, stop, value, gradient, first, second, rate, beta1, beta2, epsil
     kind = value.dtype.type
     r, e, d, s, shrink = kind(rate), kind(epsilon), kind(decay), kind(scale), kind(shrinkage)
     b1, b2, c1, c2 = kind(beta1), kind(beta2), kind(1 - beta1), kind(1 - beta2)
-    for i in range(start * _BLOCK, min(stop * _BLOCK, len(value))):
-        g, v = gradient[i], value[i]
+    weight, slope = _part(value, start, stop), _part(gradient, start, stop)
+    mean, square = _part(first, start, stop), _part(second, start, stop)
+    for i in range(len(weight)):
+        g, v = slope[i], weight[i]
         if decoupled:
             v -= shrink * v
         else:
             g += d * v
-        first[i] = b1 * first[i] + c1 * g
-        second[i] = b2 * second[i] + c2 * g * g
-        value[i] = v - r * first[i] / (np.sqrt(second[i]) * s + e)
+        mean[i] = b1 * mean[i] + c1 * g
+        square[i] = b2 * square[i] + c2 * g * g
+        weight[i] = v - r * mean[i] / (np.sqrt(square[i]) * s + e)
 
 
 def adam(
