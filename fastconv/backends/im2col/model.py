@@ -18,12 +18,16 @@ _ROW_SECONDS = 1.5e-6
 
 # Products of matrices run at this share of the peak, less where a side is short: half of it at these lengths.
 _GEMM_EFFICIENCY = 0.75
-_HALF_ROWS, _HALF_COLUMNS, _HALF_SUM = 8, 24, 32
-_MATRIX_SECONDS = 0.4e-6
+_HALF_ROWS, _HALF_COLUMNS, _HALF_SUM = 10, 13, 9
+_MATRIX_SECONDS = 0.25e-6
+# A product with a vector is as fast as its matrix is read.
+_VECTOR_EFFICIENCY = 0.75
+# NumPy copies and adds line by line.
+_LINE_SECONDS = 6e-9
 
 # In units of the bandwidth of memory: matrices that BLAS reads once, copies within the cache, and adding back, which
 # reads and writes.
-_MATRIX_RATE = 0.6
+_MATRIX_RATE = 1.5
 _UNFOLD_RATE = 1.1
 _FOLD_RATE = 0.7
 _SUM_RATE = 2.2
@@ -47,7 +51,8 @@ def convolution_seconds(job: Job, machine: Machine) -> float:
     rate = _FOLD_RATE if p.direction == "dgrad" else _UNFOLD_RATE
     # What goes through memory and what BLAS computes overlap; copies stand between them.
     through = max(_gemm_seconds(job, machine), p.bytes / (_MATRIX_RATE * machine.bandwidth))
-    return overhead + widened + copied / (rate * machine.bandwidth) + through
+    lines = copied / size / (c if job.is_last else o[-1] if o else 1)
+    return overhead + widened + lines * _LINE_SECONDS + copied / (rate * machine.bandwidth) + through
 
 
 def _gemm_seconds(job: Job, machine: Machine) -> float:
@@ -62,9 +67,12 @@ def _gemm_seconds(job: Job, machine: Machine) -> float:
     rows, columns, terms = {"fprop": (m, across, depth), "dgrad": (depth, across, m), "wgrad": (m, depth, across)}[
         job.problem.direction
     ]
-    shape = rows / (rows + _HALF_ROWS) * columns / (columns + _HALF_COLUMNS) * terms / (terms + _HALF_SUM)
+    efficiency = _VECTOR_EFFICIENCY
+    if min(rows, columns) > 1:
+        shape = rows / (rows + _HALF_ROWS) * columns / (columns + _HALF_COLUMNS) * terms / (terms + _HALF_SUM)
+        efficiency = _GEMM_EFFICIENCY * shape
     calls = matrices * _blocks(job.whole, job.native)
-    return calls * _MATRIX_SECONDS + job.problem.flops / (_GEMM_EFFICIENCY * shape * machine.peak(job.problem.dtype))
+    return calls * _MATRIX_SECONDS + job.problem.flops / (efficiency * machine.peak(job.problem.dtype))
 
 
 def _blocks(whole: Sizes, block: Sizes) -> int:

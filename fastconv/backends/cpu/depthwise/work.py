@@ -25,6 +25,8 @@ _VECTORS = (5, 4, 3, 2, 1)
 _LATENCY = 4
 # Output rows of a round of the weight gradient.
 WGRAD_ROWS = 4
+# Bytes a cycle from the second-level cache.
+_L2_RATE = 32
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
 _START = 60
 
@@ -140,11 +142,27 @@ class Work(ConvWork):
     def wgrad_cycles(self) -> float:
         """Cycles on one core of the weight gradient."""
         p, lanes, rows = self.problem, self.tile.lanes, WGRAD_ROWS
-        rate = self.simd.fma_per_cycle if lanes * self.size == self.simd.vector_bytes else 2.0
-        loads = (self.rows_read(rows) * self.phases + rows) * (1 + lanes * self.size / _LINE) / 2
-        rounds = self.height.out / rows * max(rows * self.kernel_rows, loads) / rate
-        columns = self.depth.out * -(-self.width.out // lanes) * self.taps // self.kernel_rows
-        return p.oc * (p.n * columns * (rounds + _START / self.kernel_cols) + 12 * self.taps)
+        whole = lanes * self.size == self.simd.vector_bytes
+        rate = self.simd.fma_per_cycle if whole else 2.0
+        # Vectors that cross lines load twice; of every second column, they are picked from two.
+        lines = lanes * self.size / _LINE
+        loads = self.kernel_cols * self.rows_read(rows) * self.phases + rows
+        picks = self.kernel_cols * self.rows_read(rows) * (self.phases - 1)
+        cells = self.kernel_cols * self.kernel_rows
+        cycles = max(rows * cells, loads * (1 + lines) + picks) / rate
+        # Planes that the first-level cache does not hold are walked down line by line: each time, or only once
+        # where it holds a column of vectors.
+        columns, passes = self.depth.out * -(-self.width.out // lanes), self.taps / cells
+        touched = _LINE * (self.rows_read(rows) * (self.phases * lines + 1) + rows * (lines + 1))
+        rounds = self.height.out / rows
+        far = 0.0 if self._plane_bytes <= _SLAB else 1.0 if rounds * touched <= _SLAB else passes
+        summing = far * max(cycles, touched / _L2_RATE) + (passes - far) * cycles
+        return p.oc * (p.n * columns * (rounds * summing + passes * _START) + 12 * self.taps)
+
+    @property
+    def _plane_bytes(self) -> int:
+        """Bytes of the planes of input and output that belong together."""
+        return self.size * (self.height.size * self.width.size + self.height.out * self.width.out)
 
     @property
     def sums_bytes(self) -> int:

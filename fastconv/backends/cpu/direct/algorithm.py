@@ -9,9 +9,8 @@ from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 8e-6
+_OVERHEAD = 3e-6
 _EFFICIENCY = 0.97
-_PACK_RATE = 1.5e9  # weights a second
 # Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
 _EXPOSED = 0.1
 
@@ -36,7 +35,9 @@ class Direct(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
-        packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
+        packing = 0.0
+        if not work.problem.prepacked:
+            packing = max(work.pack_cycles / machine.hertz, machine.moving(2 * work.packed_size * work.size))
         computing = work.cycles / machine.hertz / _EFFICIENCY
         moving = machine.moving(work.bytes)
         # Every second element of many short rows, read where it is: nothing fetches it ahead.

@@ -242,9 +242,11 @@ class Work(ConvWork):
         """Return what a run should take."""
         uneven = -(-self.units // self.workers) * self.workers / self.units
         computing = (self._sum_cycles() * uneven + self._move_cycles()) / machine.hertz / self.workers
-        # dw is written once; what the cache does not hold is waited for.
+        # What the cache does not hold is waited for: dw is written once, x and dy are read before they are used.
         dw = math.prod(self.problem.w_shape) * self.problem.itemsize
-        return _OVERHEAD + _LAUNCH * self.count + computing + max(0, dw - self.cache) / machine.bandwidth
+        moving = max(0, dw - self.cache) / machine.bandwidth
+        moving += machine.moving(max(0, self.bytes - dw - self.cache)) / self.workers
+        return _OVERHEAD + _LAUNCH * self.count + computing + moving
 
     def _sum_cycles(self) -> float:
         """Return the cycles of the micro-kernel on one core."""
