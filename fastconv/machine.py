@@ -16,7 +16,7 @@ _ASSUMED_HZ = 3.0e9
 # What is near: so many second-level caches' worth, moved so many times faster than from memory.
 _NEAR_CACHES, _NEAR_RATE = 8, 4
 # To wait for the first line of a piece, while others are on their way.
-_NEAR_SECONDS, _FAR_SECONDS = 2e-9, 12e-9
+_NEAR_SECONDS, _FAR_SECONDS = 1.5e-9, 15e-9
 _ASSUMED_BANDWIDTH = 15e9
 
 

@@ -29,6 +29,8 @@ WGRAD_ROWS = 4
 _L2_RATE = 32
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
 _START = 60
+# The same, where it is not to rank tiles: what tiles overlap of it.
+_BEGIN = 45
 
 
 class Tile(NamedTuple):
@@ -131,6 +133,36 @@ class Work(ConvWork):
         tile = _START + groups * (2 * self.rows_read(rows) + self.width.kernel * (column + 1))
         outer = p.n * self.depth.out * (-(-p.ic // lanes) if self.last else p.oc)
         return outer * -(-self.height.out // rows) * -(-self._across(lanes) // vectors) * tile
+
+    @property
+    def cycles(self) -> float:
+        """Cycles on one core of all tiles; `_cycles` only ranks them."""
+        p, (rows, vectors, lanes, _) = self.problem, self.tile
+        rate = self.simd.fma_per_cycle if lanes * self.size == self.simd.vector_bytes else 2.0
+        loads = self.rows_read(rows) * vectors * self.phases
+        # Loads that cross lines take two turns; of every second column, vectors are picked from two.
+        crossing = 0.0 if self.last else lanes * self.size / _LINE
+        column = max(
+            rows * vectors * self.kernel_rows / rate,
+            (loads * (1 + crossing) + self.kernel_rows / 2 + loads * (1 - 1 / self.phases)) / rate,
+            _LATENCY * self.kernel_rows,
+        )
+        groups = self.taps // self.width.kernel // self.kernel_rows
+        tile = _BEGIN + groups * (2 * self.rows_read(rows) + self.width.kernel * (column + 1))
+        outer = p.n * self.depth.out * (-(-p.ic // lanes) if self.last else p.oc)
+        return outer * -(-self.height.out // rows) * self.tiles_across * tile
+
+    @property
+    def tiles_across(self) -> int:
+        """Tiles that a row of outputs is cut into."""
+        return -(-self._across(self.tile.lanes) // self.tile.vectors)
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of output rows that tiles write one below the other, where no tile writes whole rows."""
+        if self.last or self.tiles_across == 1 or self.tile.rows == 1:
+            return 0
+        return self.problem.n * self.problem.oc * self.depth.out * self.height.out * self.tiles_across
 
     @property
     def kernel_cols(self) -> int:
