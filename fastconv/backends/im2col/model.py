@@ -12,25 +12,26 @@ from fastconv.backends.im2col.job import Job
 from fastconv.machine import Machine
 from fastconv.problem import PoolProblem, Sizes
 
-_RUN_SECONDS = 35e-6
-_BLOCK_SECONDS = 20e-6
+_RUN_SECONDS = 38e-6
+_BLOCK_SECONDS = 30e-6
 _ROW_SECONDS = 1.5e-6
 
 # Products of matrices run at this share of the peak, less where a side is short: half of it at these lengths.
 _GEMM_EFFICIENCY = 0.75
-_HALF_ROWS, _HALF_COLUMNS, _HALF_SUM = 10, 13, 9
-_MATRIX_SECONDS = 0.25e-6
+_HALF_ROWS, _HALF_COLUMNS, _HALF_SUM = 10, 14, 6
+_MATRIX_SECONDS = 0.2e-6
 # A product with a vector is as fast as its matrix is read.
-_VECTOR_EFFICIENCY = 0.75
+_VECTOR_EFFICIENCY = 0.9
 # NumPy copies and adds line by line.
 _LINE_SECONDS = 6e-9
 
 # In units of the bandwidth of memory: matrices that BLAS reads once, copies within the cache, and adding back, which
 # reads and writes.
-_MATRIX_RATE = 1.5
-_UNFOLD_RATE = 1.1
-_FOLD_RATE = 0.7
-_SUM_RATE = 2.2
+_MATRIX_RATE = 1.4
+_UNFOLD_RATE = 0.9
+_FOLD_RATE = 0.25
+_SUM_RATE = 1.5
+_POOL_RATE = 0.5
 
 _SCATTER_SECONDS = 4e-9  # an output's gradient to its index
 _RANKING = 3  # a max pool with indices, in times of one without
@@ -49,6 +50,8 @@ def convolution_seconds(job: Job, machine: Machine) -> float:
     positions = math.prod(o)
     copied = n * g * c * job.taps * positions * size if job.native_needs.columns else 0
     rate = _FOLD_RATE if p.direction == "dgrad" else _UNFOLD_RATE
+    if p.direction == "dgrad" and not all(axis.is_tiled for axis in job.axes):  # cleared before
+        overhead += machine.moving(math.prod(p.x_shape) * size)
     # What goes through memory and what BLAS computes overlap; copies stand between them.
     through = max(_gemm_seconds(job, machine), p.bytes / (_MATRIX_RATE * machine.bandwidth))
     lines = copied / size / (c if job.is_last else o[-1] if o else 1)
@@ -88,7 +91,7 @@ def pool_seconds(problem: PoolProblem, block: Sizes, machine: Machine) -> float:
         return _RUN_SECONDS + _BLOCK_SECONDS * blocks + outputs * _SCATTER_SECONDS
     taps = problem.macs // outputs
     rows = (taps if problem.return_indices else min(taps, math.prod(o))) * blocks * _ROW_SECONDS
-    rate = _FOLD_RATE / 2 if problem.direction == "dgrad" else _FOLD_RATE
+    rate = _POOL_RATE / 2 if problem.direction == "dgrad" else _POOL_RATE
     if problem.kind == "lp_pool":
         rate /= 2
     if problem.return_indices:
