@@ -25,7 +25,9 @@ _RUN = 96
 # Cycles: of an element that is transposed, or copied; of starting a tile; of a multiply-add's result.
 _TURN_CYCLES, _COPY_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.2, 40, 4
 # Seconds of a call, and of a chunk's launches.
-_OVERHEAD, _LAUNCH = 8e-6, 3e-6
+_OVERHEAD, _LAUNCH = 6e-6, 5e-6
+# Of the shorter of packing and moving, what is not hidden behind the other.
+_EXPOSED = 0.5
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
 
@@ -241,12 +243,17 @@ class Work(ConvWork):
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
         uneven = -(-self.units // self.workers) * self.workers / self.units
-        computing = (self._sum_cycles() * uneven + self._move_cycles()) / machine.hertz / self.workers
-        # What the cache does not hold is waited for: dw is written once, x and dy are read before they are used.
         dw = math.prod(self.problem.w_shape) * self.problem.itemsize
-        moving = max(0, dw - self.cache) / machine.bandwidth
-        moving += machine.moving(max(0, self.bytes - dw - self.cache)) / self.workers
-        return _OVERHEAD + _LAUNCH * self.count + computing + moving
+        # x and dy are packed, but for an x that is read where it is.
+        moved = self.bytes - dw - (math.prod(self.problem.x_shape) * self.problem.itemsize if self.direct else 0)
+        turning, moving = self._move_cycles() / machine.hertz, machine.moving(max(0, moved - self.cache))
+        packing = max(turning, moving) + _EXPOSED * min(turning, moving)
+        computing = self._sum_cycles() * uneven / machine.hertz
+        if self.direct:
+            computing = max(computing, machine.moving(self.bytes - dw - moved))
+        # What of dw the cache does not hold is waited for.
+        waiting = max(0, dw - self.cache) / machine.bandwidth
+        return _OVERHEAD + _LAUNCH * self.count + (computing + packing) / self.workers + waiting
 
     def _sum_cycles(self) -> float:
         """Return the cycles of the micro-kernel on one core."""
