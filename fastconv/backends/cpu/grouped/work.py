@@ -24,6 +24,8 @@ _LINE = 64
 _MOST_CHANNELS = 8
 # The share of the second-level cache that a slab and its sums take.
 _SHARE = 8
+# What of the sums stays in the first-level cache, and bytes a cycle from the second.
+_NEAR, _L2_RATE = 24 << 10, 32
 # Cycles for a unit of work, and for a row of a channel on its way into a slab or out of the sums.
 _UNIT, _ROW = 60.0, 3.0
 # Cycles for a vector that is copied into a slab, split by phase, gathered (for each element), or stored from the sums;
@@ -211,6 +213,8 @@ class Work(ConvWork):
         into = rows_in * self.cols.stride * self.phase_vectors
         out = rows_out * -(-self.cols.out // self.lanes)
         moving = _ROW * (rows_in + rows_out)
+        if self.sums_bytes > _NEAR:
+            moving += out * self.simd.vector_bytes / _L2_RATE
         if p.layout == "channels_last":
             moving = _TURN * (into + out)
         elif self.cols.mode == "zeros" and self.cols.stride <= 2:
