@@ -15,6 +15,8 @@ from fastconv.options import current
 _ASSUMED_HZ = 3.0e9
 # What is near: so many second-level caches' worth, moved so many times faster than from memory.
 _NEAR_CACHES, _NEAR_RATE = 8, 4
+# How much faster memory is that is only read, from its beginning to its end.
+_READING = 1.6
 # To wait for the first line of a piece, while others are on their way.
 _NEAR_SECONDS, _FAR_SECONDS = 1.5e-9, 15e-9
 _ASSUMED_BANDWIDTH = 15e9
@@ -71,6 +73,10 @@ class Machine:
         if count > self.l2_bytes:
             waiting = pieces * (near * _NEAR_SECONDS + (count - near) * _FAR_SECONDS) / count
         return (near / _NEAR_RATE + count - near) / self.bandwidth + waiting
+
+    def reading(self, count: float) -> float:
+        """Return the seconds that one core takes to read so many bytes in one go, and write nothing."""
+        return self.moving(count) / _READING
 
     def threads(self, threads: int | None = None) -> int:
         """Return how many threads the options allow, at most the cores."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.direct.work import Work
@@ -39,7 +41,8 @@ class Direct(Algorithm):
         if not work.problem.prepacked:
             packing = max(work.pack_cycles / machine.hertz, machine.moving(2 * work.packed_size * work.size))
         computing = work.cycles / machine.hertz / _EFFICIENCY
-        moving = machine.moving(work.bytes)
+        weight = math.prod(problem.w_shape) * problem.itemsize
+        moving = machine.moving(work.bytes - weight) + machine.reading(weight)
         # Every second element of many short rows, read where it is: nothing fetches it ahead.
         scattered = not work.staged and problem.stride[-1:] > (1,) and problem.layout == "channels_first"
         together = max(computing, moving) + (1.0 if scattered else _EXPOSED) * min(computing, moving)
