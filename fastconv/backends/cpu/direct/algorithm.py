@@ -14,7 +14,7 @@ from fastconv.problem import ConvProblem
 _OVERHEAD = 3e-6
 _EFFICIENCY = 0.97
 # Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
-_EXPOSED = 0.1
+_EXPOSED = 0.25
 
 
 class Direct(Algorithm):
