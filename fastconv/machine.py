@@ -15,7 +15,11 @@ from fastconv.options import current
 _ASSUMED_HZ = 3.0e9
 # What is near: so many second-level caches' worth, moved so many times faster than from memory.
 _NEAR_CACHES, _NEAR_RATE = 8, 4
-_ASSUMED_BANDWIDTH = 10e9
+# How much faster memory is that is only read, from its beginning to its end.
+_READING = 1.6
+# To wait for the first line of a piece, while others are on their way.
+_NEAR_SECONDS, _FAR_SECONDS = 1.5e-9, 15e-9
+_ASSUMED_BANDWIDTH = 15e9
 
 
 @dataclass(frozen=True)
@@ -56,13 +60,23 @@ class Machine:
         lanes = self.vector_bytes // (8 if dtype == "float64" else 4)
         return 2 * lanes * self.fma_per_cycle * self.hertz * self.threads(threads)
 
-    def moving(self, count: float) -> float:
-        """Return the seconds that one core takes to move so many bytes.
+    def moving(self, count: float, pieces: float = 0.0) -> float:
+        """Return the seconds that one core takes to move so many bytes, in pieces that lie apart.
 
-        Beyond the second level is a cache of unknown size, several times as large and as fast as memory.
+        Beyond the second level is a cache of unknown size, several times as large and as fast as memory. Nothing
+        fetches the beginning of a piece ahead.
         """
+        if not count:
+            return 0.0
         near = min(count, _NEAR_CACHES * self.l2_bytes)
-        return (near / _NEAR_RATE + count - near) / self.bandwidth
+        waiting = 0.0
+        if count > self.l2_bytes:
+            waiting = pieces * (near * _NEAR_SECONDS + (count - near) * _FAR_SECONDS) / count
+        return (near / _NEAR_RATE + count - near) / self.bandwidth + waiting
+
+    def reading(self, count: float) -> float:
+        """Return the seconds that one core takes to read so many bytes in one go, and write nothing."""
+        return self.moving(count) / _READING
 
     def threads(self, threads: int | None = None) -> int:
         """Return how many threads the options allow, at most the cores."""

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -225,15 +226,25 @@ def test_others_are_left_to_settle_before_a_turn(monkeypatch):
 def test_the_slow_run_once_and_the_fast_in_rounds():
     counts = {"fast": 0, "slow": 0}
 
-    def run(name, size):
+    def run(name, seconds):
         counts[name] += 1
-        return np.ones(size).sum()
+        time.sleep(seconds)
 
-    taken = timed({"fast": lambda: run("fast", 10), "slow": lambda: run("slow", 3_000_000)}, 0.02)
+    taken = timed({"fast": lambda: run("fast", 0), "slow": lambda: run("slow", 0.03)}, 0.02)
     assert taken["slow"] > taken["fast"] > 0
     assert counts["slow"] == 2  # to warm up, and to be timed
     assert counts["fast"] > 10
     assert timed({}, 1.0) == {}
+
+
+def test_a_run_that_was_interrupted_is_not_slow():
+    waits = iter([0, 0.005])
+
+    def interrupted():
+        time.sleep(next(waits, 0))
+
+    taken = timed({"interrupted": interrupted, "other": lambda: time.sleep(0)}, 0.01)
+    assert taken["interrupted"] < 0.002
 
 
 def test_the_kernel_for_the_peak_does_its_arithmetic():

@@ -12,21 +12,27 @@ from fastconv.backends.im2col.job import Job
 from fastconv.machine import Machine
 from fastconv.problem import PoolProblem, Sizes
 
-_RUN_SECONDS = 35e-6
-_BLOCK_SECONDS = 20e-6
+_RUN_SECONDS = 38e-6
+_BLOCK_SECONDS = 30e-6
 _ROW_SECONDS = 1.5e-6
+
+# What a library does is known less well than what kernels of one's own do: where they seem equal, it is slower.
+_DOUBT = 1.1
 
 # Products of matrices run at this share of the peak, less where a side is short: half of it at these lengths.
 _GEMM_EFFICIENCY = 0.75
-_HALF_ROWS, _HALF_COLUMNS, _HALF_SUM = 8, 24, 32
-_MATRIX_SECONDS = 0.4e-6
+_HALF_ROWS, _HALF_COLUMNS, _HALF_SUM = 10, 14, 18
+_MATRIX_SECONDS = 0.2e-6
+# A product with a vector is as fast as its matrix is read.
+_VECTOR_EFFICIENCY = 0.9
+# NumPy copies and adds line by line.
+_LINE_SECONDS = 6e-9
 
-# In units of the bandwidth of memory: matrices that BLAS reads once, copies within the cache, and adding back, which
-# reads and writes.
-_MATRIX_RATE = 0.6
-_UNFOLD_RATE = 1.1
-_FOLD_RATE = 0.7
-_SUM_RATE = 2.2
+# In units of the bandwidth of memory: copies within the cache, adding back, which reads and writes, sums, and pools.
+_UNFOLD_RATE = 0.9
+_FOLD_RATE = 0.25
+_SUM_RATE = 1.5
+_POOL_RATE = 0.5
 
 _SCATTER_SECONDS = 4e-9  # an output's gradient to its index
 _RANKING = 3  # a max pool with indices, in times of one without
@@ -45,9 +51,13 @@ def convolution_seconds(job: Job, machine: Machine) -> float:
     positions = math.prod(o)
     copied = n * g * c * job.taps * positions * size if job.native_needs.columns else 0
     rate = _FOLD_RATE if p.direction == "dgrad" else _UNFOLD_RATE
+    if p.direction == "dgrad" and not all(axis.is_tiled for axis in job.axes):  # cleared before
+        overhead += machine.moving(math.prod(p.x_shape) * size)
     # What goes through memory and what BLAS computes overlap; copies stand between them.
-    through = max(_gemm_seconds(job, machine), p.bytes / (_MATRIX_RATE * machine.bandwidth))
-    return overhead + widened + copied / (rate * machine.bandwidth) + through
+    through = max(_gemm_seconds(job, machine), machine.moving(p.bytes))
+    lines = copied / size / (c if job.is_last else o[-1] if o else 1)
+    copying = lines * _LINE_SECONDS + copied / (rate * machine.bandwidth)
+    return _DOUBT * (overhead + widened + copying + through)
 
 
 def _gemm_seconds(job: Job, machine: Machine) -> float:
@@ -62,9 +72,12 @@ def _gemm_seconds(job: Job, machine: Machine) -> float:
     rows, columns, terms = {"fprop": (m, across, depth), "dgrad": (depth, across, m), "wgrad": (m, depth, across)}[
         job.problem.direction
     ]
-    shape = rows / (rows + _HALF_ROWS) * columns / (columns + _HALF_COLUMNS) * terms / (terms + _HALF_SUM)
+    efficiency = _VECTOR_EFFICIENCY
+    if min(rows, columns) > 1:
+        shape = rows / (rows + _HALF_ROWS) * columns / (columns + _HALF_COLUMNS) * terms / (terms + _HALF_SUM)
+        efficiency = _GEMM_EFFICIENCY * shape
     calls = matrices * _blocks(job.whole, job.native)
-    return calls * _MATRIX_SECONDS + job.problem.flops / (_GEMM_EFFICIENCY * shape * machine.peak(job.problem.dtype))
+    return calls * _MATRIX_SECONDS + job.problem.flops / (efficiency * machine.peak(job.problem.dtype))
 
 
 def _blocks(whole: Sizes, block: Sizes) -> int:
@@ -80,7 +93,7 @@ def pool_seconds(problem: PoolProblem, block: Sizes, machine: Machine) -> float:
         return _RUN_SECONDS + _BLOCK_SECONDS * blocks + outputs * _SCATTER_SECONDS
     taps = problem.macs // outputs
     rows = (taps if problem.return_indices else min(taps, math.prod(o))) * blocks * _ROW_SECONDS
-    rate = _FOLD_RATE / 2 if problem.direction == "dgrad" else _FOLD_RATE
+    rate = _POOL_RATE / 2 if problem.direction == "dgrad" else _POOL_RATE
     if problem.kind == "lp_pool":
         rate /= 2
     if problem.return_indices:

@@ -9,7 +9,9 @@ from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 # Seconds a call takes beside its loops.
-_OVERHEAD = 4e-6
+_OVERHEAD = 3e-6
+# Seconds for a piece of a row; how many second-level caches' worth of it all stay near.
+_PIECE, _NEAR = 30e-9, 8
 
 
 class Depthwise(Algorithm):
@@ -38,11 +40,10 @@ class Depthwise(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
-        seconds = work.tile.cycles / machine.hertz
-        # What is written is read before.
-        written = work.problem.n * work.problem.oc * work.positions * work.size
-        seconds = max(seconds, machine.moving(problem.bytes + written))
-        return _OVERHEAD + seconds / work.workers
+        moving = machine.moving(problem.bytes)
+        # What of a row is written below another waits for its lines, unless they stayed near.
+        waiting = work.pieces * _PIECE * min(1.0, problem.bytes / (_NEAR * work.cache))
+        return _OVERHEAD + max(work.cycles / machine.hertz, moving + waiting) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.run import DepthwiseRunner

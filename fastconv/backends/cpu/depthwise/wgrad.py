@@ -47,7 +47,9 @@ class DepthwiseWgrad(Algorithm):
         work = _work(problem)
         seconds = work.wgrad_cycles / machine.hertz
         copied = 2 * problem.bytes / machine.bandwidth if problem.layout == "channels_last" else 0.0
-        return _OVERHEAD + seconds / work.workers + copied
+        # Nothing fetches ahead what lies below one another.
+        moving = machine.moving(max(0, problem.bytes - work.cache))
+        return _OVERHEAD + (seconds + moving) / work.workers + copied
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.wgrad_loops import Runner

@@ -25,8 +25,12 @@ _VECTORS = (5, 4, 3, 2, 1)
 _LATENCY = 4
 # Output rows of a round of the weight gradient.
 WGRAD_ROWS = 4
+# Bytes a cycle from the second-level cache.
+_L2_RATE = 32
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
 _START = 60
+# The same, where it is not to rank tiles: what tiles overlap of it.
+_BEGIN = 45
 
 
 class Tile(NamedTuple):
@@ -131,6 +135,36 @@ class Work(ConvWork):
         return outer * -(-self.height.out // rows) * -(-self._across(lanes) // vectors) * tile
 
     @property
+    def cycles(self) -> float:
+        """Cycles on one core of all tiles; `_cycles` only ranks them."""
+        p, (rows, vectors, lanes, _) = self.problem, self.tile
+        rate = self.simd.fma_per_cycle if lanes * self.size == self.simd.vector_bytes else 2.0
+        loads = self.rows_read(rows) * vectors * self.phases
+        # Loads that cross lines take two turns; of every second column, vectors are picked from two.
+        crossing = 0.0 if self.last else lanes * self.size / _LINE
+        column = max(
+            rows * vectors * self.kernel_rows / rate,
+            (loads * (1 + crossing) + self.kernel_rows / 2 + loads * (1 - 1 / self.phases)) / rate,
+            _LATENCY * self.kernel_rows,
+        )
+        groups = self.taps // self.width.kernel // self.kernel_rows
+        tile = _BEGIN + groups * (2 * self.rows_read(rows) + self.width.kernel * (column + 1))
+        outer = p.n * self.depth.out * (-(-p.ic // lanes) if self.last else p.oc)
+        return outer * -(-self.height.out // rows) * self.tiles_across * tile
+
+    @property
+    def tiles_across(self) -> int:
+        """Tiles that a row of outputs is cut into."""
+        return -(-self._across(self.tile.lanes) // self.tile.vectors)
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of output rows that tiles write one below the other, where no tile writes whole rows."""
+        if self.last or self.tiles_across == 1 or self.tile.rows == 1:
+            return 0
+        return self.problem.n * self.problem.oc * self.depth.out * self.height.out * self.tiles_across
+
+    @property
     def kernel_cols(self) -> int:
         """Kernel columns that the weight gradient sums together, so that the output's gradient is loaded once."""
         fits = 3 * self.kernel_rows + WGRAD_ROWS + 2 <= self.simd.registers
@@ -140,11 +174,27 @@ class Work(ConvWork):
     def wgrad_cycles(self) -> float:
         """Cycles on one core of the weight gradient."""
         p, lanes, rows = self.problem, self.tile.lanes, WGRAD_ROWS
-        rate = self.simd.fma_per_cycle if lanes * self.size == self.simd.vector_bytes else 2.0
-        loads = (self.rows_read(rows) * self.phases + rows) * (1 + lanes * self.size / _LINE) / 2
-        rounds = self.height.out / rows * max(rows * self.kernel_rows, loads) / rate
-        columns = self.depth.out * -(-self.width.out // lanes) * self.taps // self.kernel_rows
-        return p.oc * (p.n * columns * (rounds + _START / self.kernel_cols) + 12 * self.taps)
+        whole = lanes * self.size == self.simd.vector_bytes
+        rate = self.simd.fma_per_cycle if whole else 2.0
+        # Vectors that cross lines load twice; of every second column, they are picked from two.
+        lines = lanes * self.size / _LINE
+        loads = self.kernel_cols * self.rows_read(rows) * self.phases + rows
+        picks = self.kernel_cols * self.rows_read(rows) * (self.phases - 1)
+        cells = self.kernel_cols * self.kernel_rows
+        cycles = max(rows * cells, loads * (1 + lines) + picks) / rate
+        # Planes that the first-level cache does not hold are walked down line by line: each time, or only once
+        # where it holds a column of vectors.
+        columns, passes = self.depth.out * -(-self.width.out // lanes), self.taps / cells
+        touched = _LINE * (self.rows_read(rows) * (self.phases * lines + 1) + rows * (lines + 1))
+        rounds = self.height.out / rows
+        far = 0.0 if self._plane_bytes <= _SLAB else 1.0 if rounds * touched <= _SLAB else passes
+        summing = far * max(cycles, touched / _L2_RATE) + (passes - far) * cycles
+        return p.oc * (p.n * columns * (rounds * summing + passes * _START) + 12 * self.taps)
+
+    @property
+    def _plane_bytes(self) -> int:
+        """Bytes of the planes of input and output that belong together."""
+        return self.size * (self.height.size * self.width.size + self.height.out * self.width.out)
 
     @property
     def sums_bytes(self) -> int:

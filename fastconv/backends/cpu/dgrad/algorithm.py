@@ -18,7 +18,8 @@ from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 10e-6
+# Seconds of a call, of turning the weight, and of bringing phases together, whatever their size.
+_OVERHEAD, _TURNING, _WEAVING = 15e-6, 6e-6, 28e-6
 
 # Cycles, an element of a weight that is turned tap by tap, and a filter of one that is turned whole.
 _PICK_CYCLES, _FILTER_CYCLES = 2.0, 9.6
@@ -26,8 +27,8 @@ _PICK_CYCLES, _FILTER_CYCLES = 2.0, 9.6
 # Bytes a second of a weight that is packed where it is.
 _COPY_RATE = 20e9
 
-# Cycles to bring a vector of a phase to its place.
-_WEAVE_CYCLES = 3.0
+# Cycles to bring the phases of a row together, and of a vector of it.
+_ROW_CYCLES, _WEAVE_CYCLES = 22.0, 11.0
 
 
 class Dgrad(Algorithm):
@@ -68,9 +69,16 @@ class Dgrad(Algorithm):
         if not work.problem.prepacked:
             seconds += self._turning(work, machine)
         if work.interleaved:
-            cycles = work.problem.n * work.image_bytes / machine.vector_bytes * _WEAVE_CYCLES
-            seconds += work.rounds * _OVERHEAD + cycles / machine.hertz / work.workers
+            seconds += work.rounds * _WEAVING + self._weaving(work, machine)
         return seconds
+
+    def _weaving(self, work: Work, machine: Machine) -> float:
+        """Return the seconds that it takes to bring the phases together, row by row."""
+        p = work.problem
+        rows = math.prod(p.x_shape[:-1])
+        vectors = rows * -(-p.x_shape[-1] * work.size // machine.vector_bytes)
+        computing = (rows * _ROW_CYCLES + vectors * _WEAVE_CYCLES) / machine.hertz
+        return (computing + machine.moving(math.prod(p.x_shape) * work.size, rows)) / work.workers
 
     def _turning(self, work: Work, machine: Machine) -> float:
         """Return the seconds that it takes to turn and pack the weight, beyond what the forward convolutions take."""
@@ -79,7 +87,7 @@ class Dgrad(Algorithm):
         elements = work.weight_bytes / work.size
         taps = math.prod(work.problem.kernel_size)
         cycles = elements * (_FILTER_CYCLES / taps if work.whole and 1 < taps <= work.lanes else _PICK_CYCLES)
-        seconds = _OVERHEAD + cycles / machine.hertz / work.workers
+        seconds = _TURNING + cycles / machine.hertz / work.workers
         if work.rounds > 1:
             seconds += sum(_packing_seconds(self.forward, forward, machine) for forward in work.forward)
         return seconds

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.direct.work import Work
@@ -9,11 +11,10 @@ from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 8e-6
+_OVERHEAD = 3e-6
 _EFFICIENCY = 0.97
-_PACK_RATE = 1.5e9  # weights a second
 # Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
-_EXPOSED = 0.1
+_EXPOSED = 0.25
 
 
 class Direct(Algorithm):
@@ -36,9 +37,12 @@ class Direct(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
-        packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
+        packing = 0.0
+        if not work.problem.prepacked:
+            packing = max(work.pack_cycles / machine.hertz, machine.moving(2 * work.packed_size * work.size))
         computing = work.cycles / machine.hertz / _EFFICIENCY
-        moving = machine.moving(work.bytes)
+        weight = math.prod(problem.w_shape) * problem.itemsize
+        moving = machine.moving(work.bytes - weight) + machine.reading(weight)
         # Every second element of many short rows, read where it is: nothing fetches it ahead.
         scattered = not work.staged and problem.stride[-1:] > (1,) and problem.layout == "channels_first"
         together = max(computing, moving) + (1.0 if scattered else _EXPOSED) * min(computing, moving)

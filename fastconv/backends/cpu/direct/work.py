@@ -19,8 +19,10 @@ _LINE = 64  # bytes of a cache line
 # Pixels so many bytes apart contend for the same two sets of a first-level cache.
 _CROWDED = 2048
 
-# Cycles that a vector of a slab takes.
-_FILL = 8
+# Cycles that a vector of a slab takes, a line of it, and a unit of work.
+_FILL, _FILL_LINE, _UNIT = 10.0, 35.0, 200.0
+# Cycles of a vector that is packed, beside its shuffles.
+_PACK = 6.0
 
 # Cycles before a sum is added to again: the four of a multiply-add, and a little, since none starts just in time.
 _LATENCY = 4.5
@@ -204,8 +206,30 @@ class Work(ConvWork):
     def cycles(self) -> float:
         """Cycles on one core: all tiles, and the filling of slabs."""
         outer = self.images * self.problem.groups * self.axes[0].out
-        filled = self.bands * self.parts * self.slab_bytes(self.band) / self.size
-        return outer * (self.terms * self.step_cycles + filled * _FILL / self.lanes)
+        units = self.bands * self.parts
+        filling = 0.0
+        if self.staged:
+            lines = self.chunks * self.axes[0].extent(1) * self.axes[1].extent(self.band)
+            filling = lines * _FILL_LINE + self.slab_bytes(self.band) / self.size * _FILL / self.lanes
+        return outer * (self.terms * self.step_cycles - self._unstored_cycles + units * (_UNIT + filling))
+
+    @property
+    def pack_cycles(self) -> float:
+        """Cycles of packing the weight: squares are turned, whole or not."""
+        squares = -(-self.inputs * self.taps // self.lanes) * -(-self.outputs // self.lanes)
+        return self.problem.groups * squares * self.lanes * (math.log2(self.lanes) + _PACK)
+
+    @property
+    def _unstored_cycles(self) -> float:
+        """Cycles that `choose_tile` counts for storing channels of the last vector that do not exist."""
+        rows, cols = (
+            -(-size // part) for size, part in zip(self.output, (self.tile.rows, self.tile.cols), strict=True)
+        )
+        squares = rows * cols * -(-self.tile.rows * self.tile.cols // self.lanes)
+        last = self.outputs % self.lanes or self.lanes
+        # What of the turning leads to the channels that there are.
+        needed = sum(min(self.lanes, last << level) for level in range(self.lanes.bit_length() - 1))
+        return squares * (_square_cycles(self.lanes) - needed - 1.5 * last)
 
 
 def _lines(size: int) -> int:

@@ -24,10 +24,13 @@ _LINE = 64
 _MOST_CHANNELS = 8
 # The share of the second-level cache that a slab and its sums take.
 _SHARE = 8
+# What of the sums stays in the first-level cache, and bytes a cycle from the second.
+_NEAR, _L2_RATE = 24 << 10, 32
+# Cycles for a unit of work, and for a row of a channel on its way into a slab or out of the sums.
+_UNIT, _ROW = 60.0, 3.0
 # Cycles for a vector that is copied into a slab, split by phase, gathered (for each element), or stored from the sums;
-# for one that is turned on its way into or out of channels that are neighbours. Measured on 512-bit vectors from
-# the third-level cache.
-_COPY, _SPLIT, _GATHER, _STORE, _TURN = 7.0, 9.0, 6.0, 5.0, 10.0
+# for one that is turned on its way into or out of channels that are neighbours. Measured on 512-bit vectors.
+_COPY, _SPLIT, _GATHER, _STORE, _TURN = 3.0, 5.0, 6.0, 2.5, 10.0
 
 
 class Tile(NamedTuple):
@@ -184,19 +187,41 @@ class Work(ConvWork):
         return self.problem.n * self.bundles * self.bands
 
     @property
+    def moved(self) -> float:
+        """Bytes that come from memory and go there: rows that bands share come again if the cache forgot them."""
+        again = self.bands * self.rows.extent(self.band) / self.rows.size - 1
+        read = math.prod(self.problem.x_shape) * self.problem.itemsize
+        return self.problem.bytes + (read * max(0.0, again) if self.input_bytes(self.band) > self.cache else 0.0)
+
+    @property
+    def _heights(self) -> int:
+        """Rows of a channel that a band reads."""
+        kernel, stride = self.rows.kernel, self.rows.stride
+        return self.rows.extent(self.band) if kernel >= stride else self.band * kernel
+
+    @property
+    def rows_read(self) -> int:
+        """Rows of channels that are copied into slabs."""
+        return self.units * self.bundle * self.inputs * self._heights
+
+    @property
     def cycles(self) -> float:
         """Cycles on one core: the sums, and vectors on their way into slabs and out of the sums."""
         p = self.problem
         groups = p.n * self.bundles * self.bundle * self.bands
-        lines_in = self.inputs * self.rows.extent(self.band) * self.cols.stride * self.phase_vectors
-        lines_out = self.outputs * self.band * -(-self.cols.out // self.lanes)
+        rows_in, rows_out = self.inputs * self._heights, self.outputs * self.band
+        into = rows_in * self.cols.stride * self.phase_vectors
+        out = rows_out * -(-self.cols.out // self.lanes)
+        moving = _ROW * (rows_in + rows_out)
+        if self.sums_bytes > _NEAR:
+            moving += out * self.simd.vector_bytes / _L2_RATE
         if p.layout == "channels_last":
-            moving = _TURN * (lines_in + lines_out)
+            moving = _TURN * (into + out)
         elif self.cols.mode == "zeros" and self.cols.stride <= 2:
-            moving = (_COPY if self.cols.stride == 1 else _SPLIT) * lines_in + _STORE * lines_out
+            moving += (_COPY if self.cols.stride == 1 else _SPLIT) * into + _STORE * out
         else:
-            moving = _GATHER * self.lanes * lines_in + _STORE * lines_out
-        return groups * (self.terms * self.step_cycles + moving)
+            moving += _GATHER * self.lanes * into + _STORE * out
+        return groups * (self.terms * self.step_cycles + moving) + self.units * _UNIT
 
 
 def _whole(size: int) -> int:

@@ -8,10 +8,8 @@ from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 12e-6
-_PACK_RATE = 1e9  # weights a second
-# Of the shorter of computing and moving, what is not hidden behind the other: lines are copied before they are used.
-_EXPOSED = 0.75
+_OVERHEAD = 3e-6
+_PACK_RATE = 1.5e9  # weights a second
 
 
 class Planes(Algorithm):
@@ -44,9 +42,9 @@ class Planes(Algorithm):
         work = Work.of(problem)
         packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
         computing = work.cycles / machine.hertz
-        moving = machine.moving(work.bytes)
-        together = max(computing, moving) + _EXPOSED * min(computing, moving)
-        return _OVERHEAD + packing + together / min(work.workers, work.units)
+        # Lines are copied before they are used: nothing hides behind anything else.
+        moving = machine.moving(work.moved, work.pieces)
+        return _OVERHEAD + packing + (computing + moving) / min(work.workers, work.units)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.planes.run import PlanesRunner

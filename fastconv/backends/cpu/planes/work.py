@@ -6,6 +6,7 @@ import itertools
 import math
 from functools import cached_property
 
+from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.registers import Simd
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
@@ -20,6 +21,11 @@ _LINE = 64
 _L2_RATE = 32
 # bytes of a cache line
 _NEAR = 1 << 14  # half of a first-level cache
+
+# Cycles of a vector that is stored, of a tile beside its terms, and of a unit of work.
+_STORE, _TILE, _UNIT = 1.0, 22.0, 150.0
+# Cycles of a line that is copied into the slab, a vector of it, one that is taken apart, and a column of padding.
+_ROW, _COPY, _SPLIT, _PAD = 9.0, 3.5, 12.0, 6.0
 
 # Output channels and vectors of columns that a tile may have.
 _CHANNELS, _VECTORS = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 5, 6, 7)
@@ -52,8 +58,8 @@ class Work(ConvWork):
         if self._read_bytes > _NEAR:
             step = max(step, vectors * self.simd.vector_bytes / _L2_RATE)
         tiles = self.blocks(rows) * -(-self.width.out // (vectors * self.lanes))
-        # Stores cross lines, too, and wait for memory.
-        return tiles * (self.terms * step + 6 * sums + 20)
+        # Stores cross lines, too.
+        return tiles * (self.terms * step + _STORE * sums + _TILE)
 
     @property
     def _read_bytes(self) -> int:
@@ -114,9 +120,29 @@ class Work(ConvWork):
         return -(-(self.problem.ic * self.steps(self.band)[0] + beyond) // _LINE) * _LINE
 
     @property
+    def _lines(self) -> int:
+        """Lines that are copied into slabs."""
+        heights = self.height.extent(self.band)
+        return self.problem.n * self.problem.ic * self.depth.out * self.depth.extent(1) * self.bands * heights
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of memory that lie apart: lines of the input, and of the output, channel by channel."""
+        p = self.problem
+        return self._lines + p.n * p.oc * self.depth.out * self.height.out * -(-self.width.out // self.span)
+
+    @property
+    def moved(self) -> float:
+        """Bytes that come from memory and go there: lines that bands share come again if the cache forgot them."""
+        again = self._lines * self.width.size * self.size - math.prod(self.problem.x_shape) * self.size
+        return self.problem.bytes + (max(0, again) if self.slab_bytes > self.cache else 0)
+
+    @property
     def cycles(self) -> float:
         """Cycles on one core, the copy into the slab included."""
-        p = self.problem
-        lines = p.n * p.ic * self.depth.out * self.depth.extent(1) * self.bands * self.height.extent(self.band)
-        fill = lines * (20 + 4 * self.width.extent(self.width.out) / self.lanes)
-        return p.n * self.depth.out * self.height.out * self._cycles(self.rows, self.vectors) + fill
+        p, width = self.problem, self.width
+        first, last = inside(width)
+        vectors = (last - first) / self.lanes * (_COPY if self.phases == 1 else _SPLIT)
+        fill = self._lines * (_ROW + vectors + _PAD * (width.extent(width.out) - last + first))
+        tiles = p.n * self.depth.out * self.height.out * self._cycles(self.rows, self.vectors)
+        return tiles + fill + self.units * _UNIT

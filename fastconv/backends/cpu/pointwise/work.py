@@ -18,13 +18,15 @@ ROWS_ARE_CHANNELS, LANES_ARE_CHANNELS, TURNED = range(3)
 
 _LATENCY = 4  # cycles before a sum can be added to again
 _CALL = 60  # cycles of a tile's beginning and end
-_IMAGE = 300  # cycles of finding the place of an image and a group
+_IMAGE = 50  # cycles of finding the place of an image and a group
 _EVEN = 0.95  # which share of their time all workers should have something to do
 # Cycles to copy a piece of a row of pixels of a channel, of which not all are read.
 _ROW = 10.0
 # Of the shorter of computing and moving, what is not hidden behind the other: panels are made before they are used.
-_EXPOSED = 0.75
-_OVERHEAD = 5e-6
+_EXPOSED = 0.5
+_OVERHEAD = 3e-6
+# Cycles of finding the place of a tile, and of a piece of a row that it takes, in all channels.
+_BEGIN, _PIECE = 55.0, 100.0
 TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
 
@@ -212,10 +214,26 @@ class Work(ConvWork):
         taken = TABLE_BYTES + self.band * self.panel_bytes + 4 * self.simd.vector_bytes
         return -(-taken // 64) * 64
 
+    @property
+    def cycles(self) -> float:
+        """Cycles of the whole problem: what `tile_cycles` ranks tiles by, and what no choice of them changes."""
+        tiles = self.images * self.problem.groups * self.tile.cut.pieces
+        begin = self.tile.blocks * _BEGIN
+        if self.pieces:
+            begin += _PIECE * (self.tile.cut.size * self.tile.unit / self.axes[2].out + 1)
+        return self.tile_cycles(self.tile) + tiles * begin
+
+    @property
+    def pieces(self) -> float:
+        """Rows of channels that lie apart."""
+        if self.problem.layout == "channels_last" or self.problem.input_size == self.problem.output_size:
+            return 0.0
+        return float(self.problem.n * self.problem.ic * math.prod(axis.out for axis in self.axes[:-1]))
+
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
         packing = 0.0 if self.problem.prepacked else machine.moving(2 * self.packed_size * self.size)
-        moving = machine.moving(self.bytes)
-        computing = self.tile_cycles(self.tile) / machine.hertz
+        moving = machine.moving(self.problem.bytes, self.pieces)
+        computing = self.cycles / machine.hertz
         together = max(computing, moving) + _EXPOSED * min(computing, moving)
         return _OVERHEAD + packing + together / (self.workers * self._balance(self.parts))

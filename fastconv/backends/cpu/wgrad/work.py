@@ -25,7 +25,14 @@ _RUN = 96
 # Cycles: of an element that is transposed, or copied; of starting a tile; of a multiply-add's result.
 _TURN_CYCLES, _COPY_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.2, 40, 4
 # Seconds of a call, and of a chunk's launches.
-_OVERHEAD, _LAUNCH = 8e-6, 3e-6
+_OVERHEAD, _LAUNCH = 6e-6, 5e-6
+# Channels so many bytes apart share a set of a first-level cache, which has so many places; cycles to fetch a line
+# from the second level.
+_WAY, _PLACES, _LINE_CYCLES = 4096, 8, 2.0
+# Cycles for a vector that another core has packed.
+_SHARED_CYCLES = 20.0
+# Of the shorter of packing and moving, what is not hidden behind the other.
+_EXPOSED = 0.5
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
 
@@ -241,10 +248,20 @@ class Work(ConvWork):
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
         uneven = -(-self.units // self.workers) * self.workers / self.units
-        computing = (self._sum_cycles() * uneven + self._move_cycles()) / machine.hertz / self.workers
-        # dw is written once; what the cache does not hold is waited for.
         dw = math.prod(self.problem.w_shape) * self.problem.itemsize
-        return _OVERHEAD + _LAUNCH * self.count + computing + max(0, dw - self.cache) / machine.bandwidth
+        # x and dy are packed, but for an x that is read where it is.
+        moved = self.bytes - dw - (math.prod(self.problem.x_shape) * self.problem.itemsize if self.direct else 0)
+        turning, moving = self._move_cycles() / machine.hertz, machine.moving(max(0, moved - self.cache))
+        packing = max(turning, moving) + _EXPOSED * min(turning, moving)
+        computing = self._sum_cycles() * uneven / machine.hertz
+        if self.direct:
+            computing = max(computing, machine.moving(self.bytes - dw - moved))
+        # Who sums is not who packed.
+        shared = self._packed_elements / self.lanes * (1 - 1 / self.workers)
+        packing += shared * _SHARED_CYCLES / machine.hertz
+        # What of dw the cache does not hold is waited for.
+        waiting = max(0, dw - self.cache) / machine.bandwidth
+        return _OVERHEAD + _LAUNCH * self.count + (computing + packing) / self.workers + waiting
 
     def _sum_cycles(self) -> float:
         """Return the cycles of the micro-kernel on one core."""
@@ -255,18 +272,26 @@ class Work(ConvWork):
         near = self.pixels_at_once
         line = cols * rows if self.direct or cols * rows < near else cols * max(1, near // cols)
         pieces = max(pixels / near, self.count, self.problem.n / max(1, near // min(line, near)))
+        # Channels that are read where they are, and push one another out before the next pixel.
+        plane = math.prod(self.problem.input_size) * self.size
+        apart = self.direct and self.problem.layout == "channels_first" and plane % _WAY == 0
+        far = tile.cols * _LINE_CYCLES if apart and tile.cols > _PLACES else 0.0
         cycles = 0.0
         for count, vectors in ((self.kblocks - 1, tile.vectors), (1, tile.tail)):
             held = tile.cols * vectors
             loads = 2 * tile.cols if self.spread else tile.cols + vectors
-            step = max(held / fma, loads / 2, _LATENCY) + 1
+            step = max(held / fma, loads / 2, far, _LATENCY) + 1
             cycles += count * (pixels * step + pieces * (2 * held + _TILE_CYCLES))
         return self.groups * self.cblocks * self.tiles * cycles
 
+    @property
+    def _packed_elements(self) -> int:
+        """Elements of packed x and dy."""
+        dy = self.problem.n * math.prod(self.problem.output_size) * self.groups * self.kblocks * self.block
+        x = 0 if self.direct else self.groups * self.cblocks * self.slab_block(self.chunk) * self.count // self.size
+        return dy + x
+
     def _move_cycles(self) -> float:
         """Return the cycles of packing x and dy and of storing dw on one core."""
-        dy = self.problem.n * math.prod(self.problem.output_size) * self.groups * self.kblocks * self.block
-        chunk = self.chunk
-        x = 0 if self.direct else self.groups * self.cblocks * self.slab_block(chunk) * self.count / self.size
         dw = math.prod(self.problem.w_shape)
-        return _TURN_CYCLES * (dy + x) + (_COPY_CYCLES if self.turned else _TURN_CYCLES) * dw
+        return _TURN_CYCLES * self._packed_elements + (_COPY_CYCLES if self.turned else _TURN_CYCLES) * dw

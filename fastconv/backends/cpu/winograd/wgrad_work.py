@@ -31,8 +31,8 @@ _STEP, _IN_FLIGHT, _BEGIN = 0.5, 4, 20.0
 _OF_X, _OF_DY, _OF_SUMS = 4.5, 4.0, 4.5
 # Beside the shuffles, when a square is transposed.
 _TURN = 2.0
-# Cycles for a vector from beyond the core's own cache.
-_FAR_CYCLES = 2.0
+# Cycles for a vector from beyond the core's own cache, and from that of another core.
+_FAR_CYCLES, _SHARED_CYCLES = 2.0, 20.0
 
 
 class Block(NamedTuple):
@@ -213,7 +213,9 @@ class Work(ConvWork):
         total: float = self.problem.groups * (enter + self.points * products + leave)
         units = self.kblocks * (self.parts if self.alone else self.points)
         uneven = -(-units // self.workers) / units
-        return float(total / self.simd.fma_per_cycle * max(uneven, 1 / self.workers))
+        # Who sums is not who transformed.
+        shared = self.problem.groups * self.points * moved * _SHARED_CYCLES * (1 - 1 / self.workers)
+        return float(total / self.simd.fma_per_cycle * max(uneven, 1 / self.workers) + shared / self.workers)
 
     @property
     def launches(self) -> int:
