@@ -22,6 +22,7 @@ _FIELDS = """
     inputs outputs              | channels of a group
     height wide less            | of a tile: output channels, outputs; outputs of the smaller one that ends a line
     tile0 tile1                 | the tiles, this and the smaller one
+    fill empty size             | who fills the slab, who stores the sums; bytes of an element
     groups bundle bundles       | groups; how many are done together
     oh ow bands band            | output sizes; bands of rows
     slab slab_bytes             | where the workers' slabs begin, and how far apart they are
@@ -206,44 +207,74 @@ def _unit(job, unit):
 
 
 @cache
-def loops(lanes: int, bits: int, turned: tuple[bool, bool]) -> Any:
-    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units.
+def filling(lanes: int, bits: int, turned: bool) -> Any:
+    """Return the compiled ``fill(job, unit, -, worker)``; ``turned``: channels are neighbours in the input."""
+    sources = fingerprint()
 
-    ``turned`` says of the input and of the output whether channels are neighbours there.
-    """
-    size = bits // 8
-    turned_x, turned_y = turned
+    @callback(task_type(JOB))
+    def fill(jobs, unit, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        slab = job.slab + worker * job.slab_bytes
+        x, _, row, _ = _unit(job, unit)
+        if turned:
+            _fill_turned(job, lanes, bits, slab, x, row)
+        else:
+            _fill_rows(job, lanes, bits, slab, x, row)
+
+    return fill
+
+
+@cache
+def emptying(lanes: int, bits: int, turned: bool) -> Any:
+    """Return the compiled ``empty(job, unit, -, worker)``; ``turned``: channels are neighbours in the output."""
+    sources = fingerprint()
+
+    @callback(task_type(JOB))
+    def empty(jobs, unit, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        sums = job.slab + worker * job.slab_bytes + job.sums
+        _, y, _, _ = _unit(job, unit)
+        if turned:
+            _empty_turned(job, lanes, bits, sums, y)
+        else:
+            _empty_rows(job, lanes, bits, sums, y)
+
+    return empty
+
+
+@cache
+def loops() -> Any:
+    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units."""
     sources = fingerprint()
 
     @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        jobs_array = carray(jobs, 1)
+        job = jobs_array[0]
         slab = job.slab + worker * job.slab_bytes
-        sums = slab + job.sums
-        _prepare(job, size, slab)
+        sums, step = slab + job.sums, job.wide * job.size
+        _prepare(job, job.size, slab)
         for unit in range(start, stop):
-            x, y, first_row, first = _unit(job, unit)
-            if turned_x:
-                _fill_turned(job, lanes, bits, slab, x, first_row)
-            else:
-                _fill_rows(job, lanes, bits, slab, x, first_row)
+            _, _, _, first = _unit(job, unit)
+            call(job.fill, (jobs_array.ctypes.data, unit, 0, worker))
             numbers = (job.band - 1) * job.pitch + job.ow
             for group in range(job.bundle):
                 base = slab + group * job.inputs * job.plane
                 for block in range(0, job.outputs, job.height):
                     channel = group * job.outputs + min(block, job.outputs - job.height)
                     w = job.w + (first + channel) * job.wk
-                    bias = job.bias + (first + channel) * size if job.bias else 0
+                    bias = job.bias + (first + channel) * job.size if job.bias else 0
                     source, target, left = base, sums + channel * job.line, numbers
                     while left > 0:
                         tile = job.tile0 if left > job.less else job.tile1
                         call(tile, (source, job.places, job.terms, w, job.wk, target, job.line, bias))
-                        source, target, left = source + job.wide * size, target + job.wide * size, left - job.wide
-            if turned_y:
-                _empty_turned(job, lanes, bits, sums, y)
-            else:
-                _empty_rows(job, lanes, bits, sums, y)
+                        source, target, left = source + step, target + step, left - job.wide
+            call(job.empty, (jobs_array.ctypes.data, unit, 0, worker))
 
     return run

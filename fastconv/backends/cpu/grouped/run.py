@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.cpu.axes import inside
-from fastconv.backends.cpu.grouped.loops import FIELDS, loops
+from fastconv.backends.cpu.grouped.loops import FIELDS, emptying, filling, loops
 from fastconv.backends.cpu.grouped.tile import compiled_tile
 from fastconv.backends.cpu.grouped.work import Work
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
@@ -80,6 +80,7 @@ class GroupedRunner(Runner):
         """Return what the loops know of the tiles, and who computes them."""
         work, tile = self.work, self.work.tile
         f = {"height": tile.channels, "wide": tile.vectors * work.lanes, "less": tile.less * work.lanes}
+        f["size"] = work.size
         for name, vectors in (("tile0", tile.vectors), ("tile1", tile.less)):
             form = (tile.channels, vectors, work.lanes, 8 * work.size, int(work.simd.fma))
             f[name] = compiled_tile(*form).address
@@ -103,5 +104,6 @@ class GroupedRunner(Runner):
         read_in_order = work.cols.mode == "zeros" and work.phases[1] <= 2 and xw == work.size
         f = {"xn": xn, "xc": xc, "xh": xh, "xw": xw, "yn": yn, "yk": yk, "yh": yh, "yw": yw}
         f |= {"pixelwise": int(not read_in_order)} | self._fields
-        compiled = loops(work.lanes, 8 * work.size, (reads_channels, writes_channels))
-        return f, compiled.address, None
+        form = (work.lanes, 8 * work.size)
+        f |= {"fill": filling(*form, reads_channels).address, "empty": emptying(*form, writes_channels).address}
+        return f, loops().address, None
