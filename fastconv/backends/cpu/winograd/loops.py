@@ -11,7 +11,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
+from numba import carray, from_dtype, types
 
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
@@ -38,6 +38,7 @@ _FIELDS = """
     bias activation             | addresses, 0 for none
     vectors tail                | vectors of output channels in a block, and in a group's last block
     product product_last        | addresses of the compiled products for either
+    enter leave points          | addresses of the compiled transforms; points of a tile
     blocks                      | blocks of output channels of a group
     down across all_rows        | rows of tiles of an image, tiles of a row, rows of tiles of all images
     rows cols                   | a block of tiles: rows, over image borders too, and tiles of a row
@@ -51,6 +52,7 @@ _FIELDS = """
 """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
+_POINTER = types.CPointer(from_dtype(JOB))
 
 
 @inlined
@@ -113,80 +115,85 @@ def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start
             transform_input(extent, lanes, bits, fused, source, job.slab_row, target + t * width, job.v_plane)
 
 
-@inlined
-def _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, channel, row, col):
-    """Transform the products of a block of tiles and output channels, and store."""
-    size = bits // 8
-    width = lanes * size
-    strip, strip_row = scratch + job.strip, job.cols * m * width
-    special = 0
-    for r in range(job.rows):
-        image, tile_row = (row + r) // job.down, (row + r) % job.down
-        columns = min(job.cols * m, job.ow - col * m)
-        for v in range(vectors):
-            first = (block * job.vectors + v) * lanes
-            channels = min(lanes, job.oc - first)
-            bias = job.bias + (channel + first) * size if job.bias else 0
-            source = scratch + (r * job.cols * vectors + v) * width
-            for i in range(min(m, job.oh - tile_row * m) if job.yw == size else 0):
-                for k in range(channels):
-                    y = job.y + image * job.yn + (channel + first + k) * job.yk
-                    y += (tile_row * m + i) * job.yh + col * m * job.yw
-                    for j in range(0, columns * size, 64):
-                        will_write(y + j)
-            for t in range(job.cols):
-                special |= transform_output(
-                    m, extent, lanes, bits, fused, source + t * vectors * width, job.m_plane,
-                    strip + t * m * width, strip_row, bias, channels, job.activation,
-                )  # fmt: skip
-            for i in range(min(m, job.oh - tile_row * m)):
-                y = job.y + image * job.yn + (channel + first) * job.yk
-                y += (tile_row * m + i) * job.yh + col * m * job.yw
-                if job.yw == size:
-                    for j in range(0, columns, lanes):
-                        scatter_lanes(
-                            lanes, bits, strip + i * strip_row + j * width, min(lanes, columns - j),
-                            y + j * size, job.yk, channels,
-                        )  # fmt: skip
-                else:
-                    for j in range(columns):
-                        copy_lanes(lanes, bits, strip + i * strip_row + j * width, y + j * job.yw, lanes, channels)
-    return special
+@cache
+def entering(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return the compiled `enter`, which is given the record's address."""
+    # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
+    sources = fingerprint()
 
+    @callback(types.void(_POINTER, *(types.int64,) * 7))
+    def run(jobs, v, scratch, group, row, col, start, stop):
+        if sources == 0:
+            return
+        enter(m, extent, lanes, bits, fused, carray(jobs, 1)[0], v, scratch, group, row, col, start, stop)
 
-@inlined
-def _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
-    """Multiply a block of tiles by a range of blocks of output channels, transform and store."""
-    points = extent**2
-    tiles, special = job.rows * job.cols, 0
-    for block in range(start, stop):
-        last = block == job.blocks - 1
-        w = job.w + (group * job.blocks + block) * job.wblock
-        call(job.product_last if last else job.product, (
-            points, tiles, job.chunks, job.chunk,
-            v, job.v_plane, w, job.wlast if last else job.wpoint, scratch, job.m_plane,
-        ))  # fmt: skip
-        vectors = job.tail if last else job.vectors
-        special |= _leave(m, extent, lanes, bits, fused, job, scratch, block, vectors, group * job.oc, row, col)
-    return special
+    return run
 
 
 @cache
-def loops(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
-    """Return the compiled loops for tiles of m outputs that read ``extent`` inputs along each axis.
+def leaving(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
+    """Return what is compiled to transform the products of a block of tiles and output channels, and to store."""
+    size = bits // 8
+    width = lanes * size
+    sources = fingerprint()
 
-    ``run(job, start, stop, worker)`` does a range of units.
-    """
-    # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
+    @callback(types.void(_POINTER, *(types.int64,) * 6))
+    def run(jobs, scratch, block, vectors, channel, row, col):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        strip, strip_row = scratch + job.strip, job.cols * m * width
+        special = 0
+        for r in range(job.rows):
+            image, tile_row = (row + r) // job.down, (row + r) % job.down
+            columns = min(job.cols * m, job.ow - col * m)
+            for v in range(vectors):
+                first = (block * job.vectors + v) * lanes
+                channels = min(lanes, job.oc - first)
+                bias = job.bias + (channel + first) * size if job.bias else 0
+                source = scratch + (r * job.cols * vectors + v) * width
+                for i in range(min(m, job.oh - tile_row * m) if job.yw == size else 0):
+                    for k in range(channels):
+                        y = job.y + image * job.yn + (channel + first + k) * job.yk
+                        y += (tile_row * m + i) * job.yh + col * m * job.yw
+                        for j in range(0, columns * size, 64):
+                            will_write(y + j)
+                for t in range(job.cols):
+                    special |= transform_output(
+                        m, extent, lanes, bits, fused, source + t * vectors * width, job.m_plane,
+                        strip + t * m * width, strip_row, bias, channels, job.activation,
+                    )  # fmt: skip
+                for i in range(min(m, job.oh - tile_row * m)):
+                    y = job.y + image * job.yn + (channel + first) * job.yk
+                    y += (tile_row * m + i) * job.yh + col * m * job.yw
+                    if job.yw == size:
+                        for j in range(0, columns, lanes):
+                            scatter_lanes(
+                                lanes, bits, strip + i * strip_row + j * width, min(lanes, columns - j),
+                                y + j * size, job.yk, channels,
+                            )  # fmt: skip
+                    else:
+                        for j in range(columns):
+                            copy_lanes(lanes, bits, strip + i * strip_row + j * width, y + j * job.yw, lanes, channels)
+        if special:
+            job.special = 1
+
+    return run
+
+
+@cache
+def loops() -> Any:
+    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units."""
     sources = fingerprint()
 
     @callback(task_type(JOB))
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        jobs_array = carray(jobs, 1)
+        job, where = jobs_array[0], jobs_array.ctypes.data
         v, scratch = job.v + worker * job.v_bytes, job.scratch + worker * job.scratch_bytes
-        whole = job.stage == 0
+        tiles, whole = job.rows * job.cols, job.stage == 0
         for unit in range(start if whole else job.unit, stop if whole else job.unit + 1):
             group = unit // (job.col_bands * job.row_bands)
             # The last blocks overlap the ones before: what is computed twice comes out the same.
@@ -194,10 +201,18 @@ def loops(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
             col = min(unit % job.col_bands * job.cols, job.across - job.cols)
             if job.stage != 2:
                 first, end = (0, job.rows * job.chunks) if whole else (start, stop)
-                enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, first, end)
-            if job.stage != 1:
-                first, end = (0, job.blocks) if whole else (start, stop)
-                if _finish(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, first, end):
-                    job.special = 1
+                call(job.enter, (where, v, scratch, group, row, col, first, end))
+            if job.stage == 1:
+                continue
+            first, end = (0, job.blocks) if whole else (start, stop)
+            for block in range(first, end):
+                product, plane, vectors = job.product, job.wpoint, job.vectors
+                if block == job.blocks - 1:
+                    product, plane, vectors = job.product_last, job.wlast, job.tail
+                w = job.w + (group * job.blocks + block) * job.wblock
+                call(product, (
+                    job.points, tiles, job.chunks, job.chunk, v, job.v_plane, w, plane, scratch, job.m_plane,
+                ))  # fmt: skip
+                call(job.leave, (where, scratch, block, vectors, group * job.oc, row, col))
 
     return run

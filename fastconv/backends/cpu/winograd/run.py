@@ -39,7 +39,7 @@ class Runner:
         self.work = work
         kind = (work.lanes, 8 * work.size, int(work.simd.fma))
         self._kind = kind
-        self._loops = loops.loops(work.m, work.extent, *kind).address
+        self._loops = loops.loops().address
         self._products = [products(work.tile.cols, vectors, *kind) for vectors in (work.tile.vectors, work.tile.tail)]
         self._activation = np.array(FUSED.get(work.problem.activation or "", (0, 0, 0)), work.problem.dtype)
         # The loops look at these by address.
@@ -139,6 +139,8 @@ class Runner:
         f |= {"oh": work.problem.oh, "ow": work.problem.ow}
         f |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
         f |= dict(zip(("product", "product_last"), (p.address for p in self._products), strict=True))
+        f |= {"enter": loops.entering(work.m, work.extent, *self._kind).address, "points": work.extent**2}
+        f["leave"] = loops.leaving(work.m, work.extent, *self._kind).address
         f |= {"table_h": table_h.ctypes.data, "table_w": table_w.ctypes.data}
         f |= {"before": first, "first": first, "last": last}
         f |= {"blocks": work.blocks, "rows": block.rows, "cols": block.cols}
