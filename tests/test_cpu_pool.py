@@ -194,7 +194,6 @@ def test_refusals_name_the_reason():
     def reason(text, **changes):
         return POOL.refuses(parse_problem(text).replace(**changes))
 
-    assert "norms of 1 and 2" in reason("lp_pool2d n1 c1 i8 k2 norm3")
     assert "forward" in reason("max_pool2d n1 c1 i8 k2", direction="dgrad")
     assert "dilated" in GRADIENT.refuses(parse_problem("avg_pool2d:dgrad n1 c1 i8 k2 d2"))
     assert "convolutions" in GRADIENT.refuses(parse_problem("conv2d n1 c1 i8 oc1 k3"))

@@ -34,8 +34,6 @@ class Pool(Algorithm):
             return "computes forward only"
         if problem.kind in ("max_unpool", "unfold"):
             return f"reduces windows, which {problem.kind} does not"
-        if problem.kind == "lp_pool" and problem.norm_type not in (1, 2):
-            return f"takes norms of 1 and 2, not {problem.norm_type:g}"
         if max(math.prod(problem.input_size), *problem.input_size) > _LARGEST:
             return "counts the elements of a map in 32 bits"
         return None

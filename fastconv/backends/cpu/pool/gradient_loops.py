@@ -56,7 +56,7 @@ def _weigh(lanes, format, wide, job, y, target):
             pool_row(
                 SUM, 1, 1, 1, 0, 0, lanes, format, wide,
                 y + d * job.yd + h * job.yh, 1, 0, 1, 0, 0, job.ow, 0, 0, 0, 0,
-                target + row * job.ow * job.wide, 0, job.ow, job.scale + row * job.wide, 0,
+                target + row * job.ow * job.wide, 0, job.ow, job.scale + row * job.wide, 0, 0,
             )  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def averages(kernel: int, stride: int, lanes: int, format: int) -> Any:
                     pool_row(
                         SUM, 1, 1, 0, 0, 0, lanes, wide, wide,
                         y + d0 * yd + h0 * yh, nd, yd, nh, yh, 0, job.ow, 0, 0, 0, 0,
-                        line, 0, job.ow, scale, job.scales,
+                        line, 0, job.ow, scale, job.scales, 0,
                     )  # fmt: skip
                     last_h, last_n = h0, nh
                 if kernel >= 0:
@@ -112,7 +112,7 @@ def averages(kernel: int, stride: int, lanes: int, format: int) -> Any:
                         pool_line(
                             SUM, 0, 0, lanes, format,
                             line, 0, job.from_w + 8 * w, job.reads_w + 8 * w, job.most, 1,
-                            x + h * job.xh + w * job.item, 0, min(lanes, job.width - w), job.one, 0,
+                            x + h * job.xh + w * job.item, 0, min(lanes, job.width - w), job.one, 0, 0,
                         )  # fmt: skip
 
     return run
@@ -264,7 +264,7 @@ def _narrow(lanes, format, wide, job, source, target, count):
     """Copy neighbouring sums to where they are stored."""
     pool_row(
         SUM, 1, 1, 1, 0, 0, lanes, wide, format,
-        source, 1, 0, 1, 0, 0, count, 0, 0, 0, 0, target, 0, count, job.one, 0,
+        source, 1, 0, 1, 0, 0, count, 0, 0, 0, 0, target, 0, count, job.one, 0, 0,
     )  # fmt: skip
 
 
