@@ -197,7 +197,6 @@ def test_refusals_name_the_reason():
     assert "forward" in reason("max_pool2d n1 c1 i8 k2", direction="dgrad")
     assert "dilated" in GRADIENT.refuses(parse_problem("avg_pool2d:dgrad n1 c1 i8 k2 d2"))
     assert "convolutions" in GRADIENT.refuses(parse_problem("conv2d n1 c1 i8 oc1 k3"))
-    assert "norms" in GRADIENT.refuses(parse_problem("lp_pool2d n1 c1 i8 k2").replace(direction="dgrad"))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])

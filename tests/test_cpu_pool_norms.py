@@ -14,7 +14,7 @@ from fastconv.backends.cpu.pool.power import raised
 from fastconv.backends.cpu.simd import Emitter
 from fastconv.notation import parse_problem
 
-POOL = registry.find("numba/pool")
+POOL, GRADIENT = registry.find("numba/pool"), registry.find("numba/pool_gradient")
 
 # A vector that every width divides.
 LANES = 4
@@ -91,4 +91,22 @@ def test_powers_with_other_vectors(vectors):
 @pytest.mark.parametrize("text", SHAPES)
 def test_norms(text, dtype):
     if dtype == "float32" or text in SHAPES[:2]:
-        testing.check_problem(POOL, parse_problem(text).replace(dtype=dtype))
+        problem = parse_problem(text).replace(dtype=dtype)
+        testing.check_problem(POOL, problem)
+        testing.check_problem(GRADIENT, problem.replace(direction="dgrad"))
+
+
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("norm", ["norm1", "norm2", "norm3", "norm0.5"])
+def test_gradients_where_the_norm_has_none(norm, layout):
+    """Where a norm is zero, and where no window reads; elements that are not finite have what the reference says."""
+    problem = parse_problem(f"lp_pool2d:dgrad n1 c3 i8 k2 s3 {norm}").replace(layout=layout)
+    forward = problem.replace(direction="fprop")
+    dy, x, _ = testing.random_inputs(problem)
+    x = np.abs(x)
+    x[:, :, :3] = 0
+    x[0, 0, 2, 2], x[0, 0, 7, 7], x[0, 1, 5, 5], x[0, 2, 4, 4] = np.nan, np.inf, np.nan, np.inf
+    x = testing.laid_out(problem.inputs[1], layout, x)
+    inputs = (dy, x, testing.run(registry.find("reference/windows"), forward, (x,))[0])
+    (result,) = testing.run(GRADIENT, problem, inputs)
+    testing.compare(problem, (result,), testing.exact(problem, inputs), GRADIENT.error_bound(problem))

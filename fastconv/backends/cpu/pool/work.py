@@ -23,8 +23,8 @@ _VECTORS = 4
 FEW = 8
 # Cycles of another power of an element, as it is computed: by polynomials, and by the C library. Those of a square root
 # of a vector.
-_POWER = {4: 6.0, 8: 35.0}
-_ROOT = 10.0
+POWER = {4: 6.0, 8: 35.0}
+ROOT = 10.0
 
 
 class Work:
@@ -137,7 +137,7 @@ class Work:
         p = self.problem
         pace = 2 / self.simd.fma_per_cycle
         watch = 0.5 if p.is_max else self._power_cycles
-        root = {"any_norm": _POWER[self.size] * self.lanes, "norm": _ROOT}.get(self.op, 0.0) * pace
+        root = {"any_norm": POWER[self.size] * self.lanes, "norm": ROOT}.get(self.op, 0.0) * pace
         outer = p.n * p.c * self.output[0]
         rows, width = self.kernel[0] * self.kernel[1], self.axes[2].size
         lookup = 3.0 * self.indexed
@@ -164,4 +164,4 @@ class Work:
         if self.op != "any_norm":
             return 0.0
         exponent = self.problem.norm_type
-        return exponent / 2 if exponent.is_integer() and exponent <= FEW else _POWER[self.size] * self.lanes
+        return exponent / 2 if exponent.is_integer() and exponent <= FEW else POWER[self.size] * self.lanes
