@@ -60,7 +60,7 @@ def _weigh(norm, fused, lanes, format, job, y, count, d0, nd, h0, nh, scales, li
 
 @cache
 def averages(kernel: int, stride: int, norm: int, fused: int, lanes: int, format: int) -> Any:
-    """Return compiled loops of an average's or a norm's gradient: ``run(job, start, stop, worker)`` does some units.
+    """Return compiled loops of gradients of averages and norms: ``run(job, start, stop, worker)`` does some units.
 
     Kernel and stride are those of the columns: 0 and 0 if there is one window, -1 for windows of any kind.
     """

@@ -98,9 +98,10 @@ class GradientWork:
     @property
     def norm(self) -> int:
         """Which norm the gradient is of: 0 for none, the exponents 1 and 2, 3 for any other."""
+        exponent = self.problem.norm_type
         if self.problem.kind != "lp_pool":
             return 0
-        return {1: 1, 2: 2}.get(self.problem.norm_type, 3)
+        return int(exponent) if exponent in (1, 2) else 3
 
     @property
     def _is_tiled(self) -> bool:
