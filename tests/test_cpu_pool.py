@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fastconv import registry, testing
+from fastconv.backends.cpu.pool import gradient_work
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
 from fastconv.backends.cpu.pool.windows import cover, lifted, runs, scales, span
 from fastconv.backends.cpu.pool.work import Work
@@ -105,6 +106,16 @@ def test_every_family_in_every_layout(algorithm, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_sums_of_a_half_format_in_little_scratch(layout, monkeypatch):
+    """Large maps: one plane at a time, or few channels."""
+    monkeypatch.setattr(gradient_work, "_SUMS", 1 << 10)
+    problem = parse_problem("max_pool2d:dgrad n2 c70 i9 kh3 kw2 s1").replace(layout=layout, dtype="float16")
+    work = GradientWork(problem, simd(), 1)
+    assert work.apart and (work.bands if work.last else work.planes) == (2 if work.last else 1)
+    testing.check_problem(GRADIENT, problem)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("text", [text for text in MORE if "max" in text])
 @pytest.mark.parametrize("rare", [np.nan, -np.inf, 0.0])
 def test_special_values_and_ties(text, layout, rare):
@@ -142,7 +153,7 @@ def test_nothing_is_written_beside_the_results(problem):
         buffers.append((buffer, edge, size))
     algorithm.plan(problem).run(inputs, tuple(outputs))
     for (buffer, edge, size), output, result in zip(buffers, outputs, expected, strict=True):
-        assert np.array_equal(output, result)
+        assert np.array_equal(output, result, equal_nan=True)
         assert (buffer[:edge] == 77).all() and (buffer[edge + size :] == 77).all()
 
 
@@ -156,7 +167,7 @@ def test_threads_do_not_change_a_bit(problem):
         alone = testing.run(algorithm, problem, inputs)
     with options(threads=2):
         for first, second in zip(alone, testing.run(algorithm, problem, inputs), strict=True):
-            assert np.array_equal(first, second)
+            assert np.array_equal(first, second, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -194,11 +205,9 @@ def test_refusals_name_the_reason():
     def reason(text, **changes):
         return POOL.refuses(parse_problem(text).replace(**changes))
 
-    assert "norms of 1 and 2" in reason("lp_pool2d n1 c1 i8 k2 norm3")
     assert "forward" in reason("max_pool2d n1 c1 i8 k2", direction="dgrad")
     assert "dilated" in GRADIENT.refuses(parse_problem("avg_pool2d:dgrad n1 c1 i8 k2 d2"))
     assert "convolutions" in GRADIENT.refuses(parse_problem("conv2d n1 c1 i8 oc1 k3"))
-    assert "norms" in GRADIENT.refuses(parse_problem("lp_pool2d n1 c1 i8 k2").replace(direction="dgrad"))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])

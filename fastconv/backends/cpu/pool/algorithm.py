@@ -34,8 +34,6 @@ class Pool(Algorithm):
             return "computes forward only"
         if problem.kind in ("max_unpool", "unfold"):
             return f"reduces windows, which {problem.kind} does not"
-        if problem.kind == "lp_pool" and problem.norm_type not in (1, 2):
-            return f"takes norms of 1 and 2, not {problem.norm_type:g}"
         if max(math.prod(problem.input_size), *problem.input_size) > _LARGEST:
             return "counts the elements of a map in 32 bits"
         return None
@@ -65,10 +63,8 @@ class PoolGradient(Algorithm):
             return "solves pools, not convolutions"
         if problem.kind == "unfold" or (problem.direction == "fprop" and problem.kind != "max_unpool"):
             return "computes gradients of pools, and unpools"
-        if problem.kind == "lp_pool":
-            return "takes maxima and averages, not norms"
-        if "avg" in problem.kind and not all(map(dense, lifted(problem))):
-            return "takes averages of neighbours, not of dilated windows"
+        if _gradient(problem).shares and not all(map(dense, lifted(problem))):
+            return "takes averages and norms of neighbours, not of dilated windows"
         if max(math.prod(problem.input_size), *problem.input_size) > _LARGEST:
             return "counts the elements of a map in 32 bits"
         return None

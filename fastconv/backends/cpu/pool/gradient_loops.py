@@ -12,6 +12,7 @@ from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, word
 from fastconv.backends.cpu.pool.block import route_block
+from fastconv.backends.cpu.pool.cover import cover_columns, weigh_rows
 from fastconv.backends.cpu.pool.gradient_work import WAYS
 from fastconv.backends.cpu.pool.loops import split
 from fastconv.backends.cpu.pool.maps import spread_rows
@@ -19,7 +20,7 @@ from fastconv.backends.cpu.pool.pixel import pool_line
 from fastconv.backends.cpu.pool.reduction import SUM
 from fastconv.backends.cpu.pool.rows import pool_row
 from fastconv.backends.cpu.pool.scatter import ADD, TAKE, scatter
-from fastconv.backends.cpu.pool.spread import cover_pixel, route_row, spread_row
+from fastconv.backends.cpu.pool.spread import route_row, spread_row
 
 # Addresses, sizes and (in bytes) strides. The small side is that of the windows, the large one what they read.
 _FIELDS = """
@@ -33,10 +34,10 @@ _FIELDS = """
     reads_d reads_h reads_w     | tables: how many windows do
     most rise                   | the most windows that read an element of a row; rows of a window
     scale scales one            | factors: table of depths and rows of windows; of columns, 0 for none; address of a 1
-    weighted                    | whether the factors of rows differ
+    values roots powers         | norms: the elements and the norms, which lie as both sides do, and their exponents
     block_rows block_columns    | blocks of elements along rows and columns of the large side
     block waiting               | rows of windows done before the next columns; bytes that wait for the next rows
-    lines line_bytes line plane | scratch: the first worker's, bytes of each; in it a line, and weighted windows
+    lines line_bytes line plane | scratch: the first worker's, bytes of each; in it a line, and a row of sums
     windows cells               | elements of a map of the small side, of the large one
     y_step j_step x_step        | from element to element of a map
     item wide                   | bytes of an element in the arrays, and as it is computed
@@ -48,25 +49,24 @@ _SIGNATURE = task_type(JOB)
 
 
 @njit
-def _weigh(lanes, format, wide, job, y, target):
-    """Copy a map of windows times their rows' factors, to format ``wide``."""
-    for d in range(job.od):
-        for h in range(job.oh):
-            row = d * job.oh + h
-            pool_row(
-                SUM, 1, 1, 1, 0, 0, lanes, format, wide,
-                y + d * job.yd + h * job.yh, 1, 0, 1, 0, 0, job.ow, 0, 0, 0, 0,
-                target + row * job.ow * job.wide, 0, job.ow, job.scale + row * job.wide, 0,
-            )  # fmt: skip
+def _weigh(norm, fused, lanes, format, job, y, count, d0, nd, h0, nh, scales, line):
+    """Sum the rows of windows that read a row: elements that follow one another, from an address on."""
+    weigh_rows(
+        norm, fused, lanes, format,
+        y, nd, job.yd, nh, job.yh, count, job.scale + (d0 * job.oh + h0) * job.wide, job.oh * job.wide, scales,
+        job.roots + (y - job.y), job.powers, line,
+    )  # fmt: skip
 
 
 @cache
-def averages(kernel: int, stride: int, lanes: int, format: int) -> Any:
-    """Return compiled loops of an average's gradient: ``run(job, start, stop, worker)`` does a range of units.
+def averages(kernel: int, stride: int, norm: int, fused: int, lanes: int, format: int) -> Any:
+    """Return compiled loops of gradients of averages and norms: ``run(job, start, stop, worker)`` does some units.
 
     Kernel and stride are those of the columns: 0 and 0 if there is one window, -1 for windows of any kind.
     """
-    sources, wide = fingerprint(), computed(format)
+    sources = fingerprint()
+    # What a norm's elements receive is made aside, since it is multiplied before it is stored.
+    target = computed(format) if norm else format
 
     @callback(_SIGNATURE)
     def run(jobs, start, stop, worker):
@@ -74,46 +74,40 @@ def averages(kernel: int, stride: int, lanes: int, format: int) -> Any:
             return
         job = carray(jobs, 1)[0]
         scratch = job.lines + worker * job.line_bytes
-        line, weighted = scratch + job.line, scratch + job.plane
+        line, aside = scratch + job.line, scratch + job.plane
+        size = job.wide if norm else job.item
         clear(scratch, job.plane)
-        ready = -1
         for unit in range(start, stop):
             part, rest = split(unit, job.bands)
             d, plane = split(rest, job.depths)
             c, n = split(plane, job.channels)
             first, last = part * job.heights // job.bands, (part + 1) * job.heights // job.bands
-            y, yd, yh, scale = job.y + n * job.yn + c * job.yc, job.yd, job.yh, job.scale
-            if job.weighted:
-                if ready != plane:
-                    _weigh(lanes, format, wide, job, y, weighted)
-                    ready = plane
-                y, yh, scale = weighted, job.ow * job.wide, job.one
-                yd = yh * job.oh
             x = job.x + n * job.xn + c * job.xc + d * job.xd
             d0, nd = word(job.from_d, d), word(job.reads_d, d)
+            y = job.y + n * job.yn + c * job.yc + d0 * job.yd
             last_h, last_n = -1, -1
             for h in range(first, last):
                 h0, nh = word(job.from_h, h), word(job.reads_h, h)
-                if nd * nh == 0:
-                    clear(x + h * job.xh, job.width * job.item)
-                    continue
                 if h0 != last_h or nh != last_n:
-                    pool_row(
-                        SUM, 1, 1, 0, 0, 0, lanes, wide, wide,
-                        y + d0 * yd + h0 * yh, nd, yd, nh, yh, 0, job.ow, 0, 0, 0, 0,
-                        line, 0, job.ow, scale, job.scales,
-                    )  # fmt: skip
+                    _weigh(norm, fused, lanes, format, job, y + h0 * job.yh, job.ow, d0, nd, h0, nh, job.scales, line)
                     last_h, last_n = h0, nh
+                dx = x + h * job.xh
+                row = aside if norm else dx
                 if kernel >= 0:
-                    room = job.width * (last - h if job.xh == job.width * job.item else 1)
-                    spread_row(kernel, stride, lanes, format, line, job.width, room, job.before, x + h * job.xh)
+                    room = job.width * (last - h if norm == 0 and job.xh == job.width * job.item else 1)
+                    spread_row(kernel, stride, lanes, target, line, job.width, room, job.before, row)
                 else:
                     for w in range(0, job.width, lanes):
                         pool_line(
-                            SUM, 0, 0, lanes, format,
+                            SUM, 0, 0, lanes, target,
                             line, 0, job.from_w + 8 * w, job.reads_w + 8 * w, job.most, 1,
-                            x + h * job.xh + w * job.item, 0, min(lanes, job.width - w), job.one, 0,
+                            row + w * size, 0, min(lanes, job.width - w), job.one, 0, 0,
                         )  # fmt: skip
+                if norm:
+                    cover_columns(
+                        norm, 1, fused, lanes, format,
+                        row, 1, 0, 0, job.width, dx, job.values + (dx - job.x), job.powers,
+                    )  # fmt: skip
 
     return run
 
@@ -207,20 +201,9 @@ def blocks(kernel: int, stride: int, lanes: int, format: int) -> Any:
     return run
 
 
-@njit
-def _cover(vectors, partial, fused, lanes, format, job, x, y, d, h, w, d0, h0, w0, left):
-    cover_pixel(
-        vectors, partial, fused, lanes, format,
-        y, word(job.reads_d, d), job.yd, word(job.reads_h, h), job.yh, word(job.reads_w, w), job.yw,
-        job.scale + (d0 * job.oh + h0) * job.wide, job.oh * job.wide, job.scales + w0 * job.wide if job.scales else 0,
-        x, left,
-    )  # fmt: skip
-
-
 @cache
-def covers(vectors: int, fused: int, lanes: int, format: int) -> Any:
-    """Return compiled loops of an average's gradient whose lanes are channels: a unit is a row of the input."""
-    step = vectors * lanes
+def covers(norm: int, vectors: int, fused: int, lanes: int, format: int) -> Any:
+    """Return compiled loops as `averages` whose lanes are channels: a unit is a row of the input."""
     sources = fingerprint()
 
     @callback(_SIGNATURE)
@@ -228,23 +211,30 @@ def covers(vectors: int, fused: int, lanes: int, format: int) -> Any:
         if sources == 0:
             return
         job = carray(jobs, 1)[0]
+        line, step = job.lines + worker * job.line_bytes, job.channels * job.wide
+        ready, ready_d, ready_h = -1, -1, -1
         for unit in range(start, stop):
-            h, rest = unit % job.heights, unit // job.heights
-            d, n = rest % job.depths, rest // job.depths
-            d0, h0 = word(job.from_d, d), word(job.from_h, h)
-            some = word(job.reads_d, d) * word(job.reads_h, h)
+            h, rest = split(unit, job.heights)
+            d, n = split(rest, job.depths)
+            d0, h0, nd, nh = word(job.from_d, d), word(job.from_h, h), word(job.reads_d, d), word(job.reads_h, h)
+            y = job.y + n * job.yn + d0 * job.yd + h0 * job.yh
+            if y != ready or nd != ready_d or nh != ready_h:
+                pieces = 1 if job.yw == job.channels * job.item else job.ow
+                count = job.ow // pieces * job.channels
+                for w in range(pieces):
+                    _weigh(
+                        norm, fused, lanes, format, job, y + w * job.yw, count, d0, nd, h0, nh, 0, line + w * step
+                    )  # fmt: skip
+                ready, ready_d, ready_h = y, nd, nh
+            x = job.x + n * job.xn + d * job.xd + h * job.xh
             for w in range(job.width):
-                x = job.x + n * job.xn + d * job.xd + h * job.xh + w * job.xw
-                w0, left = word(job.from_w, w), job.channels
-                if some * word(job.reads_w, w) == 0:
-                    clear(x, left * job.item)
-                    continue
-                y = job.y + n * job.yn + d0 * job.yd + h0 * job.yh + w0 * job.yw
-                while left >= step:
-                    _cover(vectors, 0, fused, lanes, format, job, x, y, d, h, w, d0, h0, w0, left)
-                    x, y, left = x + step * job.item, y + step * job.item, left - step
-                if left > 0:
-                    _cover(vectors, 1, fused, lanes, format, job, x, y, d, h, w, d0, h0, w0, left)
+                w0 = word(job.from_w, w)
+                dx = x + w * job.xw
+                cover_columns(
+                    norm, vectors, fused, lanes, format,
+                    line + w0 * step, word(job.reads_w, w), step, job.scales + w0 * job.wide if job.scales else 0,
+                    job.channels, dx, job.values + (dx - job.x), job.powers,
+                )  # fmt: skip
 
     return run
 
@@ -264,7 +254,7 @@ def _narrow(lanes, format, wide, job, source, target, count):
     """Copy neighbouring sums to where they are stored."""
     pool_row(
         SUM, 1, 1, 1, 0, 0, lanes, wide, format,
-        source, 1, 0, 1, 0, 0, count, 0, 0, 0, 0, target, 0, count, job.one, 0,
+        source, 1, 0, 1, 0, 0, count, 0, 0, 0, 0, target, 0, count, job.one, 0, 0,
     )  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from fastconv.problem import Sizes
 _MOST_RECORDS = 64
 
 # Where the addresses stand that every run fills in.
-_X, _Y, _J, _LINES = (FIELDS.index(name) for name in ("x", "y", "j", "lines"))
+_X, _Y, _J, _LINES, _VALUES, _ROOTS = map(FIELDS.index, ("x", "y", "j", "lines", "values", "roots"))
 
 
 class GradientRunner:
@@ -34,10 +34,12 @@ class GradientRunner:
         self._covers = [cover(axis) for axis in work.axes]
         self._tables = [padded(a, work.lanes) for s in self._covers for a in (s.starts, s.counts)]
         self._one = np.ones(1, dtype)
+        self._powers = np.array([1 - p.norm_type, p.norm_type - 1])
         self._scale: Any
         self._scales: Any
-        self._scale, self._scales = scales(p) if "avg" in p.kind else (np.ones((1, 1), dtype), None)
+        self._scale, self._scales = scales(p) if work.shares else (np.ones((1, 1), dtype), None)
         self._indexed = work.unpools or p.is_max
+        self._norm = work.norm
         # An unpooling's gradient goes the other way.
         self._turned = work.unpools and p.direction == "dgrad"
         self._size, self._units, self._workers = p.itemsize, work.units, work.workers
@@ -49,11 +51,11 @@ class GradientRunner:
     def _compiled(self) -> Any:
         work, common = self.work, (self.work.lanes, self.work.format)
         if work.loops == "covers":
-            return covers(work.vectors, int(work.simd.fma), *common)
+            return covers(work.norm, work.vectors, int(work.simd.fma), *common)
         if work.loops == "blocks":
             return blocks(*work.square, *common)
         if work.loops == "averages":
-            return averages(*work.columns, *common)
+            return averages(*work.columns, work.norm, int(work.simd.fma), *common)
         if work.loops == "routes":
             return routes(work.square[0], *common)
         if work.loops == "maps":
@@ -70,7 +72,7 @@ class GradientRunner:
         f |= {"y_step": item * self._size, "x_step": item * self._size, "j_step": item * 8}
         f |= {"item": self._size, "wide": work.size, "apart": int(work.apart), "turns": int(work.planes > 1)}
         f |= {"bands": work.bands, "one": address(self._one), "scale": address(self._scale)}
-        f |= {"scales": 0 if self._scales is None else address(self._scales), "weighted": int(work.weighted)}
+        f |= {"scales": 0 if self._scales is None else address(self._scales), "powers": address(self._powers)}
         f |= {"line_bytes": work.line_bytes, "line": work.lanes * work.size, "plane": work.plane}
         if not work.axes:
             return f
@@ -91,11 +93,14 @@ class GradientRunner:
         indices = inputs[1] if self._indexed else small
         record = self._record(large.strides, small.strides, indices.strides)
         x, y = address(large), address(small)
-        if record is None or (x | y) % self._size or not indices.flags.aligned:
+        values, roots = (inputs[1], inputs[2]) if self._norm else (large, small)
+        alike = values.strides == large.strides and roots.strides == small.strides
+        aligned = indices.flags.aligned and values.flags.aligned and roots.flags.aligned
+        if record is None or (x | y) % self._size or not (alike and aligned):
             self._run_apart(inputs, outputs)
             return
         job = record.copy()
-        job[_X], job[_Y] = x, y
+        job[_X], job[_Y], job[_VALUES], job[_ROOTS] = x, y, address(values), address(roots)
         if self._indexed:
             job[_J] = address(indices)
         if self._scratch:

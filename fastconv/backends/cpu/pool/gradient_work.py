@@ -6,8 +6,8 @@ import math
 from functools import cached_property
 
 from fastconv.backends.cpu.formats import computed, format_of, size_of
-from fastconv.backends.cpu.pool.windows import Windows, dense, lifted, uniform_rows
-from fastconv.backends.cpu.pool.work import LONGEST, WIDEST
+from fastconv.backends.cpu.pool.windows import Windows, dense, lifted
+from fastconv.backends.cpu.pool.work import LONGEST, POWER, ROOT, WIDEST
 from fastconv.backends.cpu.registers import Simd
 from fastconv.geometry import Axis, UnevenAxis
 from fastconv.problem import PoolProblem, Sizes
@@ -20,7 +20,7 @@ _UNITS = 8
 _NEAR = 16 << 10
 # Maps that are written by columns: beyond that much the lines of a row are gone before its next columns come.
 _MAP = 64 << 10
-_VECTORS = 2
+_VECTORS = 4
 # Cycles of an element that goes where an index says, and bytes a cycle that are cleared before.
 _SCATTERED, _CLEARED = 3.0, 16
 # Planes, or channels, that take turns in going where indices say.
@@ -86,9 +86,22 @@ class GradientWork:
             if self._is_tiled and self.square[0] <= WIDEST:
                 return "routes"
             return "maps" if self._is_mapped(_ROUTED) and self._map_cycles < self._scattered_cycles else "recorded"
-        if self.last and all(map(dense, self.axes)):
+        if self.last:
             return "covers"
-        return "maps" if not self.last and not self.whole and self._is_mapped(_SHARED) else "averages"
+        return "maps" if not (self.whole or self.norm) and self._is_mapped(_SHARED) else "averages"
+
+    @property
+    def shares(self) -> bool:
+        """Whether a window sends the same to all that it reads."""
+        return not (self.unpools or self.problem.is_max)
+
+    @property
+    def norm(self) -> int:
+        """Which norm the gradient is of: 0 for none, the exponents 1 and 2, 3 for any other."""
+        exponent = self.problem.norm_type
+        if self.problem.kind != "lp_pool":
+            return 0
+        return int(exponent) if exponent in (1, 2) else 3
 
     @property
     def _is_tiled(self) -> bool:
@@ -167,11 +180,6 @@ class GradientWork:
         return max(_NEAR // row, 4)
 
     @property
-    def weighted(self) -> bool:
-        """Whether windows are copied first: widened, or their rows multiplied by factors that differ."""
-        return self.loops == "averages" and (self.is_half or not uniform_rows(self.problem))
-
-    @property
     def apart(self) -> bool:
         """Whether sums are made in scratch: in a half format they would be rounded at every addition."""
         return self.is_half and self.loops == "recorded" and not self.unpools
@@ -194,7 +202,7 @@ class GradientWork:
             if self.apart:
                 wanted = max(wanted, -(-self.problem.c * self._sum_bytes // _SUMS))
             return max(1, min(wanted, self.problem.c // self._line))
-        if self.loops != "averages" or self.workers == 1 or self.weighted:
+        if self.loops != "averages" or self.workers == 1:
             return 1
         outer = self.problem.n * self.problem.c * self.axes[0].size
         return min(-(-_UNITS * self.workers // outer), self.axes[1].size)
@@ -232,8 +240,9 @@ class GradientWork:
         if self.loops == "maps":
             groups = -(-(self.axes[2].size + self.square[0]) // (self.square[1] * self.lanes))
             return -(-groups * self.waiting // 64) * 64
-        windows = math.prod(axis.out for axis in self.axes) * self.size if self.weighted else 0
-        return self.plane + -(-windows // 64) * 64
+        if self.loops == "covers":
+            return -(-self.axes[2].out * self.problem.c * self.size // 64) * 64
+        return self.plane + (-(-self.axes[2].size * self.size // 64) * 64 if self.norm else 0)
 
     @property
     def table_bytes(self) -> int:
@@ -249,10 +258,17 @@ class GradientWork:
         if self.loops == "blocks":
             return p.n * p.c * self._block_cycles
         overlap = [-(-axis.kernel // axis.stride) if isinstance(axis, Axis) else 2 for axis in self.axes]
+        pace = 2 / self.simd.fma_per_cycle
+        # What a norm adds to a vector that is sent, and to one that is received.
+        power = POWER[self.size] * self.lanes
+        sent, received = ((0.0, 0.0), (1.0, 0.0), (ROOT, 1.0), (power, power))[self.norm]
         if self.loops == "covers":
-            blocks = p.n * math.prod(self.large) * -(-p.c // (self.lanes * self.vectors))
-            reads = math.prod(math.prod((a.out, a.kernel)) / a.size if isinstance(a, Axis) else 2 for a in self.axes)
-            return blocks * (25 + reads * (5 + self.vectors * 3))
+            reads = [a.out * a.kernel / a.size if isinstance(a, Axis) else 1.5 for a in self.axes]
+            lines = p.n * math.prod(min(axis.size, 2 * axis.out + 1) for axis in self.axes[:2])
+            line = self.axes[2].out * p.c / self.lanes * (3 + reads[0] * reads[1] * (1 + sent) * pace)
+            column = 1 + received + 1.5 * reads[2]
+            blocks = -(-p.c // (self.lanes * self.vectors))
+            return lines * line + p.n * math.prod(self.large) * (12 + blocks * (8 + self.vectors * column * pace))
         outer = p.n * p.c * self.axes[0].size * self.axes[1].size
         vectors = -(-self.axes[2].size // self.lanes)
         if self.loops == "maps":
@@ -260,7 +276,8 @@ class GradientWork:
         if self.loops == "routes":
             return outer * (8 + 5 * vectors)
         gather = 1.5 * self.lanes * overlap[2] if self.columns[0] < 0 else 2 + overlap[2]
-        return outer * (20 + vectors * (gather + overlap[0] * overlap[1] / max(overlap[2], 1)))
+        rows = overlap[0] * overlap[1] * (1 + sent * pace) / max(overlap[2], 1)
+        return outer * (20 + vectors * (gather + rows + received * pace))
 
 
 def _is_whole(axis: Windows) -> bool:

@@ -26,6 +26,7 @@ _FIELDS = """
     from_d from_h from_w        | tables: the first element of each window
     reads_d reads_h reads_w     | tables: how many it has
     flat_d flat_h               | elements of a plane and of a row
+    powers                      | address of a norm's exponent and its inverse
     item wide                   | bytes of an element in the arrays, and as it is computed
     scale scales                | factors of the sums: a table of depths and rows; one of columns, 0 for none
     runs nruns rise             | table of `windows.runs`, its length; rows from window to window
@@ -49,7 +50,7 @@ def _row(op, kernel, stride, rows, indexed, exact, lanes, format, job, x, y, i, 
         x + d0 * job.xd + h0 * job.xh, word(job.reads_d, d), job.step_d * job.xd,
         word(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, job.before,
         d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
-        y + h * job.yh, i + h * job.jh, job.ow, job.scale + (d * job.oh + h) * job.wide, job.scales,
+        y + h * job.yh, i + h * job.jh, job.ow, job.scale + (d * job.oh + h) * job.wide, job.scales, job.powers,
     )  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def _rows(op, kernel, stride, groups, rows, indexed, lanes, format, job, x, y, i
         x + h0 * job.xh, job.step_h * job.xh, job.rise * job.xh, reads, job.width, job.before,
         h0 * job.flat_h, job.step_h * job.flat_h, job.rise * job.flat_h,
         y + h * job.yh, job.yh, i + h * job.jh, job.jh, count, safe, job.ow,
-        job.scale + (d * job.oh + h) * job.wide, job.scales,
+        job.scale + (d * job.oh + h) * job.wide, job.scales, job.powers,
     )  # fmt: skip
 
 
@@ -169,7 +170,7 @@ def _gathered(op, then, indexed, exact, lanes, format, wide, job, line, x, y, i,
         x + d0 * job.xd + h0 * job.xh, word(job.reads_d, d), job.step_d * job.xd,
         word(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, 0,
         d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
-        line, places, job.width, job.one, 0,
+        line, places, job.width, job.one, 0, job.powers,
     )  # fmt: skip
     scale = job.scale + (d * job.oh + h) * job.wide
     for w in range(0, job.ow, lanes):
@@ -177,7 +178,7 @@ def _gathered(op, then, indexed, exact, lanes, format, wide, job, line, x, y, i,
             then, indexed, exact, lanes, format,
             line, places, job.from_w + 8 * w, job.reads_w + 8 * w, job.kernel, job.step_w,
             y + h * job.yh + w * job.item, i + h * job.jh + 8 * w, min(lanes, job.ow - w), scale,
-            job.scales + w * job.wide if job.scales else 0,
+            job.scales + w * job.wide if job.scales else 0, job.powers,
         )  # fmt: skip
     return nan
 
@@ -212,7 +213,7 @@ def _position(op, vectors, columns, indexed, exact, lanes, format, job, x, y, i,
         word(job.reads_h, h), job.step_h * job.xh, word(job.reads_w, w), job.step_w * job.xw,
         d0 * job.flat_d + h0 * job.flat_h + w0, job.step_d * job.flat_d, job.step_h * job.flat_h, job.step_w,
         y + h * job.yh + w * job.yw, i + h * job.jh + w * job.jw, job.channels, job.scale + (d * job.oh + h) * job.wide,
-        job.scales + w * job.wide if job.scales else 0,
+        job.scales + w * job.wide if job.scales else 0, job.powers,
     )  # fmt: skip
 
 
@@ -261,7 +262,7 @@ def whole(op: int, lanes: int, format: int) -> Any:
             pool_whole(
                 op, lanes, format,
                 job.x + n * job.xn + c * job.xc, job.xc, min(lanes, job.planes - c), job.size,
-                job.y + n * job.yn + c * job.yc, job.scale, job.lines + worker * job.line_bytes,
+                job.y + n * job.yn + c * job.yc, job.scale, job.powers, job.lines + worker * job.line_bytes,
             )  # fmt: skip
 
     return run

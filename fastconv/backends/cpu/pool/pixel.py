@@ -16,7 +16,7 @@ from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 @intrinsic(prefer_literal=True)
 def pool_pixel(
     typingctx, op, vectors, columns, indexed, exact, lanes, format,
-    x, nd, xd, nh, xh, nw, xw, flat, flat_d, flat_h, flat_w, y, indices, channels, scale, scales,
+    x, nd, xd, nh, xh, nw, xw, flat, flat_d, flat_h, flat_w, y, indices, channels, scale, scales, powers,
 ):  # fmt: skip
     """Compute one output position in all channels; return what `pool_row` does.
 
@@ -25,7 +25,8 @@ def pool_pixel(
 
     Values, addresses and strides in bytes: x (of the window's first element), how many depths, rows and columns it
     has and how far apart they are, flat (index of its first element) and what a step adds to it, y, indices,
-    channels, scale and scales (addresses of two factors of the sums, the second may be 0).
+    channels, scale and scales (addresses of two factors of the sums, the second may be 0), powers (as `Reduction`
+    takes it).
     """
     given = (op, vectors, columns, indexed, exact, lanes, format)
     known = literals(*given)
@@ -34,10 +35,10 @@ def pool_pixel(
     nop, nvectors, ncolumns, is_indexed, is_exact, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        reduction = Reduction(Emitter(builder, element, nlanes), nop, bool(is_indexed), bool(is_exact))
-        return _Pixel(reduction, nvectors, ncolumns, args[len(known) :]).emit()
+        reduction = Reduction(Emitter(builder, element, nlanes), nop, bool(is_indexed), bool(is_exact), args[-1])
+        return _Pixel(reduction, nvectors, ncolumns, args[len(known) : -1]).emit()
 
-    return types.int64(*given, *(types.int64,) * 16), codegen
+    return types.int64(*given, *(types.int64,) * 17), codegen
 
 
 class _Pixel:
@@ -131,7 +132,7 @@ def _gather(e: Emitter, addresses: Any, mask: Any, otherwise: Any) -> Any:
 @intrinsic(prefer_literal=True)
 def pool_line(
     typingctx, op, indexed, exact, lanes, format,
-    line, places, starts, counts, kernel, step, y, indices, count, scale, scales,
+    line, places, starts, counts, kernel, step, y, indices, count, scale, scales, powers,
 ):  # fmt: skip
     """Compute ``count`` outputs, at most ``lanes``, from a line of reduced columns; return what `pool_row` does.
 
@@ -139,7 +140,7 @@ def pool_line(
 
     Values, addresses and strides in bytes: line, places (the index of each of its elements), starts and counts (of
     the windows: 64-bit integers, in elements, for all lanes), kernel (the largest count), step (from element to
-    element of a window), y, indices, count, scale and scales (as in `pool_row`).
+    element of a window), y, indices, count, scale, scales and powers (as in `pool_row`).
     """
     given = (op, indexed, exact, lanes, format)
     known = literals(*given)
@@ -148,10 +149,10 @@ def pool_line(
     nop, is_indexed, is_exact, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        line, places, starts, counts, kernel, step, y, indices, count, scale, scales = args[len(known) :]
+        line, places, starts, counts, kernel, step, y, indices, count, scale, scales, powers = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
-        # Squares are in the line already; the root is still to be taken.
-        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact))
+        # Powers are in the line already; the root is still to be taken.
+        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact), powers)
         wide = ir.VectorType(I64, nlanes)
         element_bytes = ir.Constant(wide, [e.wide.bytes] * nlanes)
 
@@ -180,17 +181,17 @@ def pool_line(
         reduction.store(total, y, indices, mask)
         return nan
 
-    return types.int64(*given, *(types.int64,) * 11), codegen
+    return types.int64(*given, *(types.int64,) * 12), codegen
 
 
 @intrinsic(prefer_literal=True)
-def pool_whole(typingctx, op, lanes, format, x, stride, planes, size, y, scale, scratch):
+def pool_whole(typingctx, op, lanes, format, x, stride, planes, size, y, scale, powers, scratch):
     """Reduce up to ``lanes`` runs of neighbouring elements, each to one output; outputs are neighbours.
 
     Literal integers: op, lanes, format (of an element).
 
     Values, addresses and strides in bytes: x, stride (from run to run), planes (how many), size (elements of each), y,
-    scale (of a factor of the sums), scratch (a square of vectors).
+    scale (of a factor of the sums), powers (as `Reduction` takes it), scratch (a square of vectors).
     """
     given = (op, lanes, format)
     known = literals(*given)
@@ -200,9 +201,9 @@ def pool_whole(typingctx, op, lanes, format, x, stride, planes, size, y, scale, 
     chains = 4
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        x, stride, planes, size, y, scale, scratch = args[len(known) :]
+        x, stride, planes, size, y, scale, powers, scratch = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
-        reduction = Reduction(e, nop, False, True)
+        reduction = Reduction(e, nop, False, True, powers)
         step, line = nlanes * e.bytes, nlanes * e.wide.bytes
 
         def combine(a: Any, c: Any) -> Any:
@@ -249,4 +250,4 @@ def pool_whole(typingctx, op, lanes, format, x, stride, planes, size, y, scale, 
         e.store_masked(result, y, e.first(planes))
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 7), codegen
+    return types.void(*given, *(types.int64,) * 8), codegen

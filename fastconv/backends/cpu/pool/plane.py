@@ -19,7 +19,8 @@ from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 @intrinsic(prefer_literal=True)
 def pool_plane(
     typingctx, op, kernel, stride, groups, rows, indexed, lanes, format,
-    x, xh, step, nh, width, before, flat, flat_h, flat_step, y, yh, indices, jh, lines, safe, count, scale, scales,
+    x, xh, step, nh, width, before, flat, flat_h, flat_step, y, yh, indices, jh, lines, safe, count,
+    scale, scales, powers,
 ):  # fmt: skip
     """Compute rows of outputs whose windows all have ``nh`` rows; return what `pool_row` does.
 
@@ -31,7 +32,8 @@ def pool_plane(
     flat_step (index of the first
     element, and what these two steps add to it), y, yh, indices, jh, lines (rows of outputs), safe (how many of these
     may be stored as whole vectors, since what lies behind is written later), count (outputs of a row),
-    scale (of one factor of the sums for each row), scales (of a factor for each column, 0 for none).
+    scale (of one factor of the sums for each row), scales (of a factor for each column, 0 for none), powers (as
+    `Reduction` takes it).
     """
     given = (op, kernel, stride, groups, rows, indexed, lanes, format)
     known = literals(*given)
@@ -41,10 +43,10 @@ def pool_plane(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder, element, nlanes)
-        reduction = Reduction(e, nop, bool(is_indexed), False)
-        return _Plane(reduction, (nkernel, nstride, ngroups, nrows), args[len(known) :]).emit()
+        reduction = Reduction(e, nop, bool(is_indexed), False, args[-1])
+        return _Plane(reduction, (nkernel, nstride, ngroups, nrows), args[len(known) : -1]).emit()
 
-    return types.int64(*given, *(types.int64,) * 18), codegen
+    return types.int64(*given, *(types.int64,) * 19), codegen
 
 
 class _Plane:

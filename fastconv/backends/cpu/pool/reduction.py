@@ -9,10 +9,13 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
+from fastconv.backends.cpu.formats import FLOAT64
+from fastconv.backends.cpu.pool.power import raised
+from fastconv.backends.cpu.pool.work import FEW
 from fastconv.backends.cpu.simd import I32, I64, Emitter
 
-# A norm is the root of a sum of squares, which may be computed in two steps.
-MAX, SUM, NORM, SQUARES, ROOT = range(5)
+# A norm is the root of a sum of squares, or of another power, which may be computed in two steps.
+MAX, SUM, NORM, SQUARES, ROOT, ANY_NORM, POWERS, ANY_ROOT = range(8)
 
 
 def index_type(e: Emitter) -> Any:
@@ -32,13 +35,14 @@ class Reduction:
     """Emits a reduction of vectors. A term is a list: a value and, if ``indexed``, the index of where it stands.
 
     What is multiplied by comes as it is computed; ``target`` is the format that is stored, if not that of what is read.
+    ``powers`` is the address of a norm's exponent and of its inverse, which are doubles.
 
     A maximum in one instruction loses NaN: unless it is ``exact``, the terms are looked through for one, and if
     there is, everything is to be done again exactly.
     """
 
-    def __init__(self, e: Emitter, op: int, indexed: bool, exact: bool, target: int | None = None) -> None:
-        self.e, self.op, self.indexed, self.exact = e, op, indexed, exact
+    def __init__(self, e: Emitter, op: int, indexed: bool, exact: bool, powers: Any, target: int | None = None) -> None:
+        self.e, self.op, self.indexed, self.exact, self.powers = e, op, indexed, exact, powers
         self.wide, self.target = e.wide, e if target is None else Emitter(e.builder, target, e.lanes)
         self.integer = index_type(e)
         self.indices = ir.VectorType(self.integer, e.lanes)
@@ -61,9 +65,27 @@ class Reduction:
         return self.e.splat(narrowed(self.e, value))
 
     def load(self, address: Any, mask: Any = None) -> Any:
-        """Return values, squared if need be; outside the mask those of padding."""
+        """Return values, or powers of these; outside the mask those of padding."""
         value = self.e.load_masked(address, mask, self.border[0])
+        if self.op in (ANY_NORM, POWERS):
+            return self._raised(value, 0)
         return self.e.builder.fmul(value, value) if self.op in (NORM, SQUARES) else value
+
+    def _raised(self, value: Any, which: int) -> Any:
+        """Return values to the power of a norm's exponent, or of its inverse."""
+        exponent = Emitter(self.e.builder, FLOAT64, 1).load_scalar(self.e.at(self.powers, 8 * which))
+        if which:
+            return raised(self.e, value, exponent)
+        e, b = self.e, self.e.builder
+        count = b.fptosi(exponent, I64)
+        few = b.and_(
+            b.fcmp_ordered("==", b.sitofp(count, exponent.type), exponent), b.icmp_signed("<=", count, I64(FEW))
+        )
+
+        def product() -> list[Any]:
+            return if_any(e, b.sub(count, I64(1)), [value], lambda _, powers: [b.fmul(powers[0], value)])
+
+        return either(e, few, product, lambda: [raised(e, value, exponent)])[0]
 
     def combine(self, a: list[Any], c: list[Any], ordered: bool = True) -> list[Any]:
         """Return both reduced. ``ordered``: the second stands after the first."""
@@ -102,6 +124,8 @@ class Reduction:
         value = b.fmul(value, scale)
         if scales is not None:
             value = e.unless_zero(scales, [value], lambda v: [b.fmul(v[0], self.wide.load_masked(scales, mask))])[0]
+        if self.op in (ANY_NORM, ANY_ROOT):
+            return self._raised(value, 1)
         return self.root(value) if self.op in (NORM, ROOT) else value
 
     def root(self, value: Any) -> Any:

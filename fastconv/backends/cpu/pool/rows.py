@@ -20,7 +20,7 @@ from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 @intrinsic(prefer_literal=True)
 def pool_row(
     typingctx, op, kernel, stride, rows, indexed, exact, lanes, format, target,
-    x, nd, xd, nh, xh, ahead, width, before, flat, flat_d, flat_h, y, indices, count, scale, scales,
+    x, nd, xd, nh, xh, ahead, width, before, flat, flat_d, flat_h, y, indices, count, scale, scales, powers,
 ):  # fmt: skip
     """Compute one row of outputs; return an integer that is not zero if a NaN was met that a maximum may have lost.
 
@@ -31,7 +31,7 @@ def pool_row(
     ahead (from what is read to what is soon), width (of the input), before (padding), flat, flat_d and flat_h
     (index of the first row's first element, and
     what a step adds to it), y, indices, count (of outputs), scale (of a factor of the sums), scales (of a factor for
-    each column, 0 for none).
+    each column, 0 for none), powers (as `Reduction` takes it).
     """
     given = (op, kernel, stride, rows, indexed, exact, lanes, format, target)
     known = literals(*given)
@@ -41,10 +41,10 @@ def pool_row(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder, read, nlanes)
-        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact), stored)
-        return _Row(reduction, nkernel, nstride, nrows, args[len(known) :]).emit()
+        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact), args[-1], stored)
+        return _Row(reduction, nkernel, nstride, nrows, args[len(known) : -1]).emit()
 
-    return types.int64(*given, *(types.int64,) * 16), codegen
+    return types.int64(*given, *(types.int64,) * 17), codegen
 
 
 class _Row:

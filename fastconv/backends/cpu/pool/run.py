@@ -10,7 +10,7 @@ import numpy as np
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.pool.loops import FIELDS, gathered, pixels, planes, rows, whole
-from fastconv.backends.cpu.pool.reduction import MAX, NORM, ROOT, SQUARES, SUM
+from fastconv.backends.cpu.pool.reduction import ANY_NORM, ANY_ROOT, MAX, NORM, POWERS, ROOT, SQUARES, SUM
 from fastconv.backends.cpu.pool.windows import padded, runs, scales, span
 from fastconv.backends.cpu.pool.work import Work
 from fastconv.backends.cpu.scratch import address
@@ -22,7 +22,9 @@ _MOST_RECORDS = 64
 
 # Where the addresses stand that every run fills in.
 _X, _Y, _I, _LINES = (FIELDS.index(name) for name in ("x", "y", "i", "lines"))
-_CODES = {"max": MAX, "sum": SUM, "norm": NORM}
+_CODES = {"max": MAX, "sum": SUM, "norm": NORM, "any_norm": ANY_NORM}
+# Those that are computed in two steps.
+_STEPS = {NORM: (SQUARES, ROOT), ANY_NORM: (POWERS, ANY_ROOT)}
 
 
 class Runner:
@@ -37,6 +39,7 @@ class Runner:
         rows_, columns = (np.ones((1, 1), dtype), None) if self.problem.is_max else scales(self.problem)
         self._runs = runs(work.axes[1])
         self._one = np.ones(1, dtype)
+        self._powers = np.array([self.problem.norm_type, 1 / self.problem.norm_type])
         self._scale, self._scales = rows_, columns
         self._loops = self._compiled().address
         self._fields = self._known()
@@ -56,7 +59,7 @@ class Runner:
             return planes(op, *work.columns, work.groups, int(work.indexed), *common)
         if work.columns:
             return rows(op, *work.columns, int(work.indexed), *common)
-        first, then = (SQUARES, ROOT) if op == NORM else (op, op)
+        first, then = _STEPS.get(op, (op, op))
         return gathered(first, then, int(work.indexed), *common)
 
     def _known(self) -> dict[str, int]:
@@ -73,7 +76,12 @@ class Runner:
         names = (f"{what}_{axis}" for axis in "dhw" for what in ("from", "reads"))
         f |= dict(zip(names, map(address, self._tables), strict=True))
         f |= {"flat_d": height.size * width.size, "flat_h": width.size}
-        f |= {"scale": address(self._scale), "one": address(self._one), "line_bytes": work.line_bytes}
+        f |= {
+            "powers": address(self._powers),
+            "scale": address(self._scale),
+            "one": address(self._one),
+            "line_bytes": work.line_bytes,
+        }
         f |= {"scales": 0 if self._scales is None else address(self._scales), "places": width.size * work.size}
         return f
 

@@ -89,9 +89,3 @@ def runs(axis: Windows) -> Any:
 def padded(table: Any, lanes: int) -> Any:
     """Return a table as 64-bit integers, with zeros behind for the lanes of a vector."""
     return np.concatenate([table, np.zeros(lanes, np.int64)]).astype(np.int64)
-
-
-def uniform_rows(problem: PoolProblem) -> bool:
-    """Whether the sums of all rows of windows are multiplied by the same."""
-    rows, _ = scales(problem)
-    return bool((rows == rows[0, 0]).all())

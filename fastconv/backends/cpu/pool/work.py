@@ -19,6 +19,12 @@ _GROUPS = 4
 _UNITS = 8
 # Vectors of channels that are reduced together: independent of one another, as a maximum's latency asks for.
 _VECTORS = 4
+# Whole exponents up to this are multiplications, one after the other.
+FEW = 8
+# Cycles of another power of an element, as it is computed: by polynomials, and by the C library. Those of a square root
+# of a vector.
+POWER = {4: 6.0, 8: 35.0}
+ROOT = 10.0
 
 
 class Work:
@@ -57,7 +63,9 @@ class Work:
     def op(self) -> str:
         if self.problem.is_max:
             return "max"
-        return "norm" if self.problem.kind == "lp_pool" and self.problem.norm_type == 2 else "sum"
+        if self.problem.kind != "lp_pool" or self.problem.norm_type == 1:
+            return "sum"
+        return "norm" if self.problem.norm_type == 2 else "any_norm"
 
     @property
     def columns(self) -> tuple[int, int] | None:
@@ -128,22 +136,32 @@ class Work:
         """Cycles on one core: the instructions of vectors, counted, each as long as an addition."""
         p = self.problem
         pace = 2 / self.simd.fma_per_cycle
-        watch = 0.5 if p.is_max else 0.0
+        watch = 0.5 if p.is_max else self._power_cycles
+        root = {"any_norm": POWER[self.size] * self.lanes, "norm": ROOT}.get(self.op, 0.0) * pace
         outer = p.n * p.c * self.output[0]
         rows, width = self.kernel[0] * self.kernel[1], self.axes[2].size
         lookup = 3.0 * self.indexed
         if self.whole:
-            return p.n * p.c * (6 + math.prod(p.input_size) / self.lanes)
+            vectors = math.prod(p.input_size) / self.lanes
+            return p.n * p.c * (6 + root / self.lanes + vectors * (1 + self._power_cycles))
         if self.last:
             blocks = p.n * math.prod(self.output) * -(-p.c // (self.lanes * self.vectors))
             taps = math.prod(self.kernel)
-            return blocks * (12 + taps * (1 + self.vectors * (1 + watch + lookup) * pace))
+            return blocks * (12 + self.vectors * root + taps * (1 + self.vectors * (1 + watch + lookup) * pace))
         lines = outer * self.output[1]
         if self.columns is None:
             vectors, out = -(-width // self.lanes), -(-self.output[2] // self.lanes)
             gathered = out * self.kernel[2] * self.lanes * (1.5 + 2 * self.indexed)
-            return lines * (40 + vectors * rows * (1 + watch + lookup) * pace + gathered)
+            return lines * (40 + vectors * rows * (1 + watch + lookup) * pace + gathered + out * root)
         kernel, stride = self.columns
         groups = -(-self.output[2] // self.lanes)
         vector = stride * rows * (1 + watch + lookup) + 2 * stride * (stride > 1) * (1 + self.indexed)
-        return lines * (14 + groups * (5 + pace * (vector + 2 * kernel * (1 + lookup / 2))))
+        return lines * (14 + groups * (5 + root + pace * (vector + 2 * kernel * (1 + lookup / 2))))
+
+    @property
+    def _power_cycles(self) -> float:
+        """Cycles of raising a vector to a norm's exponent."""
+        if self.op != "any_norm":
+            return 0.0
+        exponent = self.problem.norm_type
+        return exponent / 2 if exponent.is_integer() and exponent <= FEW else POWER[self.size] * self.lanes
