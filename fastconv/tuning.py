@@ -49,7 +49,9 @@ def exclusive() -> Iterator[None]:
         yield
 
 
-def measure(runs: Mapping[str, Callable[[], object]], seconds: float = 1.0, pause: float = 0.0) -> dict[str, float]:
+def measure(
+    runs: Mapping[str, Callable[[], object]], seconds: float = 1.0, pause: float = 0.0, *, warm: bool = False
+) -> dict[str, float]:
     """Time several runs against each other.
 
     Each is called once to warm up; then they take turns in rounds, so that a processor that slows down for a
@@ -65,6 +67,8 @@ def measure(runs: Mapping[str, Callable[[], object]], seconds: float = 1.0, paus
     pause : float
         Seconds of rest before each turn, which then begins with a run that is not timed: what other libraries leave
         spinning goes to sleep, and one's own threads wake up.
+    warm : bool
+        Whether all have been called before: then none is called to warm up.
 
     Returns
     -------
@@ -75,7 +79,8 @@ def measure(runs: Mapping[str, Callable[[], object]], seconds: float = 1.0, paus
     samples: dict[str, list[float]] = {}
     repeats: dict[str, int] = {}
     for name, timer in timers.items():
-        timer.timeit(1)
+        if not warm:
+            timer.timeit(1)
         once = timer.timeit(1)
         if once > seconds:
             samples[name] = [once]

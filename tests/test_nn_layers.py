@@ -255,7 +255,7 @@ CHANNELS = np.linspace(0.5, 1.5, 8)
 KERNELS = {
     "affine": (X, CHANNELS, CHANNELS - 1, "relu6", 0.0, X[::-1].copy()),
     "batch_norm": (X, CHANNELS, CHANNELS - 1, 1e-5, "leaky_relu", 0.01, X[::-1].copy()),
-    "batch_norm_gradient": (X, X[::-1].copy(), X, CHANNELS, CHANNELS, CHANNELS, 1e-5, "relu", 0.0),
+    "batch_norm_gradient": (X, X[::-1].copy(), X, CHANNELS, CHANNELS, CHANNELS, 1e-5, "relu", 0.0, X * X),
     "bias_gradient": (X, np.tanh(X), "tanh", 0.0),
     "gate": (X, X[:, :, 0, 0].copy(), "relu", X[::-1].copy()),
     "gate_gradient": (X, X[::-1].copy(), X[:, :, 0, 0].copy()),
@@ -274,6 +274,7 @@ KERNELS = {
     "neighbours_gradient": (X, X[::-1].copy(), X, X * X + 1, 4, 0.1, 0.6),
 }
 IN_PLACE = {
+    "accumulate": (X.copy(), X[::-1].copy()),
     "sgd": (V, V[::-1].copy(), V + 1, 0.1, 0.9, True, 0.01),
     "adam": (V, V[::-1].copy(), V * 0.1, V * V, 0.1, 0.9, 0.999, 1e-8, 0.01, False, 3),
 }
@@ -341,6 +342,30 @@ def test_strides(layout):
         straight, strided = make(), make()
         assert np.array_equal(straight(X), strided(x))
         assert np.array_equal(straight.backward(X), strided.backward(x))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("name", ["conv", "batch norm", "relu", "pool", "nothing", "residual", "concat"])
+def test_gradient_onto_another(name, wrapped):
+    make = {
+        "conv": lambda: nn.Conv2d(8, 8, 3, padding=1, **F64),
+        "batch norm": lambda: nn.BatchNorm2d(8, dtype=np.float64),
+        "relu": nn.ReLU,
+        "pool": lambda: nn.MaxPool2d(3, 1, 1),
+        "nothing": nn.Sequential,
+        "residual": lambda: nn.Residual(nn.Conv2d(8, 8, 1, **F64)),
+        "concat": lambda: nn.Concat(nn.Sequential(), nn.ReLU()),
+    }[name]
+    layer = nn.Sequential(make()) if wrapped else make()
+    dy = np.random.default_rng(3).standard_normal(layer(X).shape)
+    dx = layer.backward(dy)
+    channels_last = np.moveaxis(np.moveaxis(X, 1, -1).copy(), -1, 1)
+    for added in (np.ones_like(X), np.concatenate([X, X], 1)[:, 3:11], channels_last):
+        before, given = added.copy(), dy.copy()
+        layer(X)
+        assert_near(layer.backward_onto(dy, added), dx + added, X.size)
+        assert np.array_equal(added, before)
+        assert np.array_equal(dy, given)
 
 
 # --------------------------------------------------------------------------------------------------- rules

@@ -74,8 +74,10 @@ def _measure(args: argparse.Namespace) -> int:
         rows += measure(
             job, args.entrants, args.seconds, memory=not args.no_memory, layers=args.layers, progress=detail
         )
+        if args.save:  # after every job: hours may be lost otherwise
+            _save(rows, args.save)
     if args.save:
-        _save(rows, args.save)
+        print(f"numbers: {RESULTS / args.save}.json", file=sys.stderr)
     show(rows)
     return 1 if any(row.failure for row in rows) else 0
 
@@ -92,7 +94,6 @@ def _save(rows: list[Row], name: str) -> None:
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace(path, json.dumps(data, indent=1) + "\n")
-    print(f"numbers: {path}", file=sys.stderr)
 
 
 def show(rows: list[Row]) -> None:
@@ -116,7 +117,7 @@ def show(rows: list[Row]) -> None:
 def _cells(row: Row, own: float | None) -> list[str]:
     if row.seconds is None:
         return [row.refusal or "", "", "", ""]
-    memory = "" if row.memory is None else f"{row.memory / 2**20:.0f}"
+    memory = "" if row.memory is None else f"{row.memory / 2**20:.{1 if row.memory < 10 << 20 else 0}f}"
     times = "" if own is None else f"{row.seconds / own:.2f}"
     wrong = f"  WRONG: {row.failure}" if row.failure else ""
     return [f"{1e3 * row.seconds:.4g}", f"{row.images:.4g}", memory, times + wrong]

@@ -86,7 +86,7 @@ def measure(
             rows[name].failure = _difference(result, results.get(FASTCONV, result))
         progress("rounds")
         with tuning.exclusive():
-            taken = tuning.measure(runs, seconds, _SPINNING if job.threads > 1 else 0.0) if runs else {}
+            taken = tuning.measure(runs, seconds, _SPINNING if job.threads > 1 else 0.0, warm=True) if runs else {}
     for name, value in taken.items():
         rows[name].seconds, rows[name].images = value, job.batch / value
         if memory:

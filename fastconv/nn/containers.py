@@ -89,10 +89,20 @@ class Sequential(Ending):
         return x
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        gradient: Array | None = dy
-        for at, layer in reversed(list(enumerate(self))):
+        layers = list(self)
+        gradient = self._back_to_first(layers, dy)
+        return layers[0].backward(gradient, wanted) if layers else gradient
+
+    def backward_onto(self, dy: Array, added: Array) -> Array:
+        layers = list(self)
+        gradient = self._back_to_first(layers, dy)
+        return layers[0].backward_onto(gradient, added) if layers else for_array(dy).add(gradient, added)
+
+    def _back_to_first(self, layers: list[Layer], gradient: Any) -> Any:
+        """Return the gradient of what the first layer made."""
+        for at in range(len(layers) - 1, 0, -1):
             if at not in self._skipped:
-                gradient = layer.backward(gradient, wanted or at > 0)
+                gradient = layers[at].backward(gradient)
         return gradient
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -142,9 +152,8 @@ class Residual(Ending):
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
         y, activation = self._take()
         dz = dy if activation is None else for_array(dy).activation_gradient(dy, y, activation, 0.01)
-        along = self.body.backward(dz, wanted)
         across = dz if self.shortcut is None else self.shortcut.backward(dz, wanted)
-        return summed([along, across]) if wanted else None
+        return self.body.backward_onto(dz, across) if wanted else self.body.backward(dz, wanted)
 
     def output_shape(self, shape: Shape) -> Shape:
         result = self.body.output_shape(shape)
@@ -186,11 +195,13 @@ class Concat(Layer):
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
         (channels,) = self._take()
-        gradients, start = [], 0
+        total: Array | None = None
+        stop = 0
         for branch, width in zip(self._branches.values(), channels, strict=True):
-            gradients.append(branch.backward(dy[:, start : start + width], wanted))
-            start += width
-        return summed(gradients) if wanted else None
+            start, stop = stop, stop + width
+            part = dy[:, start:stop]
+            total = branch.backward_onto(part, total) if wanted and start else branch.backward(part, wanted)
+        return total if wanted else None
 
     def output_shape(self, shape: Shape) -> Shape:
         first, *others = [branch.output_shape(shape) for branch in self._branches.values()]
@@ -245,8 +256,7 @@ class Gate(Ending):
         if activation is not None:
             dy = compute.activation_gradient(dy, y, activation)
         dx, dgate = compute.gate_gradient(dy, x, factors)
-        through = self.gate.backward(dgate, wanted)
-        return summed([dx, through]) if wanted else None
+        return self.gate.backward_onto(dgate, dx) if wanted else self.gate.backward(dgate, wanted)
 
     def output_shape(self, shape: Shape) -> Shape:
         factors = self.gate.output_shape(shape)
@@ -321,20 +331,7 @@ class Auxiliary(Layer):
         gradient, self.gradient, self.output = self.gradient, None, None
         if gradient is None:
             return dy
-        through = self.branch.backward(gradient, wanted)
-        return summed([dy, through]) if wanted else None
+        return self.branch.backward_onto(gradient, dy) if wanted else self.branch.backward(gradient, wanted)
 
     def trace(self, graph: Graph, value: Value) -> Value:
         return value
-
-
-def summed(gradients: list[Any]) -> Array:
-    """Return the sum of gradients of one shape, into none of them."""
-    first, second, *others = gradients if len(gradients) > 1 else (gradients[0], 0)
-    compute = for_array(first)
-    if isinstance(second, int):
-        return first
-    total = compute.add(first, second)
-    for other in others:
-        compute.add(total, other, out=total)
-    return total

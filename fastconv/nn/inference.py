@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from functools import partial
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 from fastconv import arrays
 from fastconv.arrays import Array
 from fastconv.choice import BoundPlan, plan
+from fastconv.machine import machine
 from fastconv.nn import memory
 from fastconv.nn.activations import OP_SLOPE, Activation
 from fastconv.nn.compute import for_array
@@ -17,7 +19,10 @@ from fastconv.nn.graph import Graph, Operation, Value
 from fastconv.nn.layer import Layer
 from fastconv.nn.pools import Pool
 from fastconv.nn.weighted import Weighted
-from fastconv.options import applied, current
+from fastconv.options import Options, applied, current
+
+# Seconds that a sleeping thread takes to wake up, at least.
+_AWAKE = 5e-6
 
 
 class Step(NamedTuple):
@@ -136,12 +141,13 @@ class Inference:
         if operation.kind == "concat":
             return self._copies(operation, found)
         if operation.kind == "weighted":
-            planned = self._planned(operation, x, residual)
+            planned = self._planned(operation, x, out, residual)
             return [
                 Step(path, f"{_name(operation)} by {planned.algorithm}", planned.bind(x, out=out, residual=residual))
             ]
         if isinstance(operation.layer, Pool):
-            planned = plan(type(operation.layer).op, x, **operation.layer.settings)
+            with applied(_team(0, x, out)):
+                planned = plan(type(operation.layer).op, x, **operation.layer.settings)
             return [Step(path, f"{_name(operation)} by {planned.algorithm}", planned.bind(x, out=out))]
         ending = activation, OP_SLOPE
         run: Callable[[], object]
@@ -160,11 +166,12 @@ class Inference:
             run = _forward(operation, x, out)
         return [Step(path, _name(operation), run)]
 
-    def _planned(self, operation: Operation, x: Any, residual: Any) -> BoundPlan:
+    def _planned(self, operation: Operation, x: Any, out: Any, residual: Any) -> BoundPlan:
         layer = operation.layer
         assert isinstance(layer, Weighted)
         ending = {"activation": operation.activation, "residual": residual}
-        return plan(type(layer).op, x, operation.weight, operation.bias, **layer.settings, **ending)
+        with applied(_team(len(x) * layer.macs(x.shape[1:]), x, operation.weight, out)):
+            return plan(type(layer).op, x, operation.weight, operation.bias, **layer.settings, **ending)
 
     def _copies(self, operation: Operation, found: dict[Value, memory.Place]) -> list[Step]:
         """Return a step for every input of a concatenation that could not be made in its place."""
@@ -176,6 +183,14 @@ class Inference:
                 steps.append(Step(operation.path, "copy", _copy(self._views[value], part)))
             channel += value.shape[1]
         return steps
+
+
+def _team(macs: int, *moved: Any) -> Options:
+    """Return the options in force, with one thread for what that has done before another one is awake."""
+    one = machine()
+    computing = 2 * macs / one.peak(moved[0].dtype.name, 1)
+    short = max(computing, one.moving(sum(array.nbytes for array in moved))) < _AWAKE
+    return dataclasses.replace(current(), threads=1) if short else current()
 
 
 def _copy(source: Any, target: Any) -> Callable[[], object]:

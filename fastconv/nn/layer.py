@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
 import numpy as np
 
-from fastconv.arrays import Array
+from fastconv.arrays import Array, may_overlap
+from fastconv.nn.compute import for_array
 
 if TYPE_CHECKING:
     from typing import Self
@@ -84,6 +85,15 @@ class Layer(ABC):
         RuntimeError
             If no forward pass in training mode came before.
         """
+
+    def backward_onto(self, dy: Array, added: Array) -> Array:
+        """Carry a gradient back, and return it with another gradient of the input added, which stays as it is."""
+        dx = self.backward(dy)
+        assert dx is not None
+        if may_overlap(dx, dy) or may_overlap(dx, added):
+            return cast("Array", for_array(dx).add(dx, added))
+        for_array(dx).accumulate(dx, added)
+        return dx
 
     def __call__(self, x: Array) -> Array:
         return self.forward(x)

@@ -71,11 +71,19 @@ class BatchNorm2d(Ending):
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        x, y, mean, variance, activation = self._take()
-        dx, self.weight.gradient, self.bias.gradient = for_array(dy).batch_norm_gradient(
-            dy, x, y, mean, variance, self.weight.value, self.epsilon, activation, OP_SLOPE
-        )
+        dx = self._input_gradient(dy, None)
         return dx if wanted else None
+
+    def backward_onto(self, dy: Array, added: Array) -> Array:
+        return self._input_gradient(dy, added)
+
+    def _input_gradient(self, dy: Array, added: Array | None) -> Array:
+        x, y, mean, variance, activation = self._take()
+        dx: Array
+        dx, self.weight.gradient, self.bias.gradient = for_array(dy).batch_norm_gradient(
+            dy, x, y, mean, variance, self.weight.value, self.epsilon, activation, OP_SLOPE, added
+        )
+        return dx
 
     def details(self) -> str:
         return f"{len(self.weight.value)}"

@@ -93,8 +93,9 @@ def batch_norm(
 
 
 def batch_norm_gradient(
-    dy: Any, x: Any, y: Any, mean: Any, variance: Any, weight: Any, epsilon: float, activation: str | None, slope: float
-) -> tuple[Any, Any, Any]:
+    dy: Any, x: Any, y: Any, mean: Any, variance: Any, weight: Any, epsilon: float, activation: str | None,
+    slope: float, added: Any = None,
+) -> tuple[Any, Any, Any]:  # fmt: skip
     axes = _planes(x)
     dz = wide(dy) if activation is None else wide(activation_gradient(dy, y, activation, slope))
     inverse = (1 / (variance + epsilon) ** 0.5).astype(dz.dtype)
@@ -102,7 +103,13 @@ def batch_norm_gradient(
     dweight, dbias = (dz * centred).sum(axis=axes), dz.sum(axis=axes)
     count = x.size // x.shape[1]
     dx = (dz - _shaped(dbias, x) / count - centred * _shaped(dweight, x) / count) * _shaped(wide(weight) * inverse, x)
+    if added is not None:
+        dx = dx + wide(added)
     return _stored(dx, x), _stored(dweight, weight), _stored(dbias, weight)
+
+
+def accumulate(total: Any, part: Any) -> None:
+    total[...] = wide(total) + wide(part)
 
 
 def bias_gradient(dy: Any, y: Any, activation: str | None, slope: float) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ The same bits come out for any number of threads.
 """
 
 from fastconv.nn.native.channels import (
+    accumulate,
     affine,
     batch_norm,
     batch_norm_gradient,
@@ -25,6 +26,7 @@ from fastconv.nn.native.rows import (
 )
 
 __all__ = [
+    "accumulate",
     "activate",
     "activation_gradient",
     "adam",

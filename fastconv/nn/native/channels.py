@@ -12,7 +12,7 @@ import numpy as np
 
 from fastconv.nn.native.compiling import kernel, run
 from fastconv.nn.native.elementwise import KINDS, finish, slope_at
-from fastconv.nn.native.flat import flat, nothing
+from fastconv.nn.native.flat import flat, images_are_contiguous, nothing
 
 
 @cache
@@ -103,11 +103,11 @@ def batch_norm(
 
 
 @cache
-def _batch_norm_gradient(kind: int) -> Any:
+def _batch_norm_gradient(kind: int, residual: bool) -> Any:
     @kernel(sums=True)
     def channels(
-        start, stop, dy, dy_step, x, x_step, y, y_step, dx, dx_step, n, length, mean, variance, weight, epsilon, slope,
-        dweight, dbias,
+        start, stop, dy, dy_step, x, x_step, y, y_step, r, r_step, dx, dx_step, n, length, mean, variance, weight,
+        epsilon, slope, dweight, dbias,
     ):  # fmt: skip
         low = x.dtype.type(slope)
         count = n * length
@@ -134,28 +134,53 @@ def _batch_norm_gradient(kind: int) -> Any:
                 source = x[image * x_step + channel * length :][:length]
                 gradient = dy[image * dy_step + channel * length :][:length]
                 output = y[image * y_step + channel * length :][:length] if kind else y
+                added = r[image * r_step + channel * length :][:length] if residual else r
                 target = dx[image * dx_step + channel * length :][:length]
                 for i in range(length):
                     value = gradient[i]
                     if kind:
                         value *= slope_at(output[i], kind, low)
-                    target[i] = (value - b - (source[i] - centre) * c) * a
+                    value = (value - b - (source[i] - centre) * c) * a
+                    if residual:
+                        value += added[i]
+                    target[i] = value
 
     return channels
 
 
 def batch_norm_gradient(
-    dy: Any, x: Any, y: Any, mean: Any, variance: Any, weight: Any, epsilon: float, activation: str | None, slope: float
-) -> tuple[Any, Any, Any]:
-    """Return the gradients for x, weight and bias of `batch_norm`; y is its output, looked at with an activation."""
+    dy: Any, x: Any, y: Any, mean: Any, variance: Any, weight: Any, epsilon: float, activation: str | None,
+    slope: float, added: Any = None,
+) -> tuple[Any, Any, Any]:  # fmt: skip
+    """Return the gradients for x, weight and bias of `batch_norm`; y is its output, looked at with an activation.
+
+    What is ``added`` is another gradient for x.
+    """
     dx = np.empty(x.shape, x.dtype)
     n, c = x.shape[:2]
     dweight, dbias = np.empty(c, x.dtype), np.empty(c, x.dtype)
     output = (nothing(x), 0) if activation is None else flat(y)
-    body = _batch_norm_gradient(KINDS[activation])
-    maps = *flat(dy), *flat(x), *output, *flat(dx)
+    other = (nothing(x), 0) if added is None else flat(added)
+    body = _batch_norm_gradient(KINDS[activation], added is not None)
+    maps = *flat(dy), *flat(x), *output, *other, *flat(dx)
     run(body, c, 3 * x.size, *maps, n, _length(x), mean, variance, weight, epsilon, slope, dweight, dbias)
     return dx, dweight, dbias
+
+
+@kernel()
+def _accumulate(start, stop, total, total_step, part, part_step, length):
+    for image in range(start, stop):
+        target, source = total[image * total_step :][:length], part[image * part_step :][:length]
+        for i in range(length):
+            target[i] += source[i]
+
+
+def accumulate(total: Any, part: Any) -> None:
+    """Add a part to a total, in place."""
+    if not images_are_contiguous(total):
+        np.add(total, part, out=total)
+        return
+    run(_accumulate, len(total), total.size, *flat(total), *flat(part), total.size // max(len(total), 1))
 
 
 @cache

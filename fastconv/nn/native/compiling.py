@@ -46,7 +46,9 @@ def _helpers(process: int) -> ThreadPoolExecutor | None:
 
 def run(kernel: Callable[..., Any], units: int, elements: int, *arguments: Any) -> None:
     """Do all units of a kernel, on as many threads as the options allow if that many elements are worth it."""
-    threads = min(machine().threads(), units, 1 + elements // _WORTH_A_THREAD)
+    threads = 1 + elements // _WORTH_A_THREAD
+    if threads > 1:  # small networks call often: to ask costs as much as the work
+        threads = min(machine().threads(), units, threads)
     helpers = _helpers(os.getpid()) if threads > 1 else None
     if helpers is None:
         kernel(0, units, *arguments)

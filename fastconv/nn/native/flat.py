@@ -26,12 +26,19 @@ def flat(array: Any) -> Flat:
     """Return an array (N, ...) as kernels take it: without a copy if every image is contiguous."""
     if array.flags.c_contiguous:
         return Flat(array.reshape(-1), array.size // max(len(array), 1))
-    image = array.strides[1:] == contiguous_strides(array.shape[1:], array.itemsize)
-    if not image or array.strides[0] < 0:
+    if not images_are_contiguous(array):
         return flat(np.ascontiguousarray(array))
     step = array.strides[0] // array.itemsize
     span = (len(array) - 1) * step + array[0].size
     return Flat(as_strided(array, (span,), (array.itemsize,), writeable=array.flags.writeable), step)
+
+
+def images_are_contiguous(array: Any) -> bool:
+    """Whether `flat` takes an array as it lies in memory."""
+    if array.flags.c_contiguous:
+        return True
+    inside: tuple[int, ...] = array.strides[1:]
+    return array.strides[0] >= 0 and inside == contiguous_strides(array.shape[1:], array.itemsize)
 
 
 def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
