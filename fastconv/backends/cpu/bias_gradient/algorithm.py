@@ -24,7 +24,7 @@ class BiasGradient(Algorithm):
         return refuses_halves(problem)
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        return _OVERHEAD + problem.bytes / machine.bandwidth / machine.threads()
+        return _OVERHEAD + machine.reading(problem.bytes) / machine.threads()
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.bias_gradient.run import Runner

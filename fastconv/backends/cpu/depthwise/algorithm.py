@@ -10,8 +10,8 @@ from fastconv.problem import ConvProblem
 
 # Seconds a call takes beside its loops.
 _OVERHEAD = 3e-6
-# Seconds for a piece of a row; how many second-level caches' worth of it all stay near.
-_PIECE, _NEAR = 30e-9, 8
+# Seconds for a line of a piece of a row; how many second-level caches' worth of it all stay near.
+_WAIT, _NEAR = 6.5e-9, 8
 
 
 class Depthwise(Algorithm):
@@ -41,8 +41,8 @@ class Depthwise(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
         moving = machine.moving(problem.bytes)
-        # What of a row is written below another waits for its lines, unless they stayed near.
-        waiting = work.pieces * _PIECE * min(1.0, problem.bytes / (_NEAR * work.cache))
+        # Pieces of rows that are written one below the other wait for their lines, unless these stayed near.
+        waiting = work.apart * _WAIT * min(1.0, problem.bytes / (_NEAR * work.cache))
         return _OVERHEAD + max(work.cycles / machine.hertz, moving + waiting) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:

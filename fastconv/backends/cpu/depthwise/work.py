@@ -158,11 +158,12 @@ class Work(ConvWork):
         return -(-self._across(self.tile.lanes) // self.tile.vectors)
 
     @property
-    def pieces(self) -> int:
-        """Pieces of output rows that tiles write one below the other, where no tile writes whole rows."""
+    def apart(self) -> float:
+        """Lines of output that tiles write piece below piece, where no tile writes whole rows."""
         if self.last or self.tiles_across == 1 or self.tile.rows == 1:
-            return 0
-        return self.problem.n * self.problem.oc * self.depth.out * self.height.out * self.tiles_across
+            return 0.0
+        piece = 1 + self.tile.vectors * self.tile.lanes * self.size / _LINE
+        return self.problem.n * self.problem.oc * self.depth.out * self.height.out * self.tiles_across * piece
 
     @property
     def kernel_cols(self) -> int:

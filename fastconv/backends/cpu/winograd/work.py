@@ -30,8 +30,9 @@ _NEAR_CYCLES, _FAR_CYCLES, _EXPOSED = 2.0, 7.0, 0.15
 _STEP, _IN_FLIGHT = 1.0, 4
 # A tile of the micro-kernel, beside its steps: to begin, and to store a vector.
 _BEGIN, _STORE = 10.0, 2.0
-# A transform, a point: loads, arithmetic along both axes, a store, and what does not fit into registers.
-_TRANSFORM = {4: 3.0, 6: 4.5, 8: 5.0}
+# A transform, a point: loads, arithmetic along both axes, a store; and for one that finds no register, a store and a
+# load along each axis.
+_TRANSFORM, _SPILL = {4: 3.0, 6: 4.0, 8: 4.5}, 4.0
 
 # Instructions on a vector, beside its shuffles, when a square is transposed.
 _TURN = 2.0
@@ -132,8 +133,9 @@ class Work(ConvWork):
         per_cycle, turn = self.simd.fma_per_cycle, math.log2(self.lanes) + _TURN
         halo = self.extent - self.m
         read, written = (-(-min(cols * self.m + more, self.problem.ow) // self.lanes) for more in (halo, 0))
-        enter = _TRANSFORM[self.extent] * transformed + turn * self.lanes * rows * self.extent * read * self.chunks
-        leave = _TRANSFORM[self.extent] * self.points * tiles * needed
+        transform = _TRANSFORM[self.extent] + _SPILL * max(0.0, 1 - self.simd.registers / self.points)
+        enter = transform * transformed + turn * self.lanes * rows * self.extent * read * self.chunks
+        leave = transform * self.points * tiles * needed
         leave += turn * self.lanes * rows * self.m * written * needed
         if work > self.cache * _KEPT:
             enter += _FAR_CYCLES * transformed
