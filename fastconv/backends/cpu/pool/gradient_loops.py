@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, word
@@ -48,7 +48,7 @@ JOB = job_type(FIELDS)
 _SIGNATURE = task_type(JOB)
 
 
-@njit
+@inlined
 def _weigh(norm, fused, lanes, format, job, y, count, d0, nd, h0, nh, scales, line):
     """Sum the rows of windows that read a row: elements that follow one another, from an address on."""
     weigh_rows(
@@ -239,7 +239,7 @@ def covers(norm: int, vectors: int, fused: int, lanes: int, format: int) -> Any:
     return run
 
 
-@njit
+@inlined
 def _scatter(
     action, ways, dense, format, job, count, x, x_way, x_next, step, y, y_way, y_next, j, j_way, j_next, aside,
 ):  # fmt: skip
@@ -249,7 +249,7 @@ def _scatter(
     )  # fmt: skip
 
 
-@njit
+@inlined
 def _narrow(lanes, format, wide, job, source, target, count):
     """Copy neighbouring sums to where they are stored."""
     pool_row(
@@ -258,7 +258,7 @@ def _narrow(lanes, format, wide, job, source, target, count):
     )  # fmt: skip
 
 
-@njit
+@inlined
 def _recorded_planes(action, ways, lanes, format, wide, job, plane, aside):
     """Do a few planes of one image."""
     c, n = split(plane, job.channels)
@@ -277,7 +277,7 @@ def _recorded_planes(action, ways, lanes, format, wide, job, plane, aside):
             _narrow(lanes, format, wide, job, cells + way * way_step, x + way * job.xc, job.cells)
 
 
-@njit
+@inlined
 def _recorded_image(action, lanes, format, wide, job, unit, aside):
     """Do an image whose channels are neighbours, or a part of these."""
     size, item = job.item, 64 // job.item

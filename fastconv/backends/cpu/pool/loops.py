@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, njit
+from numba import carray
 
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import integer, word
@@ -41,7 +41,7 @@ JOB = job_type(FIELDS)
 _SIGNATURE = task_type(JOB)
 
 
-@njit
+@inlined
 def _row(op, kernel, stride, rows, indexed, exact, lanes, format, job, x, y, i, d, h):
     """Compute an output row of a plane; return whether NaN may have been lost."""
     d0, h0 = word(job.from_d, d), word(job.from_h, h)
@@ -54,7 +54,7 @@ def _row(op, kernel, stride, rows, indexed, exact, lanes, format, job, x, y, i, 
     )  # fmt: skip
 
 
-@njit
+@inlined
 def split(number, parts):
     """Return remainder and quotient; where there is one part without a division, which takes as long as a small map."""
     if parts == 1:
@@ -62,7 +62,7 @@ def split(number, parts):
     return number % parts, number // parts
 
 
-@njit
+@inlined
 def _unit(job, unit, single):
     """Return where a unit's image and channel begin in each array, its depth, and its rows."""
     part, rest = split(unit, job.bands)
@@ -104,7 +104,7 @@ def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, format: in
     return run
 
 
-@njit
+@inlined
 def _rows(op, kernel, stride, groups, rows, indexed, lanes, format, job, x, y, i, d, h, h0, reads, count, safe):
     """Compute neighbouring output rows of a plane whose windows have as many rows each."""
     return pool_plane(
@@ -160,7 +160,7 @@ def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: 
     return run
 
 
-@njit
+@inlined
 def _gathered(op, then, indexed, exact, lanes, format, wide, job, line, x, y, i, d, h):
     """Compute an output row by way of a line of reduced columns, of format ``wide``."""
     d0, h0 = word(job.from_d, d), word(job.from_h, h)
@@ -203,7 +203,7 @@ def gathered(op: int, then: int, indexed: int, lanes: int, format: int) -> Any:
     return run
 
 
-@njit
+@inlined
 def _position(op, vectors, columns, indexed, exact, lanes, format, job, x, y, i, d, h, w):
     """Compute all channels of one output position."""
     d0, h0, w0 = word(job.from_d, d), word(job.from_h, h), word(job.from_w, w)
