@@ -98,6 +98,7 @@ def general_backends() -> list[str]:
     algorithms = registry.algorithms()
     forward = [parse_problem(text) for text in GENERAL]
     wanted = forward + [p.replace(direction="dgrad") for p in forward]
+    wanted.append(parse_problem("locally_connected2d:bgrad c2 i8 oc2 k3 bias_per_position"))
     return [
         backend
         for backend in dict.fromkeys(a.backend for a in algorithms)
