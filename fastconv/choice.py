@@ -145,6 +145,20 @@ class BoundPlan:
             else partial(self._plan.run, tuple(inputs.values()), call.outputs())
         )
 
+    @property
+    def plain(self) -> bool:
+        """Whether `into` may be called: one NumPy array comes in, one of the problem's own shape comes out."""
+        return self._plain_shape is not None and len(self.problem.outputs) == 1
+
+    def into(self, out: Any, input: Any, residual: Any = None) -> None:
+        """Run a `plain` plan without looking at anything, for whoever knows that the arrays are right.
+
+        They must be NumPy arrays of just the shapes, dtypes and strides that the plan was made for and that its call
+        returns; ``residual`` is None if the plan has none.
+        """
+        rest = self._rest if residual is None else (*self._rest[:-1], residual)
+        self._run((input, *rest), (out,))
+
     def _rest_with(self, residual: Any) -> tuple[Any, ...] | None:
         """Return the inputs after the first with another residual, if that is an array such as the algorithm takes."""
         like = self._inputs.get("residual")

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fastconv.buffers import Life, shared
 from fastconv.nn.graph import Graph, Operation, Value
 from fastconv.nn.layer import Shape
 from fastconv.nn.plain import namespace
@@ -62,26 +63,18 @@ def arrays(graph: Graph, found: dict[Value, Place], like: Any) -> tuple[dict[Val
     # The network's output is read after everything else.
     end = graph.operations[-1].output if graph.operations else graph.input
     last[root(end, found)] = len(graph.operations)
-    views: dict[Value, Any] = {}
-    total = 0
-    free: list[Any] = []
-    busy: list[tuple[int, Any]] = []
-    for owner, at in sorted(first.items(), key=lambda item: item[1]):
-        free += [buffer for until, buffer in busy if until < at]
-        busy = [(until, buffer) for until, buffer in busy if until >= at]
-        size = math.prod(owner.shape) * like.dtype.itemsize
-        fitting = [buffer for buffer in free if buffer.nbytes >= size]
-        if fitting:
-            buffer = min(fitting, key=lambda buffer: buffer.nbytes)
-            free = [other for other in free if other is not buffer]
-        else:
-            buffer = _aligned(size, like)
-            total += size
-        busy.append((last[owner], buffer))
-        views[owner] = buffer[:size].view(like.dtype).reshape(owner.shape)
+    lives = [
+        Life(at, last[owner], math.prod(owner.shape) * like.dtype.itemsize) for owner, at in first.items()
+    ]
+    buffers, sizes = shared(lives)
+    rooms = [_aligned(size, like) for size in sizes]
+    views: dict[Value, Any] = {
+        owner: rooms[buffer][: life.bytes].view(like.dtype).reshape(owner.shape)
+        for owner, buffer, life in zip(first, buffers, lives, strict=True)
+    }
     for value in (graph.input, *(operation.output for operation in graph.operations)):
         _view(value, found, views)
-    return views, total
+    return views, sum(sizes)
 
 
 def _aligned(size: int, like: Any) -> Any:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from fastconv.torch.functional import OFFERS
 from fastconv.torch.packed import Geometry, PackedConv
+from fastconv.torch.stretch import join
 from fastconv.torch.tensors import Tensor
 
 _WEIGHTED: dict[type, str] = {
@@ -160,6 +161,7 @@ class _Fusion:
                 self._fuse(node, *found)
         for node in list(self.graph.nodes):
             self._offer(node)
+        join(self.traced)
         # No dead code is sought: what changes a tensor in place, or checks an argument, has no user either.
         self.graph.lint()
         self.traced.delete_all_unused_submodules()

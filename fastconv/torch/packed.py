@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from fastconv import choice, ops
+from fastconv.choice import BoundPlan
 from fastconv.options import current
 from fastconv.torch import functional as offered
 from fastconv.torch.counting import computed, leave
@@ -19,6 +20,14 @@ from fastconv.torch.tensors import PLAIN, Tensor, array, eager, optional_array, 
 # so many bytes of weights, but two in any case.
 _MOST = 16
 _MOST_BYTES = 256 << 20
+
+_changes = 0
+
+
+def changes() -> int:
+    """Return how often the weights of any layer have been replaced: plans made before may hold others."""
+    return _changes
+
 
 ACTIVATIONS = {
     "relu": torch.relu,
@@ -67,7 +76,7 @@ class PackedConv(torch.nn.Module):
         self.geometry, self.activation = geometry, activation
         self.register_buffer("weight", weight.detach())
         self.register_buffer("bias", None if bias is None else bias.detach())
-        self._plans: OrderedDict[Any, Any] = OrderedDict()
+        self._plans: OrderedDict[Any, BoundPlan] = OrderedDict()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """Return the layer's result for x, with the residual added and the activation applied."""
@@ -76,11 +85,7 @@ class PackedConv(torch.nn.Module):
         if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
             return self.unfused(self.geometry.offered, x, residual)
         try:
-            key = x.shape, x.stride(), x.dtype, residual is None, torch.get_num_threads(), current()
-            plan = self._plans.get(key)
-            if plan is None:
-                plan = self._planned(key, x, residual)
-            result = tensor(plan(array(x), residual=optional_array(residual)))
+            result = tensor(self.plan(x, residual)(array(x), residual=optional_array(residual)))
         except (TypeError, ValueError) as error:
             return leave(self.geometry.name, error, self.unfused, self.geometry.theirs, x, residual)
         computed[self.geometry.name] += 1
@@ -93,28 +98,45 @@ class PackedConv(torch.nn.Module):
             y = y + residual
         return y if self.activation is None else ACTIVATIONS[self.activation](y)
 
-    def _planned(self, key: Any, x: Tensor, residual: Tensor | None) -> Any:
+    def plan(self, x: Tensor, residual: Tensor | None) -> BoundPlan:
+        """Return a plan for such inputs, made before or now.
+
+        Raises
+        ------
+        TypeError, ValueError
+            What fastconv raises.
+        """
+        key = x.shape, x.stride(), x.dtype, residual is None, torch.get_num_threads(), current()
+        return self._plans.get(key) or self._planned(key, x, residual)
+
+    def _planned(self, key: Any, x: Tensor, residual: Tensor | None) -> BoundPlan:
         like = None if residual is None else array(residual)
         if like is not None:  # a plan keeps the arrays it is made with: this one has a single element
             like = np.broadcast_to(np.zeros((), like.dtype), like.shape)
         arrays = array(x), array(self.weight), optional_array(self.bias)
 
-        def make() -> Any:
+        def make() -> BoundPlan:
             fused = {"activation": self.activation, "residual": like}
             return choice.plan(getattr(ops, self.geometry.name), *arrays, *self.geometry.arguments, **fused)
 
-        plan = run(make)
+        plan: BoundPlan = run(make)
         self._plans[key] = plan
         while len(self._plans) > max(2, min(_MOST, _MOST_BYTES // (self.weight.nbytes or 1))):
             self._plans.popitem(last=False)
         return plan
 
+    def _forget(self) -> None:
+        """Drop the plans: they were made with what is about to change."""
+        global _changes
+        _changes += 1
+        self._plans.clear()
+
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._plans.clear()  # made with what is about to change
+        self._forget()
         return super()._apply(fn, recurse)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._plans.clear()
+        self._forget()
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
