@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -242,6 +243,82 @@ def test_copies_dtypes_and_other_programs():
     assert compiled(last).is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(compiled(last), y)
     torch.testing.assert_close(compiled(X[:1]), y[:1])
+
+
+class Fork(nn.Module):
+    """Several results leave a stretch, and one is read within it as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.pool = nn.MaxPool2d(3, 1, 1)
+
+    def forward(self, x):
+        first = F.relu(self.a(x))
+        second = self.b(self.pool(first))
+        third = F.adaptive_avg_pool2d(self.c(second) + first, 2)
+        return first.flip(0), second * 2, third
+
+
+def stretches(model: nn.Module) -> list[Stretch]:
+    return [module for module in model.modules() if isinstance(module, Stretch)]
+
+
+def run_all(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([y.flatten() for y in model(x)])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_layers_that_follow_one_another_are_joined(memory_format):
+    x, model = X.contiguous(memory_format=memory_format), settled(Fork())
+    compiled = ft.compile_model(model)
+    assert len(stretches(compiled)) == 1 and len(calls(compiled)) > len(list(compiled.graph.nodes)) - 2
+    ft.stats(reset=True)
+    for _ in range(3):
+        for y, expected in zip(compiled(x), model(x), strict=True):
+            torch.testing.assert_close(y, expected)
+            assert y.stride() == expected.stride() or y.shape[-1] == 2
+    assert not ft.stats().left and ft.stats().computed["conv2d"] >= 9
+    kept = compiled(x)
+    before = [y.clone() for y in kept]
+    compiled(x + 1)
+    assert all(torch.equal(a, b) for a, b in zip(kept, before, strict=True))  # a result is the caller's own
+
+
+def test_a_joined_model_serves_several_threads_at_once():
+    compiled = ft.compile_model(settled(Fork()))
+    inputs = [X + i for i in range(40)]
+    expected = [run_all(compiled, x) for x in inputs]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            results = pool.map(lambda x: run_all(compiled, x), inputs)
+            assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True))
+
+
+def test_a_joined_model_sees_weights_that_were_replaced():
+    model, other = settled(Fork()), settled(Fork())
+    compiled = ft.compile_model(model)
+    compiled(X)
+    compiled.load_state_dict(ft.compile_model(other).state_dict())
+    torch.testing.assert_close(run_all(compiled, X), run_all(other, X))
+    (whole,) = stretches(compiled)
+    (same,) = stretches(ft.compile_model(model))
+    whole.inside.a_fastconv.load_state_dict(same.inside.a_fastconv.state_dict())
+    other.a.load_state_dict(model.a.state_dict())
+    torch.testing.assert_close(run_all(compiled, X), run_all(other, X))
+
+
+def test_a_joined_model_leaves_pytorch_what_fastconv_does_not_compute():
+    compiled = ft.compile_model(settled(Fork()))
+    ft.stats(reset=True)
+    for y, empty in zip(compiled(X), compiled(X[:0]), strict=True):
+        assert empty.shape == (0, *y.shape[1:])
+    half = ft.compile_model(settled(Fork()).bfloat16())
+    assert run_all(half, X.bfloat16()).isfinite().all()
+    assert all(len(free) <= 1 for stretch in stretches(compiled) for free in stretch._free.values())
+    for size in range(9, 30):
+        compiled(torch.zeros(1, 4, size, size))
+    assert len(stretches(compiled)[0]._free) <= 8
 
 
 def test_bad_models():

@@ -63,9 +63,7 @@ def arrays(graph: Graph, found: dict[Value, Place], like: Any) -> tuple[dict[Val
     # The network's output is read after everything else.
     end = graph.operations[-1].output if graph.operations else graph.input
     last[root(end, found)] = len(graph.operations)
-    lives = [
-        Life(at, last[owner], math.prod(owner.shape) * like.dtype.itemsize) for owner, at in first.items()
-    ]
+    lives = [Life(at, last[owner], math.prod(owner.shape) * like.dtype.itemsize) for owner, at in first.items()]
     buffers, sizes = shared(lives)
     rooms = [_aligned(size, like) for size in sizes]
     views: dict[Value, Any] = {

@@ -41,7 +41,7 @@ class _Step(NamedTuple):
 
     plan: BoundPlan
     out: int
-    input: int
+    x: int
     residual: int
 
 
@@ -74,18 +74,16 @@ class _Session:
         self._results = [numbers[node] for node in results]
         self._like = [array(maps[node]) for node in results]
         self._arrays: list[Any] = [None] * len(numbers)
-        self._place(inside, {numbers[node]: array(map) for node, map in maps.items()})
+        self._place({numbers[node]: array(value) for node, value in maps.items()})
         names = Counter(_name(inside, node) for node in nodes[len(inputs) : -1])
         self._counts = list(names.items())
 
-    def _place(self, inside: fx.GraphModule, like: dict[int, Any]) -> None:
+    def _place(self, like: dict[int, Any]) -> None:
         """Give every map that does not leave the stretch its room in a buffer."""
         within = [step.out for step in self._steps if step.out not in self._results]
-        last = {used: at for at, step in enumerate(self._steps) for used in (step.out, step.input, step.residual)}
+        last = {used: at for at, step in enumerate(self._steps) for used in (step.out, step.x, step.residual)}
         lives = [
-            Life(at, last[step.out], like[step.out].nbytes)
-            for at, step in enumerate(self._steps)
-            if step.out in within
+            Life(at, last[step.out], like[step.out].nbytes) for at, step in enumerate(self._steps) if step.out in within
         ]
         buffers, sizes = shared(lives)
         rooms = [_aligned(size) for size in sizes]
@@ -99,8 +97,8 @@ class _Session:
             arrays[number] = array(given)
         for number, like in zip(self._results, self._like, strict=True):
             arrays[number] = np.empty_like(like)
-        for plan, out, input, residual in self._steps:
-            plan.into(arrays[out], arrays[input], arrays[residual])
+        for plan, out, x, residual in self._steps:
+            plan.into(arrays[out], arrays[x], arrays[residual])
         results = [tensor(arrays[number]) for number in self._results]
         for number in (*self._given, *self._results):  # nothing of the caller's is kept
             arrays[number] = None
@@ -171,9 +169,10 @@ class Stretch(torch.nn.Module):
         free = self._free.get(key)
         if free is None:
             free = self._begin(key, inputs)
-        elif not free:  # another thread has it, or there is none
+        try:
+            session = free.pop()
+        except IndexError:  # there is none, or another thread is at it
             return self.inside(*inputs)
-        session = free.pop()
         try:
             return session.run(inputs)
         finally:
@@ -200,8 +199,9 @@ def join(traced: fx.GraphModule) -> None:
         if _joins(traced, node):
             run.append(node)
             continue
-        if len(run) > 1:
-            _replace(traced, run)
+        results = [one for one in run if not one.users.keys() <= set(run)]
+        if len(run) > 1 and results:
+            _replace(traced, run, results)
         run = []
 
 
@@ -220,13 +220,12 @@ def _joins(traced: fx.GraphModule, node: fx.Node) -> bool:
     return not given.get("return_indices") and None not in (sizes if isinstance(sizes, tuple | list) else ())
 
 
-def _replace(traced: fx.GraphModule, run: list[fx.Node]) -> None:
+def _replace(traced: fx.GraphModule, run: list[fx.Node], results: list[fx.Node]) -> None:
     graph, inside = traced.graph, fx.Graph()
     given = dict.fromkeys(node for one in run for node in one.all_input_nodes if node not in run)
     copies = {node: inside.placeholder(node.name) for node in given}
     for node in run:
         copies[node] = inside.node_copy(node, copies.__getitem__)
-    results = [node for node in run if not node.users.keys() <= set(run)]
     inside.output(copies[results[0]] if len(results) == 1 else tuple(copies[node] for node in results))
     name = f"stretch{sum(isinstance(module, Stretch) for module in traced.children())}"
     while hasattr(traced, name):

@@ -18,10 +18,9 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from fastconv.backends.cpu import threads
-from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import function, inlined
 from fastconv.backends.cpu.memory import copy, integer
-from fastconv.backends.cpu.scratch import DATA, address
+from fastconv.backends.cpu.scratch import DATA
 
 # What every run fills in: input, packed weight, output, bias, residual, the workers' scratch.
 HEAD = ("x", "w", "y", "bias", "residual", "slab")
@@ -97,17 +96,12 @@ def _fill(job, x, w, y, bias, residual, slab):
     _put(job, 5, slab)
 
 
-@function(types.void(*(types.int64,) * 10))
-def _do(loops, record, words, units, x, w, y, bias, residual, slab):
+@function(types.void(*(types.int64,) * 12))
+def _do(board, helpers, loops, record, words, units, x, w, y, bias, residual, slab):
     job = _on_stack()
     copy(job, record, 8 * words)
     _fill(job, x, w, y, bias, residual, slab)
-    call(loops, (job, 0, units, 0))
-
-
-@function(types.void(*(types.int64,) * 7))
-def _fill_head(job, x, w, y, bias, residual, slab):
-    _fill(job, x, w, y, bias, residual, slab)
+    threads.launch(board, loops, job, units, helpers)
 
 
 def start(
@@ -137,9 +131,12 @@ def start(
         id(x), w, id(y),
         0 if bias is None else id(bias), 0 if residual is None else id(residual), slab,
     )  # fmt: skip
-    if units == 1 or workers == 1:
-        _do(loops, where, record.size, units, *head)
+    helpers = min(workers, units) - 1
+    board = threads.acquire() if helpers > 0 else None
+    if board is None:
+        _do(0, 0, loops, where, record.size, units, *head)
         return
-    job = record.copy()
-    _fill_head(address(job), *head)
-    threads.run(loops, address(job), units, workers)
+    try:
+        _do(board.address, min(helpers, board.size), loops, where, record.size, units, *head)
+    finally:
+        board.lock.release()

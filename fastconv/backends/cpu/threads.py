@@ -33,12 +33,15 @@ _LINE = 64  # bytes of a cache line: words that different threads write lie apar
 # Rounds of spinning before a worker sleeps: some tens of microseconds.
 _PATIENCE = 2000
 
-# The board that caller and workers share: an array of lines, one word used in each.
-_OPEN, _ACTIVE, _NEXT, _FUNCTION, _JOB, _UNITS, _CHUNK, _HELPERS, _WAIT, _WORKERS = (i * _LINE for i in range(10))
+# The board that caller and workers share, in lines: the number of the job that is open to workers, 0 if none is; what
+# the job is, which the caller alone writes; the next unit; how many workers are at it.
+_OPEN, _NEXT, _ACTIVE = 0, 2 * _LINE, 3 * _LINE
+_FUNCTION, _JOB, _UNITS, _CHUNK, _HELPERS, _NUMBER = (_LINE + 8 * i for i in range(6))
+# What never changes: addresses of functions. Those of a borrowed team are 0 if these are our own workers.
+_WAIT, _POST, _PARALLEL, _SHARE, _THREAD, _MOST = (4 * _LINE + 8 * i for i in range(6))
 # From there on two lines a worker: whether it sleeps, and its semaphore.
+_WORKERS = 5 * _LINE
 _ASLEEP, _SEMAPHORE = 0, _LINE
-# Or, with a borrowed team: the addresses of its functions.
-_PARALLEL, _NUMBER, _MOST = (_WORKERS + i * _LINE for i in range(3))
 
 
 def _pointer(builder: Any, address: Any) -> Any:
@@ -135,7 +138,7 @@ def _take_units(board, worker):
 
 @callback(types.int64(types.CPointer(types.int64)))
 def _work(argument):
-    """The life of a worker. ``_OPEN`` holds the number of the job that is open to workers, 0 if none is."""
+    """The life of a worker."""
     board, index = argument[0], argument[1]
     mine = board + _WORKERS + (index - 1) * 2 * _LINE
     done = 0
@@ -161,78 +164,82 @@ def _work(argument):
     return 0
 
 
-@function(types.void(*(types.int64,) * 8))
-def _launch(board, post, number, function, job, units, chunk, helpers):
+@callback(types.void(types.int64))
+def _share(board):
+    """What each thread of a borrowed team does."""
+    worker = _call_integer(_get(board + _THREAD))
+    if worker <= _get(board + _HELPERS):
+        _take_units(board, worker)
+
+
+@inlined
+def launch(board, function, job, units, helpers):
+    """Do all units of a job on a board that `acquire` gave, with so many of its threads or 0 to help."""
+    if helpers == 0:
+        call(function, (job, 0, units, 0))
+        return
     _set(board + _FUNCTION, function)
     _set(board + _JOB, job)
     _set(board + _UNITS, units)
-    _set(board + _CHUNK, chunk)
+    _set(board + _CHUNK, max(1, units // (8 * (helpers + 1))))
     _set(board + _HELPERS, helpers)
     _set(board + _NEXT, 0)
+    parallel = _get(board + _PARALLEL)
+    if parallel:
+        threads = max(helpers + 1, _call_integer(_get(board + _MOST)))
+        _call_parallel(parallel, _get(board + _SHARE), board, threads)
+        return
+    number = _add(board + _NUMBER, 1) + 1
     _set(board + _OPEN, number)
     for index in range(helpers):
         mine = board + _WORKERS + index * 2 * _LINE
         if _get(mine + _ASLEEP):
-            _call_semaphore(post, mine + _SEMAPHORE)
+            _call_semaphore(_get(board + _POST), mine + _SEMAPHORE)
     _take_units(board, 0)
     _set(board + _OPEN, 0)
     while _get(board + _ACTIVE) > 0:
         _pause()
 
 
-@function(types.void(*(types.int64,) * 3))
-def _alone(function, job, units):
-    call(function, (job, 0, units, 0))
+@function(types.void(*(types.int64,) * 5))
+def _run(board, function, job, units, helpers):
+    launch(board, function, job, units, helpers)
 
 
-@callback(types.void(types.int64))
-def _share(board):
-    """What each thread of a borrowed team does."""
-    worker = _call_integer(_get(board + _NUMBER))
-    if worker <= _get(board + _HELPERS):
-        _take_units(board, worker)
+class Board:
+    """The memory that threads share, and who may use it now.
 
+    Attributes
+    ----------
+    address : int
+    size : int
+        How many threads help.
+    lock : Lock
+    """
 
-@function(types.void(*(types.int64,) * 7))
-def _launch_borrowed(board, share, function, job, units, chunk, helpers):
-    _set(board + _FUNCTION, function)
-    _set(board + _JOB, job)
-    _set(board + _UNITS, units)
-    _set(board + _CHUNK, chunk)
-    _set(board + _HELPERS, helpers)
-    _set(board + _NEXT, 0)
-    threads = max(helpers + 1, _call_integer(_get(board + _MOST)))
-    _call_parallel(_get(board + _PARALLEL), share, board, threads)
-
-
-class _Board:
-    """The memory that threads share, and who may use it now."""
-
-    size: int  # how many threads help
-
-    def __init__(self, lines: int) -> None:
+    def __init__(self, workers: int) -> None:
         # Kept for ever: workers look at it until the process ends.
-        self._memory = np.zeros((lines + 1) * _LINE // 8, np.int64)
+        self._memory = np.zeros((_WORKERS + (2 * workers + 1) * _LINE) // 8, np.int64)
         address = self._memory.ctypes.data
         self.address = address + -address % _LINE
+        self.size = 0
         self.lock = threading.Lock()
 
-    def write(self, at: int, value: int) -> None:
-        """Set a word, before there are threads that look at it."""
-        ctypes.c_int64.from_address(self.address + at).value = value
+    def _write(self, values: dict[int, int]) -> None:
+        """Set words, before there are threads that look at them."""
+        for at, value in values.items():
+            ctypes.c_int64.from_address(self.address + at).value = value
 
 
-class _Team(_Board):
+class _Own(Board):
     """The workers of this process."""
 
     def __init__(self, workers: int) -> None:
-        super().__init__(_WORKERS // _LINE + 2 * workers)
+        super().__init__(workers)
         self._arguments = np.array([[self.address, index + 1] for index in range(workers)], np.int64).reshape(-1, 2)
         library = ctypes.CDLL(None)
-        self.post = _address(library, "sem_post")
-        self.write(_WAIT, _address(library, "sem_wait"))
+        self._write({_WAIT: _address(library, "sem_wait"), _POST: _address(library, "sem_post")})
         self.size = sum(self._start(library, index) for index in range(workers))
-        self.jobs = 0
 
     def _start(self, library: Any, index: int) -> bool:
         semaphore = self.address + _WORKERS + index * 2 * _LINE + _SEMAPHORE
@@ -244,24 +251,14 @@ class _Team(_Board):
             library.pthread_detach(thread)
         return not failed
 
-    def launch(self, function: int, job: int, units: int, chunk: int, helpers: int) -> None:
-        """Do all units of a job, with the lock held."""
-        self.jobs += 1
-        _launch(self.address, self.post, self.jobs, function, job, units, chunk, helpers)
 
-
-class _Borrowed(_Board):
+class _Borrowed(Board):
     """Another library's threads."""
 
     def __init__(self, team: borrowed.Team) -> None:
-        super().__init__(_MOST // _LINE + 1)
-        for at, where in zip((_PARALLEL, _NUMBER, _MOST), team, strict=True):
-            self.write(at, where)
+        super().__init__(0)
+        self._write({_PARALLEL: team.parallel, _THREAD: team.number, _MOST: team.most, _SHARE: _share.address})
         self.size = available_cores() - 1
-
-    def launch(self, function: int, job: int, units: int, chunk: int, helpers: int) -> None:
-        """Do all units of a job, with the lock held."""
-        _launch_borrowed(self.address, _share.address, function, job, units, chunk, helpers)
 
 
 def _address(library: Any, name: str) -> int:
@@ -271,13 +268,18 @@ def _address(library: Any, name: str) -> int:
 
 
 @cache
-def _team(process: int, lent: borrowed.Team | None) -> _Team | _Borrowed | None:
-    """Return the workers of a process: a forked child's are not its parent's. None where there are no POSIX threads."""
+def _board(process: int, lent: borrowed.Team | None) -> Board:
+    """Return the threads of a process: a forked child's are not its parent's. None help where there are no others."""
     if lent is not None:
         return _Borrowed(lent)
-    if os.name != "posix":
-        return None
-    return _Team(available_cores() - 1)
+    return _Own(available_cores() - 1) if os.name == "posix" else Board(0)
+
+
+def acquire() -> Board | None:
+    """Return what `launch` needs, with its lock held; None if the threads are busy with another thread's job."""
+    process = os.getpid()
+    board = _board(process, borrowed.team(process))
+    return board if board.lock.acquire(blocking=False) else None
 
 
 def run(function: int, job: int, units: int, threads: int) -> None:
@@ -295,15 +297,11 @@ def run(function: int, job: int, units: int, threads: int) -> None:
         The caller's own included. Fewer take part if the workers are busy with another thread's job.
     """
     helpers = min(threads, units) - 1
-    team = None
-    if helpers > 0:
-        process = os.getpid()
-        team = _team(process, borrowed.team(process))
-    if team is None or not team.size or not team.lock.acquire(blocking=False):
-        _alone(function, job, units)
+    board = acquire() if helpers > 0 else None
+    if board is None:
+        _run(0, function, job, units, 0)
         return
     try:
-        helpers = min(helpers, team.size)
-        team.launch(function, job, units, max(1, units // (8 * (helpers + 1))), helpers)
+        _run(board.address, function, job, units, min(helpers, board.size))
     finally:
-        team.lock.release()
+        board.lock.release()
