@@ -162,6 +162,7 @@ def _onnxruntime(model: Any, x: Any, threads: int) -> Run | None:
         torch.onnx.export(model, (x,), buffer, input_names=["x"], dynamo=False)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     session = onnxruntime.InferenceSession(buffer.getvalue(), options, providers=["CPUExecutionProvider"])
     array = x.numpy()
     return lambda: session.run(None, {"x": array})[0]
