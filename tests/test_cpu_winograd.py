@@ -115,3 +115,18 @@ def test_nan_and_infinity_stay_where_they_belong(algorithm, threads, special):
         outputs = testing.run(algorithm, problem, (x, w, *rest))
     inputs = (x, w, *rest)
     testing.compare(problem, outputs, testing.exact(problem, inputs), algorithm.error_bound(problem))
+
+
+@three
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize("activation", [None, "leaky_relu", "tanh"])
+def test_a_residual_may_lie_in_any_order(algorithm, layout, activation):
+    """One that lies as the output does is added as that is stored, any other afterwards."""
+    problem = fitted("conv2d n2 ic20 ih13 iw9 oc50 k3 p1 bias residual", algorithm)
+    problem = problem.replace(layout=layout, activation=activation)
+    *others, residual = testing.random_inputs(problem)
+    mirrored = np.ascontiguousarray(residual[..., ::-1])[..., ::-1]
+    expected = testing.exact(problem, (*others, residual))
+    for given in (residual, mirrored):
+        outputs = testing.run(algorithm, problem, (*others, given))
+        testing.compare(problem, outputs, expected, algorithm.error_bound(problem))

@@ -11,7 +11,7 @@ import numpy as np
 from fastconv import arrays, epilogue
 from fastconv.backends.cpu import job, scratch
 from fastconv.backends.cpu.activation import FUSED
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.problem import AXES, ConvProblem, Sizes
 
 # Bytes of a packed weight up to which a thread keeps the room for the next call: new memory takes longer than packing.
@@ -108,7 +108,7 @@ class Runner(ABC):
             self._run_apart(inputs, y)
             return
         packed = w if self._prepacked else self.pack(w, _kept)
-        bias = np.require(inputs[2], requirements=("C", "A")) if self._has_bias else None
+        bias = contiguous(inputs[2]) if self._has_bias else None
         slab = scratch.take(self._scratch) if self._scratch else 0
         job.start(
             record.loops, record.job, record.address, self._units, self._workers,

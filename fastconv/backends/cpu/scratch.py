@@ -22,6 +22,17 @@ def address(array: Any) -> int:
     return where
 
 
+def contiguous(array: Any) -> Any:
+    """Return an array in C order on aligned memory: itself, or a copy. `np.require` takes ten times as long."""
+    flags = array.flags
+    return array if flags.c_contiguous and flags.aligned else np.require(array, requirements=("C", "A"))
+
+
+def aligned(array: Any) -> Any:
+    """Return an array whose elements lie at multiples of their size: itself, or a copy."""
+    return array if array.flags.aligned else np.require(array, requirements="A")
+
+
 def take(size: int) -> int:
     """Return the address of at least ``size`` bytes, valid until the thread's next call: no call pays for new pages."""
     start: int

@@ -34,14 +34,15 @@ _LINE = 64  # bytes of a cache line: words that different threads write lie apar
 _PATIENCE = 2000
 
 # The board that caller and workers share, in lines: the number of the job that is open to workers, 0 if none is; what
-# the job is, which the caller alone writes; the next unit; how many workers are at it.
-_OPEN, _NEXT, _ACTIVE = 0, 2 * _LINE, 3 * _LINE
+# the job is, which the caller alone writes; how many workers are at it.
+_OPEN, _ACTIVE = 0, 2 * _LINE
 _FUNCTION, _JOB, _UNITS, _CHUNK, _HELPERS, _NUMBER = (_LINE + 8 * i for i in range(6))
 # What never changes: addresses of functions. Those of a borrowed team are 0 if these are our own workers.
-_WAIT, _POST, _PARALLEL, _SHARE, _THREAD, _MOST = (4 * _LINE + 8 * i for i in range(6))
-# From there on two lines a worker: whether it sleeps, and its semaphore.
-_WORKERS = 5 * _LINE
-_ASLEEP, _SEMAPHORE = 0, _LINE
+_WAIT, _POST, _PARALLEL, _SHARE, _THREAD, _MOST = (3 * _LINE + 8 * i for i in range(6))
+# From there on three lines for the caller and each worker: the next unit of its portion, whether it sleeps, and its
+# semaphore.
+_WORKERS, _LINES = 4 * _LINE, 3 * _LINE
+_NEXT, _ASLEEP, _SEMAPHORE = 0, _LINE, 2 * _LINE
 
 
 def _pointer(builder: Any, address: Any) -> Any:
@@ -128,19 +129,27 @@ def _pause(typingctx: Any) -> Any:
 
 @inlined
 def _take_units(board, worker):
+    """Do one's own portion of the units, the same part of every job, and then what others have left of theirs.
+
+    One layer's output is the next one's input: so it lies in the cache of the core that reads it.
+    """
     function, job = _get(board + _FUNCTION), _get(board + _JOB)
-    units, chunk = _get(board + _UNITS), _get(board + _CHUNK)
-    start = _add(board + _NEXT, chunk)
-    while start < units:
-        call(function, (job, start, min(start + chunk, units), worker))
-        start = _add(board + _NEXT, chunk)
+    units, chunk, portions = _get(board + _UNITS), _get(board + _CHUNK), _get(board + _HELPERS) + 1
+    for turn in range(portions):
+        owner = (worker + turn) % portions
+        following = board + _WORKERS + owner * _LINES + _NEXT
+        stop = units * (owner + 1) // portions
+        start = _add(following, chunk)
+        while start < stop:
+            call(function, (job, start, min(start + chunk, stop), worker))
+            start = _add(following, chunk)
 
 
 @callback(types.int64(types.CPointer(types.int64)))
 def _work(argument):
     """The life of a worker."""
     board, index = argument[0], argument[1]
-    mine = board + _WORKERS + (index - 1) * 2 * _LINE
+    mine = board + _WORKERS + index * _LINES
     done = 0
     while index > 0:  # for ever
         job, spins = _get(board + _OPEN), 0
@@ -183,7 +192,8 @@ def launch(board, function, job, units, helpers):
     _set(board + _UNITS, units)
     _set(board + _CHUNK, max(1, units // (8 * (helpers + 1))))
     _set(board + _HELPERS, helpers)
-    _set(board + _NEXT, 0)
+    for worker in range(helpers + 1):
+        _set(board + _WORKERS + worker * _LINES + _NEXT, units * worker // (helpers + 1))
     parallel = _get(board + _PARALLEL)
     if parallel:
         threads = max(helpers + 1, _call_integer(_get(board + _MOST)))
@@ -191,8 +201,8 @@ def launch(board, function, job, units, helpers):
         return
     number = _add(board + _NUMBER, 1) + 1
     _set(board + _OPEN, number)
-    for index in range(helpers):
-        mine = board + _WORKERS + index * 2 * _LINE
+    for index in range(1, helpers + 1):
+        mine = board + _WORKERS + index * _LINES
         if _get(mine + _ASLEEP):
             _call_semaphore(_get(board + _POST), mine + _SEMAPHORE)
     _take_units(board, 0)
@@ -219,7 +229,7 @@ class Board:
 
     def __init__(self, workers: int) -> None:
         # Kept for ever: workers look at it until the process ends.
-        self._memory = np.zeros((_WORKERS + (2 * workers + 1) * _LINE) // 8, np.int64)
+        self._memory = np.zeros((_WORKERS + (workers + 1) * _LINES + _LINE) // 8, np.int64)
         address = self._memory.ctypes.data
         self.address = address + -address % _LINE
         self.size = 0
@@ -236,13 +246,13 @@ class _Own(Board):
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers)
-        self._arguments = np.array([[self.address, index + 1] for index in range(workers)], np.int64).reshape(-1, 2)
+        self._arguments = np.array([[self.address, index] for index in range(workers + 1)], np.int64)
         library = ctypes.CDLL(None)
         self._write({_WAIT: _address(library, "sem_wait"), _POST: _address(library, "sem_post")})
-        self.size = sum(self._start(library, index) for index in range(workers))
+        self.size = sum(self._start(library, index) for index in range(1, workers + 1))
 
     def _start(self, library: Any, index: int) -> bool:
-        semaphore = self.address + _WORKERS + index * 2 * _LINE + _SEMAPHORE
+        semaphore = self.address + _WORKERS + index * _LINES + _SEMAPHORE
         library.sem_init(ctypes.c_void_p(semaphore), 0, 0)
         thread = ctypes.c_void_p()
         argument = ctypes.c_void_p(self._arguments[index].ctypes.data)
@@ -256,7 +266,7 @@ class _Borrowed(Board):
     """Another library's threads."""
 
     def __init__(self, team: borrowed.Team) -> None:
-        super().__init__(0)
+        super().__init__(available_cores() - 1)
         self._write({_PARALLEL: team.parallel, _THREAD: team.number, _MOST: team.most, _SHARE: _share.address})
         self.size = available_cores() - 1
 

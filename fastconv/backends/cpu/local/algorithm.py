@@ -35,6 +35,7 @@ class Local(Algorithm):
         return Work.of(problem).seconds(machine)
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.local.run import Runner, contiguous
+        from fastconv.backends.cpu.local.run import Runner
+        from fastconv.backends.cpu.scratch import contiguous
 
         return Plan(problem, self, Runner(Work.of(problem)).run, contiguous)

@@ -15,15 +15,10 @@ from fastconv.backends.cpu.local.batch_loops import forward_batch, input_gradien
 from fastconv.backends.cpu.local.job import FIELDS
 from fastconv.backends.cpu.local.loops import forward, input_gradient, weight_gradient
 from fastconv.backends.cpu.local.work import Work
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.geometry import source_line
 
 _PLACE = {name: FIELDS.index(name) for name in FIELDS}
-
-
-def contiguous(array: Any) -> Any:
-    """Return an array as the loops read and write it by its sizes alone."""
-    return np.require(array, requirements=("C", "A"))
 
 
 class Runner:

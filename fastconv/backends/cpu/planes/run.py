@@ -11,7 +11,7 @@ from fastconv.backends.cpu.axes import are_contiguous, inside
 from fastconv.backends.cpu.planes.loops import FIELDS, loops, pack_kernel
 from fastconv.backends.cpu.planes.work import Work
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.geometry import source_line
 from fastconv.problem import Sizes
 
@@ -66,14 +66,14 @@ class PlanesRunner(Runner):
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
         """See `Runner`."""
         axes = self.work.axes
-        contiguous = all(
+        dense = all(
             are_contiguous(strides, (count, *sizes), self.work.size)
             for strides, count, sizes in (
                 (x[1:], self.problem.ic, [axis.size for axis in axes]),
                 (y[1:], self.problem.oc, [axis.out for axis in axes]),
             )
         )
-        return (self._known | {"xn": x[0], "yn": y[0]}, self._loops, None) if contiguous else None
+        return (self._known | {"xn": x[0], "yn": y[0]}, self._loops, None) if dense else None
 
     def _laid_out(self, shape: Sizes) -> Any:
         return np.empty(shape, self.problem.dtype)
@@ -81,7 +81,7 @@ class PlanesRunner(Runner):
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight block by block, a block's channels side by side."""
         work = self.work
-        rows = np.require(w, requirements=("C", "A"))
+        rows = contiguous(w)
         packed = new(work.packed_size * work.size)
         where = address(packed)
         self._pack(address(rows), work.terms, work.problem.oc, work.rows, where)

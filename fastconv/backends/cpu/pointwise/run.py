@@ -13,7 +13,7 @@ from fastconv.backends.cpu.pointwise.panel import copy_every, copy_lines, copy_o
 from fastconv.backends.cpu.pointwise.tile import tile
 from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, Work
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.problem import Sizes
 
 
@@ -66,7 +66,7 @@ class PointwiseRunner(Runner):
             lanes = work.width if self._rows else work.lanes
             pack_columns(w, work.format, lanes, work.width, start, [*map(address, self._offsets)], work.workers)
             return Packed(packed, start)
-        rows = np.require(w, requirements=("C", "A")).reshape(work.problem.oc, work.inputs)
+        rows = contiguous(w).reshape(work.problem.oc, work.inputs)
         self._pack(
             address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.width, work.inputs,
             start, *map(address, self._offsets),

@@ -21,6 +21,7 @@ from fastconv.backends.cpu.winograd.transforms import (
     copy_lanes,
     gather_lanes,
     scatter_lanes,
+    store_lanes,
     transform_input,
     transform_output,
     will_write,
@@ -36,6 +37,7 @@ _FIELDS = """
     y yn yk yh yw               | the output and its strides: image, channel, row, column
     oc oh ow                    | output channels of a group, output sizes
     bias activation             | addresses, 0 for none
+    residual last_activation    | how far from y a summand lies, and the address of the activation after it; 0 for none
     vectors tail                | vectors of output channels in a block, and in a group's last block
     product product_last        | addresses of the compiled products for either
     enter leave points          | addresses of the compiled transforms; points of a tile
@@ -82,7 +84,7 @@ def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
                 )  # fmt: skip
         elif job.xc == size:
             for j in range(low, high):
-                copy_lanes(lanes, bits, inside + j * job.xw, target + j * width, channels, lanes)
+                copy_lanes(lanes, bits, inside + j * job.xw, target + j * width, channels)
         else:
             high = low
         for edge in range(low + columns - high):
@@ -170,11 +172,14 @@ def leaving(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
                         for j in range(0, columns, lanes):
                             scatter_lanes(
                                 lanes, bits, strip + i * strip_row + j * width, min(lanes, columns - j),
-                                y + j * size, job.yk, channels,
+                                y + j * size, job.yk, channels, job.residual, job.last_activation,
                             )  # fmt: skip
                     else:
                         for j in range(columns):
-                            copy_lanes(lanes, bits, strip + i * strip_row + j * width, y + j * job.yw, lanes, channels)
+                            store_lanes(
+                                lanes, bits, strip + i * strip_row + j * width, y + j * job.yw, channels,
+                                job.residual, job.last_activation,
+                            )  # fmt: skip
         if special:
             job.special = 1
 

@@ -11,6 +11,7 @@ from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.job import record_of
+from fastconv.backends.cpu.scratch import address, aligned, contiguous
 from fastconv.backends.cpu.winograd import loops, packing
 from fastconv.backends.cpu.winograd.product import products
 from fastconv.backends.cpu.winograd.work import Work
@@ -41,7 +42,8 @@ class Runner:
         self._kind = kind
         self._loops = loops.loops().address
         self._products = [products(work.tile.cols, vectors, *kind) for vectors in (work.tile.vectors, work.tile.tail)]
-        self._activation = np.array(FUSED.get(work.problem.activation or "", (0, 0, 0)), work.problem.dtype)
+        activation = work.problem.activation
+        self._activation = np.array(FUSED[activation], work.problem.dtype) if activation in FUSED else None
         # The loops look at these by address.
         self._tables = work.tables()
         self._fields = self._describe()
@@ -80,36 +82,42 @@ class Runner:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         work, problem, y = self.work, self.work.problem, outputs[0]
         named = dict(zip((operand.name for operand in problem.inputs), inputs, strict=True))
-        x = np.require(named["x"], requirements="A")
+        x = aligned(named["x"])
         if problem.prepacked:
             room, (transformed, plain) = scratch.take(self._room), named["w"]
-            weight = transformed.ctypes.data
+            weight = address(transformed)
         else:
             # The transformed weight lies there too: fresh memory would cost more than to fill it.
             room, plain = scratch.take(self._room + work.packed_size * work.size), named["w"]
             weight = room + self._room
             self._transform(plain, weight, room)
         target = y if work.size in (y.strides[1], y.strides[3]) else np.empty(y.shape, y.dtype)
-        fused = not problem.residual and (problem.activation is None or problem.activation in FUSED)
-        bias = np.ascontiguousarray(named["bias"]) if problem.bias != "none" else None
+        bias = contiguous(named["bias"]) if problem.bias != "none" else None
+        residual = named.get("residual")
         job = self._record(x.strides, target.strides).copy()
-        job[_AT["x"]], job[_AT["y"]], job[_AT["w"]] = x.ctypes.data, target.ctypes.data, weight
-        job[_AT["bias"]] = 0 if bias is None else bias.ctypes.data
-        job[_AT["activation"]] = self._activation.ctypes.data if fused and problem.activation else 0
+        job[_AT["x"]], job[_AT["y"]], job[_AT["w"]] = address(x), address(target), weight
+        job[_AT["bias"]] = 0 if bias is None else address(bias)
         job[_AT["v"]], job[_AT["scratch"]] = room, room + work.v_room
+        adds = residual is None or (residual.strides == target.strides and residual.flags.aligned)
+        if residual is not None and adds:
+            job[_AT["residual"]] = address(residual) - address(target)
+        if self._activation is not None and adds:
+            job[_AT["activation" if residual is None else "last_activation"]] = address(self._activation)
         self._compute(job)
         if job[_AT["special"]]:
             # A transform smears NaN and infinity over its tile.
             named["w"] = plain
             Direct().plan(problem.replace(prepacked=False)).run(tuple(named.values()), outputs)
             return
-        if not fused:
-            epilogue.apply(problem.activation, target, None, named.get("residual"))
+        if not adds:
+            epilogue.apply(problem.activation, target, None, residual)
+        elif self._activation is None:
+            epilogue.apply(problem.activation, target)
         if target is not y:
             y[...] = target
 
     def _compute(self, job: np.ndarray) -> None:
-        work, where = self.work, job.ctypes.data
+        work, where = self.work, address(job)
         if not work.block.shared:
             threads.run(self._loops, where, work.units, work.workers)
             return

@@ -44,43 +44,74 @@ def gather_lanes(typingctx, lanes, bits, source, stride, rows, count, target, ah
 
 
 @intrinsic(prefer_literal=True)
-def scatter_lanes(typingctx, lanes, bits, source, count, target, stride, rows):
-    """Undo `gather_lanes`: ``count`` vectors become ``rows`` rows of adjacent elements, ``stride`` bytes apart."""
+def scatter_lanes(typingctx, lanes, bits, source, count, target, stride, rows, residual, activation):
+    """Undo `gather_lanes`: ``count`` vectors become ``rows`` rows of adjacent elements, ``stride`` bytes apart.
+
+    What lies ``residual`` bytes from the target is added, then the activation at that address applied; 0 for neither.
+    """
     known = literals(lanes, bits)
     if known is None:
         return None
     width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, count, target, stride, rows = args[2:]
+        source, count, target, stride, rows, residual, activation = args[2:]
         e = Emitter(builder, element, width)
         mask, address = e.first(count), target
         # Vectors beyond the count are of no use and do no harm: the strip that they are read from is long enough.
         loaded = [e.load(e.at(source, i * width * e.bytes)) for i in range(width)]
         for row, vector in enumerate(e.transpose(loaded)):
             with builder.if_then(builder.icmp_signed("<", I64(row), rows)):
-                e.store_masked(vector, address, mask)
+                e.store_masked(_completed(e, vector, address, mask, residual, activation), address, mask)
             address = builder.add(address, stride)
         return context.get_dummy_value()
 
-    return types.void(lanes, bits, *(types.int64,) * 5), codegen
+    return types.void(lanes, bits, *(types.int64,) * 7), codegen
+
+
+def _completed(e: Emitter, vector: Any, address: Any, mask: Any, residual: Any, activation: Any) -> Any:
+    """Return what is to be stored at an address: with what lies ``residual`` bytes from there added, and activated."""
+
+    def add(values: list[Any]) -> list[Any]:
+        total = [e.builder.fadd(values[0], e.load_masked(e.at(address, residual), mask))]
+        return e.unless_zero(activation, total, lambda s: activate(e, s, activation))
+
+    return e.unless_zero(residual, [vector], add)[0]
 
 
 @intrinsic(prefer_literal=True)
-def copy_lanes(typingctx, lanes, bits, source, target, read, written):
-    """Copy a vector of which the first ``read`` lanes exist and the first ``written`` are wanted; zero between."""
+def store_lanes(typingctx, lanes, bits, source, target, written, residual, activation):
+    """Copy the first ``written`` lanes of a vector, completed as `scatter_lanes` does it."""
     known = literals(lanes, bits)
     if known is None:
         return None
     width, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target, read, written = args[2:]
+        source, target, written, residual, activation = args[2:]
         e = Emitter(builder, element, width)
-        e.store_masked(e.load_masked(source, e.first(read)), target, e.first(written))
+        mask = e.first(written)
+        e.store_masked(_completed(e, e.load(source), target, mask, residual, activation), target, mask)
         return context.get_dummy_value()
 
-    return types.void(lanes, bits, *(types.int64,) * 4), codegen
+    return types.void(lanes, bits, *(types.int64,) * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_lanes(typingctx, lanes, bits, source, target, read):
+    """Copy a vector of which the first ``read`` lanes exist; the others become zero."""
+    known = literals(lanes, bits)
+    if known is None:
+        return None
+    width, element = known
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, read = args[2:]
+        e = Emitter(builder, element, width)
+        e.store(e.load_masked(source, e.first(read)), target)
+        return context.get_dummy_value()
+
+    return types.void(lanes, bits, *(types.int64,) * 3), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -111,7 +111,7 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
                     for e in range(0, channels * area, lanes):
                         scatter_lanes(
                             lanes, bits, strip + e * width, min(lanes, channels * area - e),
-                            row + e * size, job.dwk, outputs,
+                            row + e * size, job.dwk, outputs, 0, 0,
                         )  # fmt: skip
         if special:
             job.special = 1
