@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from fastconv.backends.cpu import threads
-from fastconv.backends.cpu.compiling import function, inlined
+from fastconv.backends.cpu.compiling import fingerprint, function, inlined
 from fastconv.backends.cpu.memory import copy, integer
 from fastconv.backends.cpu.scratch import DATA
 
@@ -96,12 +96,24 @@ def _fill(job, x, w, y, bias, residual, slab):
     _put(job, 5, slab)
 
 
-@function(types.void(*(types.int64,) * 12))
-def _do(board, helpers, loops, record, words, units, x, w, y, bias, residual, slab):
-    job = _on_stack()
-    copy(job, record, 8 * words)
-    _fill(job, x, w, y, bias, residual, slab)
-    threads.launch(board, loops, job, units, helpers)
+def _doing() -> Any:
+    # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code: to
+    # start a job by what the board looked like in another version of `threads` would hang.
+    sources = fingerprint()
+
+    @function(types.void(*(types.int64,) * 12))
+    def do(board, helpers, loops, record, words, units, x, w, y, bias, residual, slab):
+        if sources == 0:
+            return
+        job = _on_stack()
+        copy(job, record, 8 * words)
+        _fill(job, x, w, y, bias, residual, slab)
+        threads.launch(board, loops, job, units, helpers)
+
+    return do
+
+
+_do = _doing()
 
 
 def start(
