@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -98,6 +100,18 @@ def test_every_kernel_is_found_on_disk_by_the_next_process(tmp_path):
         kept.append(sorted(path.name for path in tmp_path.rglob("*.nbc")))
     assert kept[0]
     assert kept[1] == kept[0]
+
+
+def test_every_kernel_encloses_the_sources():
+    """One that does not is found on disk as it was before another file of the engine changed."""
+    checked = 0
+    for path in Path(threads.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            decorators = [ast.unparse(d).partition("(")[0] for d in getattr(node, "decorator_list", [])]
+            if isinstance(node, ast.FunctionDef) and {"function", "callback"} & set(decorators):
+                checked += 1
+                assert "sources" in {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}, (path, node.name)
+    assert checked > 20
 
 
 def test_the_engine_leaves_numba_its_linear_algebra():

@@ -24,7 +24,7 @@ from numba.extending import intrinsic
 
 from fastconv import borrowed
 from fastconv.backends.cpu.calling import call
-from fastconv.backends.cpu.compiling import callback, function, inlined
+from fastconv.backends.cpu.compiling import callback, fingerprint, function, inlined
 from fastconv.machine import available_cores
 
 _I64 = ir.IntType(64)
@@ -145,42 +145,6 @@ def _take_units(board, worker):
             start = _add(following, chunk)
 
 
-@callback(types.int64(types.CPointer(types.int64)))
-def _work(argument):
-    """The life of a worker."""
-    board, index = argument[0], argument[1]
-    mine = board + _WORKERS + index * _LINES
-    done = 0
-    while index > 0:  # for ever
-        job, spins = _get(board + _OPEN), 0
-        while job == 0 or job == done or index > _get(board + _HELPERS):
-            spins += 1
-            _pause()
-            if spins > _PATIENCE:
-                _set(mine + _ASLEEP, 1)
-                job = _get(board + _OPEN)
-                if job == 0 or job == done or index > _get(board + _HELPERS):
-                    _call_semaphore(_get(board + _WAIT), mine + _SEMAPHORE)
-                _set(mine + _ASLEEP, 0)
-                spins = 0
-            job = _get(board + _OPEN)
-        # Whoever counts as active before the job is seen open is waited for, and so may use it.
-        _add(board + _ACTIVE, 1)
-        if _get(board + _OPEN) == job:
-            _take_units(board, index)
-        _add(board + _ACTIVE, -1)
-        done = job
-    return 0
-
-
-@callback(types.void(types.int64))
-def _share(board):
-    """What each thread of a borrowed team does."""
-    worker = _call_integer(_get(board + _THREAD))
-    if worker <= _get(board + _HELPERS):
-        _take_units(board, worker)
-
-
 @inlined
 def launch(board, function, job, units, helpers):
     """Do all units of a job on a board that `acquire` gave, with so many of its threads or 0 to help."""
@@ -211,9 +175,58 @@ def launch(board, function, job, units, helpers):
         _pause()
 
 
-@function(types.void(*(types.int64,) * 5))
-def _run(board, function, job, units, helpers):
-    launch(board, function, job, units, helpers)
+def _compiled() -> tuple[Any, Any, Any]:
+    # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
+    sources = fingerprint()
+
+    @callback(types.int64(types.CPointer(types.int64)))
+    def work(argument):
+        """The life of a worker."""
+        if sources == 0:
+            return 0
+        board, index = argument[0], argument[1]
+        mine = board + _WORKERS + index * _LINES
+        done = 0
+        while index > 0:  # for ever
+            job, spins = _get(board + _OPEN), 0
+            while job == 0 or job == done or index > _get(board + _HELPERS):
+                spins += 1
+                _pause()
+                if spins > _PATIENCE:
+                    _set(mine + _ASLEEP, 1)
+                    job = _get(board + _OPEN)
+                    if job == 0 or job == done or index > _get(board + _HELPERS):
+                        _call_semaphore(_get(board + _WAIT), mine + _SEMAPHORE)
+                    _set(mine + _ASLEEP, 0)
+                    spins = 0
+                job = _get(board + _OPEN)
+            # Whoever counts as active before the job is seen open is waited for, and so may use it.
+            _add(board + _ACTIVE, 1)
+            if _get(board + _OPEN) == job:
+                _take_units(board, index)
+            _add(board + _ACTIVE, -1)
+            done = job
+        return 0
+
+    @callback(types.void(types.int64))
+    def share(board):
+        """What each thread of a borrowed team does."""
+        if sources == 0:
+            return
+        worker = _call_integer(_get(board + _THREAD))
+        if worker <= _get(board + _HELPERS):
+            _take_units(board, worker)
+
+    @function(types.void(*(types.int64,) * 5))
+    def run(board, function, job, units, helpers):
+        if sources == 0:
+            return
+        launch(board, function, job, units, helpers)
+
+    return work, share, run
+
+
+_work, _share, _run = _compiled()
 
 
 class Board:
