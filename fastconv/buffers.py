@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+_ALIGNMENT = 64
 
 
 class Life(NamedTuple):
@@ -53,3 +58,11 @@ def shared(lives: Sequence[Life]) -> tuple[list[int], list[int]]:
         busy.append((life.last, taken))
         buffers[index] = taken
     return buffers, sizes
+
+
+def aligned(size: int, namespace: ModuleType = np) -> Any:
+    """Return new memory of NumPy's or CuPy's, so many bytes, that begins where vectors and cache lines do."""
+    room = namespace.empty(size + _ALIGNMENT, np.uint8)
+    address = room.ctypes.data if isinstance(room, np.ndarray) else room.data.ptr
+    start = -address % _ALIGNMENT
+    return room[start : start + size]

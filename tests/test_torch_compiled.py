@@ -272,12 +272,13 @@ def run_all(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def test_layers_that_follow_one_another_are_joined(memory_format):
     x, model = X.contiguous(memory_format=memory_format), settled(Fork())
     compiled = ft.compile_model(model)
-    assert len(stretches(compiled)) == 1 and len(calls(compiled)) > len(list(compiled.graph.nodes)) - 2
+    (stretch,) = stretches(compiled)
+    assert len(calls(stretch.inside)) == 5  # three convolutions, one with the sum, and two pools
     ft.stats(reset=True)
     for _ in range(3):
         for y, expected in zip(compiled(x), model(x), strict=True):
             torch.testing.assert_close(y, expected)
-            assert y.stride() == expected.stride() or y.shape[-1] == 2
+            assert y.is_contiguous(memory_format=memory_format)
     assert not ft.stats().left and ft.stats().computed["conv2d"] >= 9
     kept = compiled(x)
     before = [y.clone() for y in kept]
@@ -297,8 +298,10 @@ def test_a_joined_model_serves_several_threads_at_once():
 
 def test_a_joined_model_sees_weights_that_were_replaced():
     model, other = settled(Fork()), settled(Fork())
+    for layer in (other.a, other.b, other.c):
+        nn.init.kaiming_uniform_(layer.weight, generator=torch.Generator().manual_seed(1))
     compiled = ft.compile_model(model)
-    compiled(X)
+    assert not torch.allclose(run_all(compiled, X), run_all(other, X))
     compiled.load_state_dict(ft.compile_model(other).state_dict())
     torch.testing.assert_close(run_all(compiled, X), run_all(other, X))
     (whole,) = stretches(compiled)
@@ -310,15 +313,20 @@ def test_a_joined_model_sees_weights_that_were_replaced():
 
 def test_a_joined_model_leaves_pytorch_what_fastconv_does_not_compute():
     compiled = ft.compile_model(settled(Fork()))
-    ft.stats(reset=True)
     for y, empty in zip(compiled(X), compiled(X[:0]), strict=True):
         assert empty.shape == (0, *y.shape[1:])
-    half = ft.compile_model(settled(Fork()).bfloat16())
-    assert run_all(half, X.bfloat16()).isfinite().all()
-    assert all(len(free) <= 1 for stretch in stretches(compiled) for free in stretch._free.values())
+    (stretch,) = stretches(compiled)
+    assert [len(free) for free in stretch._free.values()] == [1, 0]
+    with pytest.raises(RuntimeError):  # PyTorch's own: the weights are of another dtype
+        compiled(X.double())
+
+
+def test_forms_of_input_that_a_joined_model_remembers_are_few():
+    compiled = ft.compile_model(settled(Fork()))
+    (stretch,) = stretches(compiled)
     for size in range(9, 30):
         compiled(torch.zeros(1, 4, size, size))
-    assert len(stretches(compiled)[0]._free) <= 8
+    assert 1 < len(stretch._free) <= 8
 
 
 def test_bad_models():

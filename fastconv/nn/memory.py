@@ -5,14 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from fastconv.buffers import Life, shared
+from fastconv.buffers import Life, aligned, shared
 from fastconv.nn.graph import Graph, Operation, Value
 from fastconv.nn.layer import Shape
 from fastconv.nn.plain import namespace
-
-_ALIGNMENT = 64
 
 
 class Place(NamedTuple):
@@ -65,7 +61,7 @@ def arrays(graph: Graph, found: dict[Value, Place], like: Any) -> tuple[dict[Val
     last[root(end, found)] = len(graph.operations)
     lives = [Life(at, last[owner], math.prod(owner.shape) * like.dtype.itemsize) for owner, at in first.items()]
     buffers, sizes = shared(lives)
-    rooms = [_aligned(size, like) for size in sizes]
+    rooms = [aligned(size, namespace(like)) for size in sizes]
     views: dict[Value, Any] = {
         owner: rooms[buffer][: life.bytes].view(like.dtype).reshape(owner.shape)
         for owner, buffer, life in zip(first, buffers, lives, strict=True)
@@ -73,14 +69,6 @@ def arrays(graph: Graph, found: dict[Value, Place], like: Any) -> tuple[dict[Val
     for value in (graph.input, *(operation.output for operation in graph.operations)):
         _view(value, found, views)
     return views, sum(sizes)
-
-
-def _aligned(size: int, like: Any) -> Any:
-    """Return new memory that begins where vectors and cache lines do."""
-    buffer = namespace(like).empty(size + _ALIGNMENT, np.uint8)
-    address = buffer.ctypes.data if isinstance(buffer, np.ndarray) else buffer.data.ptr
-    start = -address % _ALIGNMENT
-    return buffer[start : start + size]
 
 
 def _view(value: Value, found: dict[Value, Place], views: dict[Value, Any]) -> Any:

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from fastconv import choice, pooling
-from fastconv.buffers import Life, shared
+from fastconv.buffers import Life, aligned, shared
 from fastconv.choice import BoundPlan
 from fastconv.options import current
 from fastconv.torch.counting import computed
@@ -86,7 +86,7 @@ class _Session:
             Life(at, last[step.out], like[step.out].nbytes) for at, step in enumerate(self._steps) if step.out in within
         ]
         buffers, sizes = shared(lives)
-        rooms = [_aligned(size) for size in sizes]
+        rooms = [aligned(size) for size in sizes]
         for number, buffer in zip(within, buffers, strict=True):
             self._arrays[number] = _view_like(like[number], rooms[buffer])
 
@@ -128,12 +128,6 @@ def _name(inside: fx.GraphModule, node: fx.Node) -> str:
 def _results(inside: fx.GraphModule) -> tuple[fx.Node, ...]:
     (result,) = inside.graph.output_node().args
     return result if isinstance(result, tuple) else (result,)  # type: ignore[return-value]
-
-
-def _aligned(size: int) -> Any:
-    room = np.empty(size + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return room[start : start + size]
 
 
 def _view_like(like: Any, room: Any) -> Any:

@@ -15,7 +15,7 @@ from fastconv.backends.cpu.local.batch_loops import forward_batch, input_gradien
 from fastconv.backends.cpu.local.job import FIELDS
 from fastconv.backends.cpu.local.loops import forward, input_gradient, weight_gradient
 from fastconv.backends.cpu.local.work import Work
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.scratch import address, aligned, contiguous
 from fastconv.geometry import source_line
 
 _PLACE = {name: FIELDS.index(name) for name in FIELDS}
@@ -120,7 +120,7 @@ class Runner:
 
     def _launch(self, x: Any, y: Any, w: Any, fields: dict[str, int]) -> None:
         """Run the loops; ``x``, ``y`` and ``w`` stand for the gradients of the problem's direction, too."""
-        x, y = np.require(x, requirements="A"), np.require(y, requirements="A")
+        x, y = aligned(x), aligned(y)
         job = self._record.copy()
         fields |= {"x": address(x), "y": address(y), "w": address(w)}
         fields |= dict(zip(("xn", "xc", "xh", "xw"), x.strides, strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.formats import format_of
 from fastconv.backends.cpu.job import record_of
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.scratch import address, aligned
 from fastconv.backends.cpu.unfold.loops import CHANNELS, ELEMENTS, FIELDS, PATCHES, PHASES, ROWS, WOVEN, folds, unfolds
 from fastconv.backends.cpu.unfold.work import FoldWork, Phases, UnfoldWork, Work
 from fastconv.geometry import Axis
@@ -155,7 +155,7 @@ class UnfoldRunner(_Runner):
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         if not self._do(inputs[0], outputs[0]):
             result = np.empty(outputs[0].shape, outputs[0].dtype)
-            self._do(_aligned(inputs[0]), result)
+            self._do(aligned(inputs[0]), result)
             outputs[0][...] = result
 
 
@@ -208,12 +208,8 @@ class FoldRunner(_Runner):
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         if not self._do(outputs[0], inputs[0]):
             result = np.empty(outputs[0].shape, outputs[0].dtype)
-            self._do(result, _aligned(np.ascontiguousarray(inputs[0])))
+            self._do(result, aligned(np.ascontiguousarray(inputs[0])))
             outputs[0][...] = result
-
-
-def _aligned(array: Any) -> Any:
-    return np.require(array, requirements=("A",))
 
 
 def _inside(axis: Axis, remainder: int, length: int) -> tuple[int, int, int]:

@@ -9,7 +9,7 @@ import numpy as np
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import record_of
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.scratch import address, aligned
 from fastconv.backends.cpu.wgrad.loops import FIELDS, packing, sums
 from fastconv.backends.cpu.wgrad.tile import compiled_tile
 from fastconv.backends.cpu.wgrad.work import Chunk, Work
@@ -79,7 +79,7 @@ class Runner:
         flat = dw.reshape(dw.shape[0], -1) if dw[0].flags.c_contiguous and dw.flags.aligned else None
         if flat is None or not (x.flags.aligned and dy.flags.aligned):
             result = np.empty(dw.shape, dw.dtype)
-            self.run((np.require(x, requirements="A"), np.require(dy, requirements="A")), (result,))
+            self.run((aligned(x), aligned(dy)), (result,))
             dw[...] = result
             return
         if self.work.turned:

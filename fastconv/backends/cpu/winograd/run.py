@@ -66,7 +66,7 @@ class Runner:
         if turned:
             fields = {"w": w[:, :, ::-1, ::-1].ctypes.data, "stride": w.strides[0], "down": w.strides[1]}
         else:
-            rows = np.require(w, requirements="A").reshape(work.problem.oc, -1)
+            rows = aligned(w).reshape(work.problem.oc, -1)
             if rows.strides[1] != work.size:
                 rows = np.ascontiguousarray(rows)
             fields = {"w": rows.ctypes.data, "stride": rows.strides[0]}

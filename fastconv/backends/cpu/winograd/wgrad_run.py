@@ -8,7 +8,7 @@ import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.job import record_of
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.scratch import address, aligned
 from fastconv.backends.cpu.wgrad.algorithm import Wgrad
 from fastconv.backends.cpu.winograd.wgrad_loops import FIELDS, JOB, products, transforms
 from fastconv.backends.cpu.winograd.wgrad_work import Work
@@ -35,7 +35,7 @@ class Runner:
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         (dw,), work = outputs, self.work
-        x, dy = (np.require(array, requirements="A") for array in inputs)
+        x, dy = (aligned(array) for array in inputs)
         writable = dw[0].flags.c_contiguous and dw.flags.aligned
         target = dw if writable else np.empty(dw.shape, dw.dtype)
         jobs = self._record(x.strides, dy.strides, target.strides[0]).copy()
