@@ -222,6 +222,7 @@ def _gradient_problem(
         dtype=read.dtype,
         layout=arrays.layout_of(grad_output),
         device=read.kind.device,
+        residual="residual" in read.arrays,
     )
     if w_shape != problem.w_shape:
         raise ValueError(f"{weight_name}: expected shape {problem.w_shape} with {groups} groups, got {w_shape}")
@@ -241,15 +242,20 @@ def _make_input(ndim: int) -> Callable[..., Array]:
         groups: int = 1,
         *,
         padding_mode: str = "zeros",
+        residual: Array | None = None,
         out: Array | None = None,
         backend: str | None = None,
         algorithm: str | None = None,
     ) -> Call:
-        read = read_arrays(weight=weight, grad_output=grad_output)
-        w, dy = read.arrays["weight"], read.arrays["grad_output"]
+        read = read_arrays(weight=weight, grad_output=grad_output, residual=residual)
+        w, dy, *added = read.arrays.values()
         shapes = {"input_size": arguments.shape("input_size", input_size), "weight": w.shape}
         problem = _gradient_problem(ndim, "dgrad", shapes, read, stride, padding, dilation, groups, padding_mode)
         inputs = {"grad_output": dy, "weight": w}
+        for array in added:
+            if array.shape != problem.x_shape:
+                raise ValueError(f"residual: expected the input's shape {problem.x_shape}, got {array.shape}")
+            inputs["residual"] = array
         return Common(out, backend, algorithm).call(problem, inputs, read, problem.x_shape)
 
     return named_op(conv_input, f"conv{ndim}d_input", _INPUT_DOC, ndim)
@@ -282,7 +288,7 @@ def _make_weight(ndim: int) -> Callable[..., Array]:
 _REST_DOC = """
     grad_output : array, shape (N, K, output)
     stride, padding, dilation, groups, padding_mode, out, backend, algorithm
-        As in `conv{ndim}d`.
+        As in `conv{ndim}d`.{more}
 
     Returns
     -------
@@ -299,7 +305,12 @@ _INPUT_DOC = """Return the gradient of `conv{ndim}d` with respect to its input.
     ----------
     input_size : tuple of int
         The input's whole shape, (N, C, {axes}).
-    weight : array, shape (K, C / groups, {kernel})""" + _REST_DOC.replace("{result}", "``input_size``")
+    weight : array, shape (K, C / groups, {kernel})""" + _REST_DOC.replace("{result}", "``input_size``").replace(
+    "{more}",
+    """
+    residual : array, shape (N, C, {axes}), optional
+        Another gradient of the same input, which is added.""",
+)
 
 _WEIGHT_DOC = """Return the gradient of `conv{ndim}d` with respect to its weight.
 
@@ -307,7 +318,9 @@ _WEIGHT_DOC = """Return the gradient of `conv{ndim}d` with respect to its weight
     ----------
     input : array, shape (N, C, {axes})
     weight_size : tuple of int
-        The weight's whole shape, (K, C / groups, {kernel}).""" + _REST_DOC.replace("{result}", "``weight_size``")
+        The weight's whole shape, (K, C / groups, {kernel}).""" + _REST_DOC.replace(
+    "{result}", "``weight_size``"
+).replace("{more}", "")
 
 conv1d_input, conv2d_input, conv3d_input = map(_make_input, (1, 2, 3))
 conv1d_weight, conv2d_weight, conv3d_weight = map(_make_weight, (1, 2, 3))

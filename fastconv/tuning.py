@@ -50,7 +50,12 @@ def exclusive() -> Iterator[None]:
 
 
 def measure(
-    runs: Mapping[str, Callable[[], object]], seconds: float = 1.0, pause: float = 0.0, *, warm: bool = False
+    runs: Mapping[str, Callable[[], object]],
+    seconds: float = 1.0,
+    pause: float = 0.0,
+    *,
+    warm: bool = False,
+    turn: float = _LEAST_SECONDS,
 ) -> dict[str, float]:
     """Time several runs against each other.
 
@@ -69,6 +74,8 @@ def measure(
         spinning goes to sleep, and one's own threads wake up.
     warm : bool
         Whether all have been called before: then none is called to warm up.
+    turn : float
+        Seconds that each turn goes on at least, run after run.
 
     Returns
     -------
@@ -85,7 +92,7 @@ def measure(
         if once > seconds:
             samples[name] = [once]
         else:
-            repeats[name] = max(1, math.ceil(_LEAST_SECONDS / max(once, 1e-9)))
+            repeats[name] = max(1, math.ceil(turn / max(once, 1e-9)))
     start, rounds = time.perf_counter(), 0
     while repeats and (rounds < _LEAST_ROUNDS or time.perf_counter() - start < seconds):
         for name, number in repeats.items():

@@ -345,6 +345,12 @@ PARTICULAR: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("fold", {"input": np.ones((2, 0, 30), np.float32)}, ValueError, "input: 0 rows"),
     ("grad.conv2d_input", {"input_size": (2, 4, 7, 9)}, ValueError, "grad_output: expected shape"),
     ("grad.conv2d_input", {"input_size": (2, 5, 7, 8)}, ValueError, "weight: expected shape"),
+    (
+        "grad.conv2d_input",
+        {"residual": np.ones((2, 4, 7, 9), np.float32)},
+        ValueError,
+        "residual: expected the input's",
+    ),
     ("grad.conv2d_weight", {"weight_size": (6, 3, 3, 3)}, ValueError, "weight_size: expected shape"),
     ("grad.conv2d_weight", {"weight_size": (6, 4, 4, 3)}, ValueError, "grad_output: expected shape"),
 ]

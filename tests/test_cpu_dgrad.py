@@ -65,6 +65,14 @@ GRADIENTS = """
     conv2d:dgrad n2 c6 i13 oc5 k1 s3 sigmoid
     conv2d:dgrad n2 c6 i13 oc5 k1 s2 bias tanh residual channels_last
     conv2d:dgrad n2 c6 i9 oc5 k3 p1 bias residual relu
+    conv2d:dgrad n2 c40 i14 oc33 k1 residual
+    conv2d:dgrad n2 c40 i14 oc33 k1 residual channels_last
+    conv2d:dgrad n2 ic32 ih13 iw14 oc24 k3 p1 residual
+    conv2d:dgrad n1 ic16 ih13 iw14 oc24 k5 p2 residual
+    conv2d:dgrad n2 c8 i11 oc8 k3 p1 g8 residual
+    conv2d:dgrad n2 c16 i11 oc8 k3 p1 g4 residual sigmoid
+    conv2d:dgrad n2 c4 i11 oc5 k1 p1 residual
+    conv1d:dgrad n2 c4 i11 oc5 k1 s3 residual
     conv1d:dgrad n2 c5 i40 oc6 k4 s2 p1 bias relu
     conv3d:dgrad n1 c4 i6 oc5 k2 s2 bias relu
 """.strip().splitlines()

@@ -203,6 +203,21 @@ def test_grad_functions_as_torch_nn_grad(ndim, arguments):
     assert np.array_equal(by_weight(x, w.shape, dy, **arguments), torch_weight(tx, tw.shape, tdy, **arguments))
 
 
+@pytest.mark.parametrize("arguments", VARIANTS, ids=str)
+@pytest.mark.parametrize("ndim", SIZES)
+def test_grad_functions_add_another_gradient(ndim, arguments):
+    x, w, dy = operands(ndim, **arguments)
+    function = getattr(fc.grad, f"conv{ndim}d_input")
+    other = integers(*x.shape, seed=2)
+    expected = function(x.shape, w, dy, **arguments) + other
+    before = other.copy()
+    assert np.array_equal(function(x.shape, w, dy, residual=other, **arguments), expected)
+    assert np.array_equal(other, before)
+    assert np.array_equal(function(x.shape, w, dy, residual=other, out=other, **arguments), expected)
+    _, pullback = fc.vjp(function, x.shape, w, dy, residual=other, **arguments)
+    assert np.array_equal(pullback(expected)[-1], expected)
+
+
 @pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
 def test_grad_functions_are_what_vjp_computes(mode):
     x, w = integers(2, 4, 9, 8), integers(6, 4, 3, 2)

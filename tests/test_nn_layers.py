@@ -127,7 +127,12 @@ def test_locally_connected_is_its_op():
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.Sigmoid, nn.Tanh])
 @pytest.mark.parametrize(
-    "first", [lambda: nn.Conv2d(8, 8, 3, padding=1, **F64), lambda: nn.BatchNorm2d(8, dtype=np.float64)]
+    "first",
+    [
+        lambda: nn.Conv2d(8, 8, 3, padding=1, **F64),
+        lambda: nn.BatchNorm2d(8, dtype=np.float64),
+        lambda: nn.Scale(0.3),
+    ],
 )
 def test_fusing_changes_nothing(first, activation):
     together = nn.Sequential(shaken(first()), activation())
@@ -137,6 +142,30 @@ def test_fusing_changes_nothing(first, activation):
     assert_near(together.backward(dy), layer.backward(then.backward(dy)), X.size)
     for one, other in zip(together.parameters().values(), layer.parameters().values(), strict=True):
         assert_near(one.gradient, other.gradient, X.size)
+
+
+@pytest.mark.parametrize("activations", [(), (nn.ReLU,)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: nn.Conv2d(8, 8, 3, padding=1, **F64),
+        lambda: nn.Conv2d(8, 8, 3, stride=2, padding=1, groups=4, **F64),
+        lambda: nn.BatchNorm2d(8, dtype=np.float64),
+        lambda: nn.Scale(0.3),
+        lambda: nn.MaxPool2d(2),
+        lambda: nn.Sequential(),
+    ],
+)
+def test_a_gradient_comes_back_added_to_another(make, activations):
+    one, other = (nn.Sequential(shaken(make()), *(kind() for kind in activations)) for _ in range(2))
+    y = one.forward(X)
+    assert_near(other.forward(X), y, 1)
+    dy, added = RNG.standard_normal(y.shape), RNG.standard_normal(X.shape)
+    before = added.copy(), dy.copy()
+    assert_near(one.backward_onto(dy, added), other.backward(dy) + added, X.size)
+    assert np.array_equal(added, before[0]) and np.array_equal(dy, before[1])
+    for mine, theirs in zip(one.parameters().values(), other.parameters().values(), strict=True):
+        assert_near(mine.gradient, theirs.gradient, X.size)
 
 
 def test_blocks():
@@ -255,8 +284,9 @@ CHANNELS = np.linspace(0.5, 1.5, 8)
 KERNELS = {
     "affine": (X, CHANNELS, CHANNELS - 1, "relu6", 0.0, X[::-1].copy()),
     "batch_norm": (X, CHANNELS, CHANNELS - 1, 1e-5, "leaky_relu", 0.01, X[::-1].copy()),
-    "batch_norm_gradient": (X, X[::-1].copy(), X, CHANNELS, CHANNELS, CHANNELS, 1e-5, "relu", 0.0, X * X),
+    "batch_norm_gradient": (X, X[::-1].copy(), CHANNELS, CHANNELS, CHANNELS, CHANNELS - 1, 1e-5, "relu", 0.0, X * X),
     "bias_gradient": (X, np.tanh(X), "tanh", 0.0),
+    "concatenate": ((X, X[::-1, 2:5].copy(), X[:, :1].copy()),),
     "gate": (X, X[:, :, 0, 0].copy(), "relu", X[::-1].copy()),
     "gate_gradient": (X, X[::-1].copy(), X[:, :, 0, 0].copy()),
     "prelu": (X, CHANNELS),
@@ -284,12 +314,20 @@ def arrays_of(results):
     return [a for a in (results if isinstance(results, tuple) else (results,)) if isinstance(a, np.ndarray)]
 
 
+def as_type(value, dtype):
+    """Return an argument with the floating-point arrays in it of another dtype."""
+    if isinstance(value, tuple):
+        return tuple(as_type(part, dtype) for part in value)
+    if not isinstance(value, np.ndarray) or value.dtype.kind != "f":
+        return value
+    return value.astype(dtype)
+
+
 def called(module, name, dtype):
     """Return what a function makes of its example: the results, or for one in place the arguments."""
-    given = (KERNELS | IN_PLACE)[name]
-    given = tuple(a.astype(dtype) if isinstance(a, np.ndarray) and a.dtype.kind == "f" else a for a in given)
+    given = as_type((KERNELS | IN_PLACE)[name], dtype)
     if name == "batch_norm_gradient":
-        given = tuple(a.astype(np.float64) if i == 4 else a for i, a in enumerate(given))
+        given = tuple(a.astype(np.float64) if i == 3 else a for i, a in enumerate(given))
     results = getattr(module, name)(*given)
     return arrays_of(given if name in IN_PLACE else results)
 

@@ -21,6 +21,8 @@ from fastconv.algorithm import ERROR_CONSTANT
 
 # How long another library's threads may spin when they have nothing more to do.
 _SPINNING = 0.02
+# How long a turn goes on at least: small networks run again and again, as whoever trains or serves them does.
+_TURN = 0.05
 # The largest error of an output, as a share of the largest: what Winograd's bound makes of many layers.
 _DEVIATION = ERROR_CONSTANT * 2.0**-10
 
@@ -109,7 +111,7 @@ def _timed(runs: dict[str, Run], seconds: float, pause: float) -> dict[str, floa
         start = time.perf_counter()
         run()
         longest = max(longest, time.perf_counter() - start)
-    return tuning.measure(runs, max(seconds, 2 * longest), pause, warm=True) if runs else {}
+    return tuning.measure(runs, max(seconds, 2 * longest), pause, warm=True, turn=_TURN) if runs else {}
 
 
 def _refusal(entrant: Entrant, job: Job) -> str | None:

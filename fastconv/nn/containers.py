@@ -10,7 +10,6 @@ from fastconv.nn.activations import SIMPLE, Activation, ReLU, Sigmoid
 from fastconv.nn.compute import for_array
 from fastconv.nn.initialisation import Random
 from fastconv.nn.layer import Ending, Layer, Shape
-from fastconv.nn.plain import namespace
 from fastconv.nn.pools import GlobalAvgPool
 from fastconv.nn.shapes import Flatten
 from fastconv.nn.weighted import Linear
@@ -191,7 +190,7 @@ class Concat(Layer):
     def forward(self, x: Array) -> Array:
         outputs = [branch.forward(x) for branch in self._branches.values()]
         self._keep([output.shape[1] for output in outputs])
-        return namespace(x).concatenate(outputs, axis=1)
+        return for_array(x).concatenate(outputs)
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
         (channels,) = self._take()

@@ -66,8 +66,7 @@ class BatchNorm2d(Ending):
         for running, new in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
             running *= 1 - self.momentum
             running += (self.momentum * new).astype(running.dtype)
-        own = None if residual is not None else activation
-        self._keep(x, y if own else None, mean, variance, own)
+        self._keep(x, mean, variance, None if residual is not None else activation)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
@@ -78,10 +77,10 @@ class BatchNorm2d(Ending):
         return self._input_gradient(dy, added)
 
     def _input_gradient(self, dy: Array, added: Array | None) -> Array:
-        x, y, mean, variance, activation = self._take()
+        x, mean, variance, activation = self._take()
         dx: Array
         dx, self.weight.gradient, self.bias.gradient = for_array(dy).batch_norm_gradient(
-            dy, x, y, mean, variance, self.weight.value, self.epsilon, activation, OP_SLOPE, added
+            dy, x, mean, variance, self.weight.value, self.bias.value, self.epsilon, activation, OP_SLOPE, added
         )
         return dx
 

@@ -6,6 +6,7 @@ Every function has the arguments and results of its namesake there. Half types a
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -93,13 +94,17 @@ def batch_norm(
 
 
 def batch_norm_gradient(
-    dy: Any, x: Any, y: Any, mean: Any, variance: Any, weight: Any, epsilon: float, activation: str | None,
+    dy: Any, x: Any, mean: Any, variance: Any, weight: Any, bias: Any, epsilon: float, activation: str | None,
     slope: float, added: Any = None,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
     axes = _planes(x)
-    dz = wide(dy) if activation is None else wide(activation_gradient(dy, y, activation, slope))
+    dz, distance = wide(dy), wide(x) - _shaped(mean, x)
     inverse = (1 / (variance + epsilon) ** 0.5).astype(dz.dtype)
-    centred = (wide(x) - _shaped(mean, x)) * _shaped(inverse, x)
+    if activation is not None:
+        scale = (wide(weight) / (variance + epsilon) ** 0.5).astype(dz.dtype)
+        y = _finish(distance * _shaped(scale, x) + _shaped(bias, x), activation, slope)
+        dz = dz * _slope_at(y, activation, slope)
+    centred = distance * _shaped(inverse, x)
     dweight, dbias = (dz * centred).sum(axis=axes), dz.sum(axis=axes)
     count = x.size // x.shape[1]
     dx = (dz - _shaped(dbias, x) / count - centred * _shaped(dweight, x) / count) * _shaped(wide(weight) * inverse, x)
@@ -110,6 +115,10 @@ def batch_norm_gradient(
 
 def accumulate(total: Any, part: Any) -> None:
     total[...] = wide(total) + wide(part)
+
+
+def concatenate(parts: Sequence[Any]) -> Any:
+    return namespace(parts[0]).concatenate(parts, axis=1)
 
 
 def bias_gradient(dy: Any, y: Any, activation: str | None, slope: float) -> tuple[Any, Any]:

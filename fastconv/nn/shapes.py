@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastconv.arrays import Array
+from fastconv.nn import plain
+from fastconv.nn.activations import OP_SLOPE, SIMPLE
 from fastconv.nn.compute import for_array
 from fastconv.nn.initialisation import Random
-from fastconv.nn.layer import Layer, Shape
+from fastconv.nn.layer import Ending, Layer, Shape
 
 if TYPE_CHECKING:
     from fastconv.nn.graph import Graph, Value
@@ -31,7 +33,7 @@ class Flatten(Layer):
         return (math.prod(shape),)
 
 
-class Scale(Layer):
+class Scale(Ending):
     """Multiplication by a constant.
 
     Parameters
@@ -42,13 +44,36 @@ class Scale(Layer):
     def __init__(self, factor: float) -> None:
         self.factor = factor
 
-    def forward(self, x: Array) -> Array:
-        self._keep()
-        return x * x.dtype.type(self.factor)
+    @property
+    def fuses(self) -> frozenset[str]:
+        return SIMPLE
+
+    @property
+    def adds(self) -> bool:
+        return True
+
+    def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        y = self._scaled(x, activation, residual)
+        own = None if residual is not None else activation
+        self._keep(y if own else None, own)
+        return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        self._take()
-        return dy * dy.dtype.type(self.factor) if wanted else None
+        dz = self._before_activation(dy)
+        return self._scaled(dz) if wanted else None
+
+    def backward_onto(self, dy: Array, added: Array) -> Array:
+        return self._scaled(self._before_activation(dy), residual=added)
+
+    def _scaled(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        xp, channels = plain.namespace(x), x.shape[1]
+        scale, shift = xp.full(channels, self.factor, x.dtype), xp.zeros(channels, x.dtype)
+        y: Array = for_array(x).affine(x, scale, shift, activation, OP_SLOPE, residual)
+        return y
+
+    def _before_activation(self, dy: Array) -> Array:
+        y, activation = self._take()
+        return dy if activation is None else for_array(dy).activation_gradient(dy, y, activation, OP_SLOPE)
 
     def details(self) -> str:
         return f"{self.factor}"

@@ -137,6 +137,16 @@ class Conv2d(Weighted):
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        dy, x = self._weight_gradients(dy)
+        return grad.conv2d_input(x.shape, self.weight.value, dy, **self.settings) if wanted else None
+
+    def backward_onto(self, dy: Array, added: Array) -> Array:
+        dy, x = self._weight_gradients(dy)
+        dx: Array = grad.conv2d_input(x.shape, self.weight.value, dy, residual=added, **self.settings)
+        return dx
+
+    def _weight_gradients(self, dy: Array) -> tuple[Array, Array]:
+        """Set the parameters' gradients; return the gradient before the activation, and the input."""
         # As the pullback of `vjp` does, but for the activation and the bias, which take one pass together.
         x, activation, y = self._take()
         compute = for_array(dy)
@@ -144,9 +154,8 @@ class Conv2d(Weighted):
             dy, self.bias.gradient = compute.bias_gradient(dy, y, activation, _SLOPE)
         elif activation is not None:
             dy = compute.activation_gradient(dy, y, activation, _SLOPE)
-        w = self.weight.value
-        self.weight.gradient = grad.conv2d_weight(x, w.shape, dy, **self.settings)
-        return grad.conv2d_input(x.shape, w, dy, **self.settings) if wanted else None
+        self.weight.gradient = grad.conv2d_weight(x, self.weight.value.shape, dy, **self.settings)
+        return dy, x
 
     def output_shape(self, shape: Shape) -> Shape:
         oc, ic, *kernel = self.weight.value.shape

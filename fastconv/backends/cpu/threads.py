@@ -30,8 +30,8 @@ from fastconv.machine import available_cores
 _I64 = ir.IntType(64)
 _LINE = 64  # bytes of a cache line: words that different threads write lie apart
 
-# Rounds of spinning before a worker sleeps: some tens of microseconds.
-_PATIENCE = 2000
+# Rounds of spinning before a worker sleeps, a fraction of a millisecond: as long as Python takes between two layers.
+_PATIENCE = 10000
 
 # The board that caller and workers share, in lines: the number of the job that is open to workers, 0 if none is; what
 # the job is, which the caller alone writes; how many workers are at it.

@@ -5,6 +5,7 @@ Every map is a `Flat`. Sums over a channel are made in float64 by one thread, im
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -106,7 +107,7 @@ def batch_norm(
 def _batch_norm_gradient(kind: int, residual: bool) -> Any:
     @kernel(sums=True)
     def channels(
-        start, stop, dy, dy_step, x, x_step, y, y_step, r, r_step, dx, dx_step, n, length, mean, variance, weight,
+        start, stop, dy, dy_step, x, x_step, r, r_step, dx, dx_step, n, length, mean, variance, weight, bias,
         epsilon, slope, dweight, dbias,
     ):  # fmt: skip
         low = x.dtype.type(slope)
@@ -114,17 +115,18 @@ def _batch_norm_gradient(kind: int, residual: bool) -> Any:
         for channel in range(start, stop):
             centre = mean[channel]
             inverse = 1 / np.sqrt(variance[channel] + epsilon)
+            # What the forward pass made of an element is made again: to read it would take longer.
+            scale, shift = x.dtype.type(weight[channel] / np.sqrt(variance[channel] + epsilon)), bias[channel]
             total, along = 0.0, 0.0
             for image in range(n):
                 source = x[image * x_step + channel * length :][:length]
                 gradient = dy[image * dy_step + channel * length :][:length]
-                output = y[image * y_step + channel * length :][:length] if kind else y
                 for i in range(length):
-                    value = gradient[i]
+                    value, distance = gradient[i], source[i] - centre
                     if kind:
-                        value *= slope_at(output[i], kind, low)
+                        value *= slope_at(finish(distance * scale + shift, kind, low), kind, low)
                     total += value
-                    along += np.float64(value) * np.float64(source[i] - centre)
+                    along += np.float64(value) * np.float64(distance)
             dweight[channel] = along * inverse
             dbias[channel] = total
             a = x.dtype.type(weight[channel] * inverse)
@@ -133,14 +135,13 @@ def _batch_norm_gradient(kind: int, residual: bool) -> Any:
             for image in range(n):
                 source = x[image * x_step + channel * length :][:length]
                 gradient = dy[image * dy_step + channel * length :][:length]
-                output = y[image * y_step + channel * length :][:length] if kind else y
                 added = r[image * r_step + channel * length :][:length] if residual else r
                 target = dx[image * dx_step + channel * length :][:length]
                 for i in range(length):
-                    value = gradient[i]
+                    value, distance = gradient[i], source[i] - centre
                     if kind:
-                        value *= slope_at(output[i], kind, low)
-                    value = (value - b - (source[i] - centre) * c) * a
+                        value *= slope_at(finish(distance * scale + shift, kind, low), kind, low)
+                    value = (value - b - distance * c) * a
                     if residual:
                         value += added[i]
                     target[i] = value
@@ -149,21 +150,20 @@ def _batch_norm_gradient(kind: int, residual: bool) -> Any:
 
 
 def batch_norm_gradient(
-    dy: Any, x: Any, y: Any, mean: Any, variance: Any, weight: Any, epsilon: float, activation: str | None,
+    dy: Any, x: Any, mean: Any, variance: Any, weight: Any, bias: Any, epsilon: float, activation: str | None,
     slope: float, added: Any = None,
 ) -> tuple[Any, Any, Any]:  # fmt: skip
-    """Return the gradients for x, weight and bias of `batch_norm`; y is its output, looked at with an activation.
+    """Return the gradients for x, weight and bias of `batch_norm`, without a residual.
 
     What is ``added`` is another gradient for x.
     """
     dx = np.empty(x.shape, x.dtype)
     n, c = x.shape[:2]
     dweight, dbias = np.empty(c, x.dtype), np.empty(c, x.dtype)
-    output = (nothing(x), 0) if activation is None else flat(y)
     other = (nothing(x), 0) if added is None else flat(added)
     body = _batch_norm_gradient(KINDS[activation], added is not None)
-    maps = *flat(dy), *flat(x), *output, *other, *flat(dx)
-    run(body, c, 3 * x.size, *maps, n, _length(x), mean, variance, weight, epsilon, slope, dweight, dbias)
+    maps = *flat(dy), *flat(x), *other, *flat(dx)
+    run(body, c, 3 * x.size, *maps, n, _length(x), mean, variance, weight, bias, epsilon, slope, dweight, dbias)
     return dx, dweight, dbias
 
 
@@ -181,6 +181,22 @@ def accumulate(total: Any, part: Any) -> None:
         np.add(total, part, out=total)
         return
     run(_accumulate, len(total), total.size, *flat(total), *flat(part), total.size // max(len(total), 1))
+
+
+@kernel()
+def _copy(start, stop, target, target_step, part, part_step, length):
+    for image in range(start, stop):
+        target[image * target_step :][:length] = part[image * part_step :][:length]
+
+
+def concatenate(parts: Sequence[Any]) -> Any:
+    """Return maps side by side along the channels."""
+    (n, _, *spatial), dtype = parts[0].shape, parts[0].dtype
+    y, stop = np.empty((n, sum(part.shape[1] for part in parts), *spatial), dtype), 0
+    for part in parts:
+        start, stop = stop, stop + part.shape[1]
+        run(_copy, n, part.size, *flat(y[:, start:stop]), *flat(part), part.size // max(n, 1))
+    return y
 
 
 @cache

@@ -118,8 +118,13 @@ def _group(choice: Sequence[tuple[Line, list[tuple[int, range]]]]) -> Group:
     )
 
 
-def forward_problem(problem: ConvProblem, group: Group, images: int, prepacked: bool) -> ConvProblem:
-    """Return the convolution of ``dy`` that computes the phases of a group, for so many images."""
+def forward_problem(
+    problem: ConvProblem, group: Group, images: int, prepacked: bool, whole_epilogue: bool
+) -> ConvProblem:
+    """Return the convolution of ``dy`` that computes the phases of a group, for so many images.
+
+    With the ``whole_epilogue`` it adds the residual, too; else that is added at the end, and the activation after it.
+    """
     lines = group.lines
     fields: dict[str, Any] = {} if problem.op == "linear" else {
         "kernel_size": tuple(line.kernel for line in lines),
@@ -135,8 +140,8 @@ def forward_problem(problem: ConvProblem, group: Group, images: int, prepacked: 
         input_size=tuple(line.size for line in lines),
         groups=problem.groups,
         bias=problem.bias,
-        # A residual comes before the activation, and is added at the end.
-        activation=None if problem.residual else problem.activation,
+        residual=problem.residual and whole_epilogue,
+        activation=problem.activation if whole_epilogue or not problem.residual else None,
         prepacked=prepacked,
         dtype=problem.dtype,
         layout=problem.layout,

@@ -130,12 +130,13 @@ class Runner:
             return
         writable = not work.interleaved or (dx.strides[-1] == work.size and dx.flags.aligned)
         target = dx if writable else np.empty(dx.shape, dx.dtype)
+        added = rest[-1:] if p.residual and work.is_one else []
         biases = [() if bias is None else (self._spread(bias, group),) for group in work.groups]
         for first in range(0, p.n, work.images):
             images = slice(first, first + work.images)
-            self._compute(dy[images], packed.weights, biases, target[images], places)
+            self._compute(dy[images], packed.weights, [(*b, *added) for b in biases], target[images], places)
         self._fill(bias, target)
-        if p.residual:
+        if p.residual and not work.is_one:
             epilogue.apply(p.activation, target, None, rest[-1])
         if target is not dx:
             dx[...] = target
@@ -176,12 +177,12 @@ class Runner:
         members = len(group.members)
         return bias if members == 1 else np.repeat(bias.reshape(self.problem.groups, 1, -1), members, 1).ravel()
 
-    def _compute(self, dy: Any, packed: list[Any], biases: list[Any], dx: Any, places: list[Any]) -> None:
+    def _compute(self, dy: Any, packed: list[Any], epilogues: list[Any], dx: Any, places: list[Any]) -> None:
         for index, plan in enumerate(self._plans):
             part = self._reads[index]
             source = dy if part is None else dy[part]
             result = places[index] if self.work.interleaved else dx[self._elements(self.work.groups[index])]
-            plan.run((source, packed[index], *biases[index]), (result,))
+            plan.run((source, packed[index], *epilogues[index]), (result,))
         if self.work.interleaved:
             self._interleave(places, dx)
 

@@ -43,11 +43,12 @@ class Work:
     @property
     def whole(self) -> bool:
         """Whether the weight is turned whole, all taps together."""
-        return (
-            len(self.groups) == 1
-            and math.prod(self.problem.stride) == 1
-            and self.groups[0].taps == math.prod(self.problem.kernel_size)
-        )
+        return self.is_one and self.groups[0].taps == math.prod(self.problem.kernel_size)
+
+    @property
+    def is_one(self) -> bool:
+        """Whether one forward convolution computes the whole gradient, where it is to be."""
+        return math.prod(self.problem.stride) == 1 and not self.empty
 
     @property
     def as_view(self) -> bool:
@@ -82,7 +83,7 @@ class Work:
     def forward(self) -> list[ConvProblem]:
         """The convolutions, one a group of phases."""
         prepacked = self.problem.prepacked or self.rounds > 1
-        return [forward_problem(self.problem, group, self.images, prepacked) for group in self.groups]
+        return [forward_problem(self.problem, group, self.images, prepacked, self.is_one) for group in self.groups]
 
     @property
     def phase_bytes(self) -> int:
