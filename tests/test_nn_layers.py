@@ -154,6 +154,7 @@ def test_fusing_changes_nothing(first, activation):
         lambda: nn.Scale(0.3),
         lambda: nn.MaxPool2d(2),
         lambda: nn.Sequential(),
+        lambda: nn.Concat(nn.Conv2d(8, 3, 1, **F64), nn.Sequential(), nn.MaxPool2d(3, 1, 1)),
     ],
 )
 def test_a_gradient_comes_back_added_to_another(make, activations):

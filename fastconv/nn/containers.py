@@ -193,14 +193,20 @@ class Concat(Layer):
         return for_array(x).concatenate(outputs)
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
+        return self._back(dy, None, wanted)
+
+    def backward_onto(self, dy: Array, added: Array) -> Array:
+        return self._back(dy, added, True)
+
+    def _back(self, dy: Array, total: Array | None, wanted: bool) -> Any:
+        """Return the gradient of the input, with another if there is one."""
         (channels,) = self._take()
-        total: Array | None = None
         stop = 0
         for branch, width in zip(self._branches.values(), channels, strict=True):
             start, stop = stop, stop + width
             part = dy[:, start:stop]
-            total = branch.backward_onto(part, total) if wanted and start else branch.backward(part, wanted)
-        return total if wanted else None
+            total = branch.backward_onto(part, total) if total is not None else branch.backward(part, wanted)
+        return total
 
     def output_shape(self, shape: Shape) -> Shape:
         first, *others = [branch.output_shape(shape) for branch in self._branches.values()]

@@ -28,6 +28,10 @@ _VECTOR_EFFICIENCY = 0.9
 # NumPy copies and adds line by line.
 _LINE_SECONDS = 6e-9
 
+# BLAS's threads spin after their work, and take cores from what comes next: as much is lost there as this (measured
+# with OpenBLAS: one to two milliseconds). Products of fewer multiply-adds it leaves to one thread.
+_SPINNING_SECONDS, _ONE_THREAD = 1e-3, 1 << 18
+
 # In units of the bandwidth of memory: copies within the cache, adding back, which reads and writes, sums, and pools.
 _UNFOLD_RATE = 0.9
 _FOLD_RATE = 0.25
@@ -77,7 +81,9 @@ def _gemm_seconds(job: Job, machine: Machine) -> float:
         shape = rows / (rows + _HALF_ROWS) * columns / (columns + _HALF_COLUMNS) * terms / (terms + _HALF_SUM)
         efficiency = _GEMM_EFFICIENCY * shape
     calls = matrices * _blocks(job.whole, job.native)
-    return calls * _MATRIX_SECONDS + job.problem.flops / (efficiency * machine.peak(job.problem.dtype))
+    spins = machine.threads() > 1 and job.problem.macs > calls * _ONE_THREAD
+    seconds = calls * _MATRIX_SECONDS + job.problem.flops / (efficiency * machine.peak(job.problem.dtype))
+    return seconds + _SPINNING_SECONDS * spins
 
 
 def _blocks(whole: Sizes, block: Sizes) -> int:

@@ -10,6 +10,7 @@ from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.formats import computed, format_of, size_of
+from fastconv.backends.cpu.gemv.algorithm import Gemv
 from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise
 from fastconv.backends.cpu.registers import simd
@@ -132,6 +133,14 @@ class DgradPointwise(Dgrad):
 
     name = "dgrad_pointwise"
     forward = Pointwise()
+    views = 1
+
+
+class DgradGemv(Dgrad):
+    """Of fully connected layers: the weight is read where it is, once."""
+
+    name = "dgrad_gemv"
+    forward = Gemv()
     views = 1
 
 

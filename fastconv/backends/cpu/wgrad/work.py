@@ -18,8 +18,9 @@ from fastconv.problem import ConvProblem
 
 # Packed x and dy together: what streams from the second-level cache, or from the third without harm.
 _CHUNK_CACHES = 4
-# What a tile reads again and again should stay in half of a first-level cache.
-_NEAR_BYTES = 16 << 10
+# Sums of a unit should stay in half of a first-level cache. What tiles read again and again streams from the second
+# level, of which it may take a share: the longer it is, the less often sums are loaded and stored.
+_NEAR_BYTES, _NEAR_SHARE = 16 << 10, 16
 # A row of dw is written in pieces of at least as many elements.
 _RUN = 96
 # Cycles: of an element that is transposed, or copied; of starting a tile; of a multiply-add's result.
@@ -230,7 +231,7 @@ class Work(ConvWork):
 
     @property
     def pixels_at_once(self) -> int:
-        return max(16, _NEAR_BYTES // (self.block * self.size))
+        return max(16, max(_NEAR_BYTES, self.cache // _NEAR_SHARE) // (self.block * self.size))
 
     def at_once(self, planes: int, rows: int, cols: int) -> tuple[int, int, int]:
         """Return planes, rows and columns that are summed before the next block of inputs gets its turn."""
