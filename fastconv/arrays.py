@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -119,6 +120,12 @@ def dtype_named(name: str) -> Any:
     return _bfloat16("dtype") if name == "bfloat16" else np.dtype(name)
 
 
+@cache
+def _name_of(dtype: Any) -> str:
+    """Return a dtype's name, which NumPy works out anew whenever it is asked."""
+    return str(dtype.name)
+
+
 def float_dtype(name: str, array: Any) -> str:
     """Return the dtype's name if fastconv computes in it.
 
@@ -127,7 +134,7 @@ def float_dtype(name: str, array: Any) -> str:
     TypeError
         If it is none of float32, float64, float16, bfloat16, or not in this machine's byte order.
     """
-    dtype: str = array.dtype.name
+    dtype = _name_of(array.dtype)
     if dtype not in DTYPES or not array.dtype.isnative:
         raise TypeError(f"{name}: expected dtype {', '.join(DTYPES)}, got {array.dtype}")
     return dtype
@@ -141,7 +148,7 @@ def check_dtype(name: str, array: Any, expected: str) -> None:
     TypeError
         If it is not.
     """
-    if array.dtype.name != expected or not array.dtype.isnative:
+    if _name_of(array.dtype) != expected or not array.dtype.isnative:
         raise TypeError(f"{name}: expected dtype {expected}, got {array.dtype}")
 
 
@@ -159,7 +166,7 @@ def layout_of(array: Any) -> str:
 def empty(operand: Operand, layout: str, like: Any) -> Any:
     """Return an uninitialised array for an operand, where ``like`` is, in the layout if it is a map."""
     module = np if isinstance(like, np.ndarray) else sys.modules["cupy"]
-    dtype = like.dtype if like.dtype.name == operand.dtype else dtype_named(operand.dtype)
+    dtype = like.dtype if _name_of(like.dtype) == operand.dtype else dtype_named(operand.dtype)
     if operand.spatial and layout == "channels_last":
         n, c, *spatial = operand.shape
         return np.moveaxis(module.empty((n, *spatial, c), dtype), -1, 1)

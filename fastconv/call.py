@@ -97,6 +97,20 @@ class Call:
         plain = self.out is None and self.kind is arrays.NUMPY and self.shape == self.problem.outputs[0].shape
         return plain and self.problem.n > 0 and not looks_at_data
 
+    def remember(
+        self,
+        form: repeat.Form,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        entry: Callable[[repeat.Repeat], Any] = lambda again: again,
+    ) -> None:
+        """Remember how to make the call again, or what ``entry`` makes of that, if it depends on its form alone."""
+        if self.depends_on_form:
+            plan = dispatch.plan_for(self.problem, self.options)
+            again = repeat.repeated(plan, tuple(self.inputs.values()), args, kwargs)
+            if again is not None:
+                repeat.remember(form, entry(again))
+
     def with_problem(self, **changes: Any) -> Call:
         """Return the call with some fields of its problem changed."""
         return replace(self, problem=self.problem.replace(**changes))
@@ -147,9 +161,8 @@ def op(lower: Callable[P, Call]) -> Callable[P, Array]:
             return again.run(args, kwargs)
         call = lower(*args, **kwargs)
         result = call.run()
-        if form is not None and call.depends_on_form:
-            plan = dispatch.plan_for(call.problem, call.options)
-            repeat.remember(form, plan, tuple(call.inputs.values()), args, kwargs)
+        if form is not None:
+            call.remember(form, args, kwargs)
         return result
 
     function.lower = lower  # type: ignore[attr-defined]

@@ -10,9 +10,9 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
-from fastconv import arguments, arrays
+from fastconv import arguments, arrays, repeat
 from fastconv.algorithm import AnyProblem
 from fastconv.arrays import Array
 from fastconv.call import Call, execute, lowering_of, named_op
@@ -58,7 +58,12 @@ def vjp(
     >>> y, pullback = fastconv.vjp(fastconv.conv2d, x, w, b, stride=2, padding=1)
     >>> dx, dw, db = pullback(dy)
     """
-    call = lowering_of(function)(*args, **kwargs)
+    lower = lowering_of(function)
+    form = repeat.form((vjp, lower), args, kwargs)
+    known = None if form is None else repeat.find(form)
+    if known is not None:
+        return known.run(args, kwargs)  # type: ignore[no-any-return]
+    call = lower(*args, **kwargs)
     hidden_indices = isinstance(call.problem, PoolProblem) and call.problem.is_max and not call.problem.return_indices
     if hidden_indices:
         call = call.with_problem(return_indices=True)
@@ -66,7 +71,23 @@ def vjp(
     outputs = call.compute()
     y = call.finish(outputs[:1] if hidden_indices else outputs)
     names = tuple(n for n in _array_arguments(function) if n in call.inputs or n != "residual")
-    return y, _Pullback(call, names, outputs)
+    rule = _Rule(call, names)
+    if form is not None:
+        call.remember(form, args, kwargs, lambda again: _Known(again, rule, hidden_indices))
+    return y, _Pullback(rule, tuple(call.inputs.values()), outputs)
+
+
+class _Known(NamedTuple):
+    """A call of `vjp` that is made again."""
+
+    again: repeat.Repeat
+    rule: _Rule
+    hidden_indices: bool
+
+    def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, _Pullback]:
+        inputs, outputs = self.again.compute(args, kwargs)
+        y = outputs[0] if self.hidden_indices or len(outputs) == 1 else outputs
+        return y, _Pullback(self.rule, inputs, outputs)
 
 
 @lru_cache(maxsize=128)
@@ -84,49 +105,55 @@ def _check_out(call: Call) -> None:
             raise ValueError(f"out: lies over {name}, which the gradient needs")
 
 
+class _Rule:
+    """What is known of a derivative before there are arrays."""
+
+    def __init__(self, call: Call, names: tuple[str, ...]) -> None:
+        self.problem = problem = call.problem
+        roles = [operand.name for operand in (*problem.inputs, *problem.outputs)]
+        self.role_of = dict(zip(call.inputs, roles, strict=False))
+        self.kept = [(role, roles.index(role)) for role in _kept(problem)]
+        self.names, self.shapes, self.shape = names, call.shapes, call.shape
+        self.kind, self.options = call.kind, call.options
+
+
 class _Pullback:
     """Carries a gradient from an op's result to its arguments; keeps what that needs and no more."""
 
-    def __init__(self, call: Call, names: tuple[str, ...], outputs: tuple[Any, ...]) -> None:
-        problem = call.problem
-        roles = [operand.name for operand in (*problem.inputs, *problem.outputs)]
-        arrays_by_role = dict(zip(roles, (*call.inputs.values(), *outputs), strict=True))
-        self._saved = {role: arrays_by_role[role] for role in _kept(problem)}
-        self._problem = problem
-        self._names = names
-        self._role_of = dict(zip(call.inputs, roles, strict=False))
-        self._shapes = call.shapes
-        self._shape = call.shape
-        self._kind = call.kind
-        self._options = call.options
+    def __init__(self, rule: _Rule, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        given = inputs + outputs
+        self._rule = rule
+        self._saved = {role: given[index] for role, index in rule.kept}
 
     def __call__(self, grad_output: Array, wrt: str | Collection[str] | None = None) -> tuple[Array | None, ...]:
-        wanted = self._names if wrt is None else (wrt,) if isinstance(wrt, str) else wrt
+        rule = self._rule
+        wanted = rule.names if wrt is None else (wrt,) if isinstance(wrt, str) else wrt
         if not isinstance(wanted, Collection):
             raise TypeError(f"wrt: expected a name or several, got {wrt!r}")
         for name in wanted:
-            if name not in self._names:
-                raise ValueError(f"wrt: expected names among {', '.join(self._names)}, got {name!r}")
-        grad = arrays.read_as("grad_output", grad_output, self._kind, "input")
-        expected = self._problem.outputs[0]
-        if grad.shape != self._shape:
-            raise ValueError(f"grad_output: expected the output's shape {self._shape}, got {grad.shape}")
+            if name not in rule.names:
+                raise ValueError(f"wrt: expected names among {', '.join(rule.names)}, got {name!r}")
+        grad = arrays.read_as("grad_output", grad_output, rule.kind, "input")
+        expected = rule.problem.outputs[0]
+        if grad.shape != rule.shape:
+            raise ValueError(f"grad_output: expected the output's shape {rule.shape}, got {grad.shape}")
         arrays.check_dtype("grad_output", grad, expected.dtype)
         grad = grad.reshape(expected.shape)
-        if isinstance(self._problem, ConvProblem):
-            grad = activation_gradient(self._problem.activation, grad, self._saved.get(expected.name))
-        return tuple(self._gradient(name, grad) if name in wanted else None for name in self._names)
+        if isinstance(rule.problem, ConvProblem):
+            grad = activation_gradient(rule.problem.activation, grad, self._saved.get(expected.name))
+        return tuple(self._gradient(name, grad) if name in wanted else None for name in rule.names)
 
     def _gradient(self, name: str, grad: Any) -> Any:
-        role = self._role_of.get(name)
+        rule = self._rule
+        role = rule.role_of.get(name)
         if role is None or role == "indices":
             return None
         if role == "residual":
             result = grad.copy()  # the caller may change what it is given
         else:
-            problem, inputs = _derivative(self._problem, role, grad, self._saved)
-            (result,) = execute(problem, inputs, self._options)
-        return self._kind.give_back(result.reshape(self._shapes[name]))
+            problem, inputs = _derivative(rule.problem, role, grad, self._saved)
+            (result,) = execute(problem, inputs, rule.options)
+        return rule.kind.give_back(result.reshape(rule.shapes[name]))
 
 
 def _kept(problem: AnyProblem) -> tuple[str, ...]:

@@ -29,11 +29,16 @@ class Repeat(NamedTuple):
     places: tuple[int | str, ...]
     outputs: Callable[[], tuple[Any, ...]]
 
-    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Compute, and return what the public function returns."""
+    def compute(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """Compute, and return the problem's inputs and outputs."""
         inputs = tuple([args[p] if type(p) is int else kwargs[p] for p in self.places])  # type: ignore[index]
         outputs = self.outputs()
         self.plan.run(inputs, outputs)
+        return inputs, outputs
+
+    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        """Compute, and return what the public function returns."""
+        _, outputs = self.compute(args, kwargs)
         return outputs[0] if len(outputs) == 1 else outputs
 
 
@@ -50,7 +55,7 @@ def new_outputs(problem: AnyProblem) -> Callable[[], tuple[Any, ...]]:
     return lambda: (np.empty(shape, dtype),)
 
 
-_known: dict[Form, Repeat] = {}
+_known: dict[Form, Any] = {}
 
 
 def _is_pair(value: Any) -> bool:
@@ -78,17 +83,20 @@ def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form 
     return tuple(parts)
 
 
-def find(form: Form) -> Repeat | None:
-    """Return the call of a form, if it was made before."""
+def find(form: Form) -> Any:
+    """Return what is remembered of a form, None if that is nothing."""
     return _known.get(form)
 
 
-def remember(form: Form, plan: Plan, inputs: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Remember a call, unless one of its inputs was made from the arguments rather than being one of them."""
-    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    places = [next((place for place, value in given if value is array), None) for array in inputs]
-    if None in places:
-        return
+def remember(form: Form, entry: Any) -> None:
+    """Remember something of a form: a `Repeat`, or what contains one."""
     if len(_known) >= _MOST:
         _known.clear()
-    _known[form] = Repeat(plan, tuple(places), new_outputs(plan.problem))  # type: ignore[arg-type]
+    _known[form] = entry
+
+
+def repeated(plan: Plan, inputs: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Repeat | None:
+    """Return how to make a call again; None if an input was made from the arguments rather than being one of them."""
+    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    places = [next((place for place, value in given if value is array), None) for array in inputs]
+    return None if None in places else Repeat(plan, tuple(places), new_outputs(plan.problem))  # type: ignore[arg-type]

@@ -38,6 +38,29 @@ def test_the_second_call_of_a_form_reads_no_arguments(name, monkeypatch):
     assert np.array_equal(function(*args, **kwargs), first)
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_the_second_derivative_of_a_form_reads_no_arguments(name, monkeypatch):
+    function, args, kwargs = CALLS[name]
+    y, pullback = fc.vjp(function, *args, **kwargs)
+    gradients = pullback(y)
+    changed = [np.ascontiguousarray(a[::-1]) + 1 if isinstance(a, np.ndarray) else a for a in args]
+    with monkeypatch.context() as patch:
+        patch.setattr(repeat, "find", lambda form: None)
+        expected_y, expected_pullback = fc.vjp(function, *changed, **kwargs)
+
+    def fail(*args, **kwargs):
+        raise AssertionError("the arguments were read again")
+
+    monkeypatch.setattr(lowering, "read_arrays", fail)
+    other_y, other_pullback = fc.vjp(function, *changed, **kwargs)
+    assert np.array_equal(other_y, expected_y) and not np.array_equal(other_y, y)
+    for mine, expected, before in zip(other_pullback(y), expected_pullback(y), pullback(y), strict=True):
+        assert (mine is None) == (expected is None) and (mine is None or np.array_equal(mine, expected))
+        assert before is None or not np.shares_memory(before, mine)
+    for again, first in zip(pullback(y), gradients, strict=True):  # what the first kept is its own
+        assert first is None or np.array_equal(again, first)
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
