@@ -12,6 +12,7 @@ import fastconv as fc
 from fastconv import nn
 from fastconv.algorithm import EPSILON, ERROR_CONSTANT
 from fastconv.nn import native, plain
+from fastconv.nn.native.compiling import kernel, run
 
 torch = pytest.importorskip("torch")
 tnn = torch.nn
@@ -331,6 +332,31 @@ def called(module, name, dtype):
         given = tuple(a.astype(np.float64) if i == 3 else a for i, a in enumerate(given))
     results = getattr(module, name)(*given)
     return arrays_of(given if name in IN_PLACE else results)
+
+
+@kernel()
+def _tell(start, stop, floats, doubles, integers, table, count, negative, key, yes, no, real, told):
+    for unit in range(start, stop):
+        row = told[unit]
+        row[0], row[1], row[2], row[3] = floats[unit], doubles[unit], integers[unit], table[unit, 2]
+        row[4], row[5], row[6], row[7], row[8] = count, negative, key >> np.uint64(60), 1 if yes else 0, 1 if no else 0
+        row[9], row[10], row[11] = real, len(floats), table.shape[0] * 100 + table.shape[1]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_arguments_of_every_kind_reach_a_kernel(workers):
+    units = 50
+    floats, doubles, integers = (np.arange(units, dtype=dtype) + 0.5 for dtype in (np.float32, np.float64, np.float64))
+    integers, table = integers.astype(np.int64), np.arange(units * 3, dtype=np.float32).reshape(units, 3)
+    told = np.zeros((units, 12))
+    with fc.options(threads=workers):
+        run(
+            _tell, units, 1 << 20, floats, doubles, integers, table,
+            np.int64(7), -3, np.uint64(0xF << 60), True, np.False_, 2.25, told,
+        )  # fmt: skip
+    for unit in range(units):
+        expected = [unit + 0.5, unit + 0.5, unit, unit * 3 + 2, 7, -3, 15, 1, 0, 2.25, units, units * 100 + 3]
+        assert told[unit].tolist() == expected
 
 
 def test_every_kernel_has_an_example():

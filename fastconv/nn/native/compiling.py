@@ -2,22 +2,36 @@
 
 A kernel is ``kernel(start, stop, *arguments)`` and does the units of work from start to stop. What a unit is does
 not depend on the number of threads, and no two units write to the same place, so results do not depend on it either.
+
+The threads are those of the CPU backend, which know no arguments but an address: what a kernel is given is written
+down as integers, and compiled code that depends on the kinds of arguments alone calls the kernel with them.
 """
 
 from __future__ import annotations
 
-import os
+import struct
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any
 
-from numba import njit
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np.arrayobj import populate_array
 
-from fastconv.machine import available_cores, machine
+from fastconv.backends.cpu import threads
+from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.scratch import address
+from fastconv.machine import machine
 
 # Elements below which handing work to another thread takes longer than the work.
-_WORTH_A_THREAD = 1 << 17
+_WORTH_A_THREAD = 1 << 15
+
+# Kinds of arguments, a letter each: arrays by their element and in how many dimensions, and numbers.
+_ELEMENTS = {"f": types.float32, "d": types.float64, "l": types.int64, "q": types.int64}
+_NUMBERS = {"I": types.int64, "U": types.uint64, "B": types.boolean, "R": types.float64}
 
 
 def kernel(*, sums: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -37,24 +51,121 @@ def kernel(*, sums: bool = False) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-@cache
-def _helpers(process: int) -> ThreadPoolExecutor | None:
-    """Return the threads of a process beside the caller's: a forked child's are not its parent's."""
-    others = available_cores() - 1
-    return ThreadPoolExecutor(others, "fastconv.nn") if others else None
-
-
 def run(kernel: Callable[..., Any], units: int, elements: int, *arguments: Any) -> None:
-    """Do all units of a kernel, on as many threads as the options allow if that many elements are worth it."""
-    threads = 1 + elements // _WORTH_A_THREAD
-    if threads > 1:  # small networks call often: to ask costs as much as the work
-        threads = min(machine().threads(), units, threads)
-    helpers = _helpers(os.getpid()) if threads > 1 else None
-    if helpers is None:
-        kernel(0, units, *arguments)
-        return
-    bounds = [units * i // threads for i in range(threads + 1)]
-    others = [helpers.submit(kernel, bounds[i], bounds[i + 1], *arguments) for i in range(1, threads)]
-    kernel(0, bounds[1], *arguments)
-    for other in others:
-        other.result()
+    """Do all units of a kernel, on as many threads as the options allow if that many elements are worth it.
+
+    Arguments are arrays in C order, integers, truth values and real numbers.
+    """
+    workers = min(machine().threads(), units, 1 + elements // _WORTH_A_THREAD)
+    kinds, words = _written(arguments)
+    task, words[0] = _compiled(kernel, kinds)
+    job = np.array(words, np.uint64)
+    threads.run(task, address(job), units, workers)
+
+
+def _written(arguments: tuple[Any, ...]) -> tuple[str, list[int]]:
+    """Return the kinds of arguments, and the words that they are: the first is left to the kernel's address."""
+    kinds, words = "", [0]
+    for value in arguments:
+        if type(value) is np.ndarray:
+            assert value.flags.c_contiguous
+            kinds += f"{value.dtype.char}{value.ndim}"
+            words += address(value), *value.shape
+        elif isinstance(value, bool | np.bool_):
+            kinds += "B"
+            words.append(int(value))
+        elif isinstance(value, np.uint64):
+            kinds += "U"
+            words.append(int(value))
+        elif isinstance(value, int | np.integer):
+            kinds += "I"
+            words.append(int(value) % 2**64)
+        else:
+            kinds += "R"
+            words.append(_BITS.unpack(_REAL.pack(value))[0])
+    return kinds, words
+
+
+_REAL, _BITS = struct.Struct("d"), struct.Struct("Q")
+
+
+def _types_of(kinds: str) -> list[Any]:
+    """Return the types of arguments."""
+    found, letters = [], iter(kinds)
+    for letter in letters:
+        if letter in _NUMBERS:
+            found.append(_NUMBERS[letter])
+        else:
+            found.append(types.Array(_ELEMENTS[letter], int(next(letters)), "C"))
+    return found
+
+
+@cache
+def _compiled(kernel: Any, kinds: str) -> tuple[int, int]:
+    """Return the addresses of the task that calls kernels with arguments of these kinds, and of the kernel for them."""
+    signature = (types.int64, types.int64, *_types_of(kinds))
+    kernel.compile(signature)
+    compiled = kernel.overloads[signature]
+    # Numba makes a function that other compiled code may call by its address: what its function types are.
+    where = compiled.library.get_pointer_to_function(compiled.fndesc.llvm_cfunc_wrapper_name)
+    return _task(kinds).address, where
+
+
+@cache
+def _task(kinds: str) -> Any:
+    """Return the ``task(job, start, stop, worker)`` of `threads.run` for kernels with arguments of these kinds."""
+    sources = fingerprint()
+
+    @callback(types.void(types.CPointer(types.int64), *(types.int64,) * 3))
+    def task(job, start, stop, worker):
+        if sources == 0:
+            return
+        _call(kinds, job, start, stop)
+
+    return task
+
+
+@intrinsic(prefer_literal=True)
+def _call(typingctx: Any, kinds: Any, job: Any, start: Any, stop: Any) -> Any:
+    """Call the kernel that a job names with the arguments that stand in it."""
+    if not isinstance(kinds, types.StringLiteral):
+        return None
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, job, start, stop = args
+        i64, taken = ir.IntType(64), iter(range(1 << 10))
+
+        def word() -> Any:
+            return builder.load(builder.gep(job, [i64(next(taken))]))
+
+        def argument(kind: Any) -> Any:
+            if isinstance(kind, types.Array):
+                return _array(context, builder, kind, [word() for _ in range(1 + kind.ndim)])
+            value = word()
+            if kind == types.float64:
+                return builder.bitcast(value, ir.DoubleType())
+            return builder.trunc(value, ir.IntType(1)) if kind == types.boolean else value
+
+        where, kinds_ = word(), _types_of(kinds.literal_value)
+        values = [start, stop, *map(argument, kinds_)]
+        called = ir.FunctionType(context.get_value_type(types.none), [value.type for value in values])
+        builder.call(builder.inttoptr(where, called.as_pointer()), values)
+        return context.get_dummy_value()
+
+    return types.void(kinds, job, start, stop), codegen
+
+
+def _array(context: Any, builder: Any, kind: Any, words: list[Any]) -> Any:
+    """Return an array of an address and a shape."""
+    where, *shape = words
+    element = context.get_data_type(kind.dtype)
+    item = context.get_abi_sizeof(element)
+    strides = [ir.IntType(64)(item)]
+    for size in shape[:0:-1]:
+        strides.append(builder.mul(strides[-1], size))
+    array = context.make_array(kind)(context, builder)
+    populate_array(
+        array, builder.inttoptr(where, element.as_pointer()), cgutils.pack_array(builder, shape),
+        cgutils.pack_array(builder, strides[::-1]), ir.IntType(64)(item), None,
+    )  # fmt: skip
+    return array._getvalue()
