@@ -51,6 +51,8 @@ LARGE = [
         "conv2d:wgrad n4 c64 i28 oc64 k3 p1",
         "conv2d n1 c32 i28 oc32 k5 p2",
         "conv2d:dgrad n1 c32 i28 oc32 k5 p2",
+        "linear:dgrad n9 c1000 oc300",
+        "linear:wgrad n9 c1000 oc300",
         "conv2d n4 c32 i28 oc32 k3 p1 g32",
         "conv2d:dgrad n4 c32 i28 oc32 k3 p1 g32",
         "conv2d:wgrad n4 c32 i28 oc32 k3 p1 g32",
