@@ -58,6 +58,10 @@ GRADIENTS = """
     conv3d:dgrad n2 c4 i6 oc5 k1 s2
     conv3d:dgrad n1 c4 id5 ih6 iw7 oc5 k3 sd1 sh2 sw2 p1 channels_last
     linear:dgrad n5 c17 oc9
+    linear:dgrad n16 c130 oc70 residual relu
+    conv2d:dgrad n5 c16 i5 oc30 k5
+    conv2d:dgrad n3 c6 ih4 iw3 oc9 kh4 kw3 channels_last residual sigmoid
+    conv3d:dgrad n2 c3 i2 oc5 k2 residual
     conv2d:dgrad n2 c6 i14 oc5 k4 s2 p1 bias relu
     conv2d:dgrad n2 c6 i14 oc6 k2 s2 g2 bias leaky_relu
     conv2d:dgrad n2 c6 i15 oc5 k3 s2 p1 bias residual relu6

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -12,8 +13,11 @@ from fastconv.nn import plain
 
 def for_array(array: Any) -> ModuleType:
     """Return `fastconv.nn.native` or `fastconv.nn.plain`: modules of the same functions."""
-    if isinstance(array, np.ndarray) and array.dtype.char in "fd":
-        from fastconv.nn import native
+    return _native() if isinstance(array, np.ndarray) and array.dtype.char in "fd" else plain
 
-        return native
-    return plain
+
+@cache
+def _native() -> ModuleType:
+    from fastconv.nn import native
+
+    return native

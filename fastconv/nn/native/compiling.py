@@ -32,6 +32,8 @@ _WORTH_A_THREAD = 1 << 15
 # Kinds of arguments, a letter each: arrays by their element and in how many dimensions, and numbers.
 _ELEMENTS = {"f": types.float32, "d": types.float64, "l": types.int64, "q": types.int64}
 _NUMBERS = {"I": types.int64, "U": types.uint64, "B": types.boolean, "R": types.float64}
+_LETTERS = {bool: "B", np.bool_: "B", int: "I", np.int64: "I", np.uint64: "U", float: "R", np.float64: "R"}
+_REAL, _BITS = struct.Struct("d"), struct.Struct("Q")
 
 
 def kernel(*, sums: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -55,6 +57,11 @@ def run(kernel: Callable[..., Any], units: int, elements: int, *arguments: Any) 
     """Do all units of a kernel, on as many threads as the options allow if that many elements are worth it.
 
     Arguments are arrays in C order, integers, truth values and real numbers.
+
+    Raises
+    ------
+    KeyError
+        If there is a number of another type.
     """
     workers = min(machine().threads(), units, 1 + elements // _WORTH_A_THREAD)
     kinds, words = _written(arguments)
@@ -71,22 +78,11 @@ def _written(arguments: tuple[Any, ...]) -> tuple[str, list[int]]:
             assert value.flags.c_contiguous
             kinds += f"{value.dtype.char}{value.ndim}"
             words += address(value), *value.shape
-        elif isinstance(value, bool | np.bool_):
-            kinds += "B"
-            words.append(int(value))
-        elif isinstance(value, np.uint64):
-            kinds += "U"
-            words.append(int(value))
-        elif isinstance(value, int | np.integer):
-            kinds += "I"
-            words.append(int(value) % 2**64)
         else:
-            kinds += "R"
-            words.append(_BITS.unpack(_REAL.pack(value))[0])
+            letter = _LETTERS[type(value)]
+            kinds += letter
+            words.append(_BITS.unpack(_REAL.pack(value))[0] if letter == "R" else int(value) % 2**64)
     return kinds, words
-
-
-_REAL, _BITS = struct.Struct("d"), struct.Struct("Q")
 
 
 def _types_of(kinds: str) -> list[Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
+
+import numpy as np
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
@@ -137,11 +139,64 @@ class DgradPointwise(Dgrad):
 
 
 class DgradGemv(Dgrad):
-    """Of fully connected layers: the weight is read where it is, once."""
+    """Of fully connected layers, those with a kernel as large as the map among them: the weight is read where it is."""
 
     name = "dgrad_gemv"
     forward = Gemv()
     views = 1
+
+    def _work(self, problem: AnyProblem) -> Work:
+        assert isinstance(problem, ConvProblem)
+        return super()._work(_flat(problem))
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        assert isinstance(problem, ConvProblem)
+        copied = problem.layout == "channels_last" and _flat(problem) is not problem
+        maps = math.prod(problem.x_shape) * (1 + problem.residual) + math.prod(problem.y_shape)
+        return super().workspace_bytes(problem) + copied * maps * problem.itemsize
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        assert isinstance(problem, ConvProblem)
+        flat = _flat(problem)
+        plan = super().plan(flat)
+        if flat is problem:
+            return plan
+
+        def pack(w: Any) -> Any:
+            return plan.pack(w.reshape(flat.w_shape))
+
+        def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+            dy, w, *residual = inputs
+            (dx,) = outputs
+            result = dx.reshape(flat.x_shape)  # a copy if a map's elements do not lie together
+            added = [array.reshape(flat.x_shape) for array in residual]
+            filters = w if problem.prepacked else w.reshape(flat.w_shape)
+            plan.run((dy.reshape(flat.y_shape), filters, *added), (result,))
+            if not np.may_share_memory(result, dx):
+                dx[...] = result.reshape(dx.shape)
+
+        return Plan(problem, self, run, pack)
+
+
+def _flat(problem: ConvProblem) -> ConvProblem:
+    """Return a problem whose kernel sees the whole map as one of a linear layer; any other as it is."""
+    whole = problem.kernel_size == problem.input_size and math.prod(problem.output_size) == 1
+    padded = any(pad != (0, 0) for pad in problem.padding)
+    if problem.op == "linear" or not whole or padded or problem.groups > 1 or problem.bias != "none":
+        return problem
+    return ConvProblem(
+        op="linear",
+        direction=problem.direction,
+        n=problem.n,
+        ic=problem.ic * math.prod(problem.kernel_size),
+        oc=problem.oc,
+        input_size=(),
+        activation=problem.activation,
+        residual=problem.residual,
+        prepacked=problem.prepacked,
+        dtype=problem.dtype,
+        device=problem.device,
+    )
 
 
 class DgradGrouped(Dgrad):
