@@ -354,6 +354,12 @@ def test_arguments_of_every_kind_reach_a_kernel(workers):
             _tell, units, 1 << 20, floats, doubles, integers, table,
             np.int64(7), -3, np.uint64(0xF << 60), True, np.False_, 2.25, told,
         )  # fmt: skip
+        strided, other = np.zeros((12, units)).T, np.repeat(doubles, 2)[::2]
+        run(
+            _tell, units, 1 << 20, floats[::-1][::-1], other, integers, np.asfortranarray(table),
+            np.int32(7), -3, np.uint64(0xF << 60), np.True_, False, np.float32(2.25), strided,
+        )  # fmt: skip
+        assert np.array_equal(strided, told)
     for unit in range(units):
         expected = [unit + 0.5, unit + 0.5, unit, unit * 3 + 2, 7, -3, 15, 1, 0, 2.25, units, units * 100 + 3]
         assert told[unit].tolist() == expected

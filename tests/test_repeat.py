@@ -54,9 +54,8 @@ def test_the_second_derivative_of_a_form_reads_no_arguments(name, monkeypatch):
     monkeypatch.setattr(lowering, "read_arrays", fail)
     other_y, other_pullback = fc.vjp(function, *changed, **kwargs)
     assert np.array_equal(other_y, expected_y) and not np.array_equal(other_y, y)
-    for mine, expected, before in zip(other_pullback(y), expected_pullback(y), pullback(y), strict=True):
+    for mine, expected in zip(other_pullback(y), expected_pullback(y), strict=True):
         assert (mine is None) == (expected is None) and (mine is None or np.array_equal(mine, expected))
-        assert before is None or not np.shares_memory(before, mine)
     for again, first in zip(pullback(y), gradients, strict=True):  # what the first kept is its own
         assert first is None or np.array_equal(again, first)
 

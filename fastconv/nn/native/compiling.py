@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 from functools import cache
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ from fastconv.machine import machine
 # Elements below which handing work to another thread takes longer than the work.
 _WORTH_A_THREAD = 1 << 15
 
-# Kinds of arguments, a letter each: arrays by their element and in how many dimensions, and numbers.
+# Kinds of arguments: arrays by their element, in how many dimensions, and whether in C order (else A, any); numbers.
 _ELEMENTS = {"f": types.float32, "d": types.float64, "l": types.int64, "q": types.int64}
 _NUMBERS = {"I": types.int64, "U": types.uint64, "B": types.boolean, "R": types.float64}
 _LETTERS = {bool: "B", np.bool_: "B", int: "I", np.int64: "I", np.uint64: "U", float: "R", np.float64: "R"}
@@ -56,12 +57,7 @@ def kernel(*, sums: bool = False) -> Callable[[Callable[..., Any]], Any]:
 def run(kernel: Callable[..., Any], units: int, elements: int, *arguments: Any) -> None:
     """Do all units of a kernel, on as many threads as the options allow if that many elements are worth it.
 
-    Arguments are arrays in C order, integers, truth values and real numbers.
-
-    Raises
-    ------
-    KeyError
-        If there is a number of another type.
+    Arguments are arrays, integers, truth values and real numbers.
     """
     workers = min(machine().threads(), units, 1 + elements // _WORTH_A_THREAD)
     kinds, words = _written(arguments)
@@ -75,11 +71,13 @@ def _written(arguments: tuple[Any, ...]) -> tuple[str, list[int]]:
     kinds, words = "", [0]
     for value in arguments:
         if type(value) is np.ndarray:
-            assert value.flags.c_contiguous
-            kinds += f"{value.dtype.char}{value.ndim}"
+            order = "C" if value.flags.c_contiguous else "A"
+            kinds += f"{value.dtype.char}{value.ndim}{order}"
             words += address(value), *value.shape
+            if order == "A":
+                words += (stride % 2**64 for stride in value.strides)
         else:
-            letter = _LETTERS[type(value)]
+            letter = _LETTERS.get(type(value)) or ("I" if isinstance(value, Integral) else "R")
             kinds += letter
             words.append(_BITS.unpack(_REAL.pack(value))[0] if letter == "R" else int(value) % 2**64)
     return kinds, words
@@ -92,7 +90,7 @@ def _types_of(kinds: str) -> list[Any]:
         if letter in _NUMBERS:
             found.append(_NUMBERS[letter])
         else:
-            found.append(types.Array(_ELEMENTS[letter], int(next(letters)), "C"))
+            found.append(types.Array(_ELEMENTS[letter], int(next(letters)), next(letters)))
     return found
 
 
@@ -136,7 +134,8 @@ def _call(typingctx: Any, kinds: Any, job: Any, start: Any, stop: Any) -> Any:
 
         def argument(kind: Any) -> Any:
             if isinstance(kind, types.Array):
-                return _array(context, builder, kind, [word() for _ in range(1 + kind.ndim)])
+                count = 1 + kind.ndim * (1 if kind.layout == "C" else 2)
+                return _array(context, builder, kind, [word() for _ in range(count)])
             value = word()
             if kind == types.float64:
                 return builder.bitcast(value, ir.DoubleType())
@@ -152,8 +151,9 @@ def _call(typingctx: Any, kinds: Any, job: Any, start: Any, stop: Any) -> Any:
 
 
 def _array(context: Any, builder: Any, kind: Any, words: list[Any]) -> Any:
-    """Return an array of an address and a shape."""
-    where, *shape = words
+    """Return an array of an address and a shape, and of strides unless it is in C order."""
+    where, *sizes = words
+    shape, given = sizes[: kind.ndim], sizes[kind.ndim :]
     element = context.get_data_type(kind.dtype)
     item = context.get_abi_sizeof(element)
     strides = [ir.IntType(64)(item)]
@@ -162,6 +162,6 @@ def _array(context: Any, builder: Any, kind: Any, words: list[Any]) -> Any:
     array = context.make_array(kind)(context, builder)
     populate_array(
         array, builder.inttoptr(where, element.as_pointer()), cgutils.pack_array(builder, shape),
-        cgutils.pack_array(builder, strides[::-1]), ir.IntType(64)(item), None,
+        cgutils.pack_array(builder, given or strides[::-1]), ir.IntType(64)(item), None,
     )  # fmt: skip
     return array._getvalue()
