@@ -155,6 +155,7 @@ def _channels_last(job: Job) -> Run:
 def _torch_compile(job: Job) -> Run:
     import torch
 
+    torch.compiler.reset()  # it gives up compiling a function that it has compiled for eight networks
     return torch_run(job, made=torch.compile)
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -23,6 +24,8 @@ from fastconv.algorithm import ERROR_CONSTANT
 _SPINNING = 0.02
 # How long a turn goes on at least: small networks run again and again, as whoever trains or serves them does.
 _TURN = 0.05
+# How many processes measure their memory at once: most of their time goes into importing and preparing.
+_TOGETHER = 2
 # The largest error of an output, as a share of the largest: what Winograd's bound makes of many layers.
 _DEVIATION = ERROR_CONSTANT * 2.0**-10
 
@@ -92,9 +95,12 @@ def measure(
             taken = _timed(runs, seconds, _SPINNING if job.threads > 1 else 0.0)
     for name, value in taken.items():
         rows[name].seconds, rows[name].images = value, job.batch / value
-        if memory:
-            progress(f"{name}'s memory")
-            rows[name].memory = _memory(job, name)
+    if memory:
+        progress("memory")
+        runs.clear()
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            for name, peak in zip(taken, pool.map(lambda name: _memory(job, name), taken), strict=True):
+                rows[name].memory = peak
     if layers and FASTCONV in rows:
         progress("layers")
         rows[FASTCONV].layers = time_layers(job)
