@@ -31,8 +31,16 @@ def test_entrants_agree_and_are_timed(training):
         assert all(rows[name].refusal == "does not train" for name in names if name not in trains)
     parts = rows["fastconv"].layers
     assert any(path.startswith("c3") for path, _, _ in parts)
-    assert all(seconds >= 0 for _, _, seconds in parts)
+    assert all(seconds >= 0 for _, _, seconds in parts)  # 0 for an activation that the layer before it applies
     assert any("step" in what for _, what, _ in parts) == training
+
+
+def test_every_part_of_a_training_step_is_timed():
+    """Blocks call some layers' `backward_onto`, not their `backward`: they count all the same."""
+    parts = measuring.time_layers(entrants.Job("resnet50", 1, True, 1), repeat=1)
+    convolutions = [(path, seconds) for path, what, seconds in parts if what == "Conv2d backward"]
+    assert len(convolutions) == 53
+    assert all(seconds > 0 for _, seconds in convolutions)
 
 
 def test_a_wrong_result_is_told(monkeypatch):

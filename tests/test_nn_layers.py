@@ -451,28 +451,3 @@ def test_backward_takes_a_forward_in_training_mode():
     layer.eval()(X)
     with pytest.raises(RuntimeError, match="training mode"):
         layer.backward(y)
-
-
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: nn.Conv2d(8, 6, 3, groups=4), ValueError, "groups: 8 and 6 channels"),
-        (lambda: nn.Dropout(1.0), ValueError, "share"),
-        (lambda: nn.GroupNorm(3, 8), ValueError, "groups: 8 channels"),
-        (lambda: nn.BatchNorm2d(4)(X), ValueError, "for 4 channels"),
-        (lambda: nn.BatchNorm2d(8)(X[:1, :, :1, :1]), ValueError, "more than one value"),
-        (lambda: nn.Sequential(3), TypeError, "expected a layer"),
-        (lambda: nn.SoftmaxCrossEntropy()(V, np.full(5, 12)), ValueError, "classes from 0 to 11"),
-        (lambda: nn.SoftmaxCrossEntropy()(V, V), ValueError, "class numbers"),
-        (lambda: nn.MeanSquaredError()(V, V[0]), ValueError, "outputs' shape"),
-        (lambda: nn.SGD({}, -1), ValueError, "rate"),
-        (lambda: nn.SGD({}, 1, nesterov=True), ValueError, "nesterov"),
-        (lambda: nn.Residual(nn.Conv2d(8, 4, 1)).output_shape((8, 5, 5)), ValueError, "the body makes"),
-        (lambda: nn.Linear(3, 2, initialisation="best"), ValueError, "initialisation"),
-        (lambda: nn.build("resnet5"), ValueError, "unknown network"),
-        (lambda: nn.LeakyReLU(-1), ValueError, "slope"),
-    ],
-)
-def test_bad_input(call, error, message):
-    with pytest.raises(error, match=message):
-        call()

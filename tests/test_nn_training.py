@@ -44,7 +44,7 @@ def test_lenet5_on_digits():
     assert again.scores == first.scores
 
 
-@pytest.mark.parametrize("name", ["perceptron of 2 layers, Sigmoid", "perceptron of 3 layers, ReLU"])
+@pytest.mark.parametrize("name", [name for name in digits.TASKS if "perceptron" in name])
 def test_perceptrons_on_digits(name):
     assert digits.train(name).scores[-1] > 0.96
 
@@ -63,7 +63,7 @@ def test_an_epoch_is_the_same_on_any_number_of_threads(name, monkeypatch):
     assert all(np.array_equal(array, state[key]) for key, array in one.network.state().items())
 
 
-def first_losses(backend, steps=8):
+def first_losses(backend, steps=4):
     data = digits.digits(32)
     network = nn.build("lenet5", random=0)
     loss, optimiser = nn.SoftmaxCrossEntropy(), nn.SGD(network, 0.05, 0.9)
@@ -72,7 +72,7 @@ def first_losses(backend, steps=8):
         return [nn.train_step(network, loss, optimiser, x, labels) for x, labels in batches]
 
 
-@pytest.mark.parametrize("backend", ["im2col", "naive"])
+@pytest.mark.parametrize("backend", ["numba", "im2col", "naive", "reference"])
 def test_every_backend_gives_the_same_curve(backend):
     expected = first_losses(None)
     worst = 400  # the longest sum in the network
@@ -94,6 +94,35 @@ def test_pictures(tmp_path, monkeypatch):
     monkeypatch.setitem(digits.TASKS, name, digits.TASKS[name]._replace(epochs=1))
     for path in pictures.draw({name: digits.train(name)}, tmp_path):
         assert path.stat().st_size > 1000
+
+
+@pytest.mark.parametrize(("make", "fans"), [(nn.he, lambda i, o: i), (nn.xavier, lambda i, o: (i + o) / 2)])
+def test_initial_weights_have_the_published_variance(make, fans):
+    shape, fan_in, fan_out = (300, 200), 200, 700
+    values = make(shape, fan_in, fan_out, np.random.default_rng(0)).astype(np.float64)
+    wanted = {nn.he: 2, nn.xavier: 1}[make] / fans(fan_in, fan_out)
+    # The variance of 60,000 draws is off by a share of sqrt(2 / draws); five times that.
+    assert abs(values.var() / wanted - 1) < 5 * np.sqrt(2 / values.size)
+    assert abs(values.mean()) < 5 * np.sqrt(wanted / values.size)
+    if make is nn.xavier:
+        assert np.abs(values).max() <= np.sqrt(6 / (fan_in + fan_out))
+
+
+def test_half_types_train():
+    """Stored in half precision, computed in single: the same losses, but for rounding, and they fall."""
+    data, losses = digits.digits(16), {}
+    for dtype in (np.float16, np.float32):
+        network = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1, random=0), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Residual(nn.Conv2d(8, 8, 3, padding=1, random=1)), nn.GlobalAvgPool(), nn.Flatten(),
+            nn.Linear(8, 10, random=2),
+        ).astype(dtype)  # fmt: skip
+        loss, optimiser = nn.SoftmaxCrossEntropy(), nn.SGD(network, 0.1, 0.9)
+        x, labels = data.x[:64].astype(dtype), data.labels[:64]
+        losses[dtype] = [nn.train_step(network, loss, optimiser, x, labels) for _ in range(10)]
+        assert network(x).dtype == dtype
+    assert np.allclose(losses[np.float16], losses[np.float32], rtol=ERROR_CONSTANT * EPSILON["float16"])
+    assert losses[np.float16][-1] < losses[np.float16][0]
 
 
 def test_early_stopping_restores_the_best():
@@ -134,8 +163,8 @@ def test_minibatches_hold_everything_once():
     assert [len(a) for a, _ in batches] == [4, 4, 2]
     assert all(np.array_equal(a, -b) for a, b in batches)
     assert sorted(np.concatenate([a for a, _ in batches])) == list(range(10))
-    with pytest.raises(ValueError, match="10 inputs, 9 targets"):
-        next(nn.minibatches(x, x[:9], 4))
+    with pytest.raises(ValueError, match="targets: expected one for each of 10 inputs, got 9"):
+        nn.minibatches(x, x[:9], 4)
 
 
 # ------------------------------------------------------------------------------------------ saving and loading
@@ -224,6 +253,34 @@ def test_three_3x3_layers_see_7x7():
     assert sum(row.parameters for row in rows) == 27 + 3
 
 
+def test_a_transposed_convolution_sees_less_and_a_linear_layer_all():
+    network = nn.Sequential(
+        nn.Conv2d(1, 1, 3, stride=2, padding=1), nn.ConvTranspose2d(1, 1, 4, 2, 1), nn.Conv2d(1, 1, 3, padding=1)
+    )
+    # An output of the second sees two of the first, two pixels apart; three of those see one half-step further.
+    assert [row.field for row in nn.summary(network, (1, 16, 16)).rows] == [(3, 3), (5, 5), (7, 7)]
+    assert nn.summary(nn.Linear(4, 2), (4,)).rows[0].field is None
+
+
+def test_a_container_of_the_users_own_is_one_row():
+    class Twice(nn.Layer):
+        def __init__(self):
+            self.inner = nn.Linear(4, 4, random=0)
+
+        def children(self):
+            return {"inner": self.inner}
+
+        def forward(self, x):
+            return 2 * self.inner.forward(x)
+
+        def backward(self, dy, wanted=True):
+            return self.inner.backward(2 * dy, wanted)
+
+    table = nn.summary(nn.Sequential(Twice()), (4,))
+    assert [row.kind for row in table.rows] == ["Twice"]
+    assert table.parameters == 20
+
+
 def test_summary_of_a_network_agrees_with_its_description():
     from fastconv import networks
     from fastconv.problem import ConvProblem
@@ -250,7 +307,11 @@ def test_a_fully_connected_network_slides():
         nn.Linear(16, 5),
     )
     x = np.random.default_rng(0).standard_normal((1, 1, 24, 24), np.float32)
-    sliding = nn.to_conv(network.eval(), (1, 16, 16))
+    sliding = nn.to_conv(network, (1, 16, 16))
+    assert all(layer.training for _, layer in network.named_layers())  # it stays as it is
+    mine = network.state()
+    assert all(np.shares_memory(value, mine[name]) for name, value in sliding.state().items())
+    network.eval()
     y = sliding(x)
     assert y.shape == (1, 5, 5, 5)
     bound = ERROR_CONSTANT * EPSILON["float32"] * np.sqrt(72)
@@ -258,6 +319,16 @@ def test_a_fully_connected_network_slides():
         crop = np.ascontiguousarray(x[:, :, 2 * row : 2 * row + 16, 2 * column : 2 * column + 16])
         expected = network(crop)
         assert np.abs(y[:, :, row, column] - expected).max() <= bound * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("last", [nn.Softmax, lambda: nn.PReLU(5)])
+def test_what_follows_slides_too(last):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, random=0), nn.Flatten(), nn.Linear(16, 5, random=1), last())
+    x = np.random.default_rng(0).standard_normal((2, 1, 4, 4), np.float32)
+    expected = network(x)
+    y = nn.to_conv(network, (1, 4, 4))(x)
+    assert y.shape == (2, 5, 1, 1)
+    assert np.abs(y[:, :, 0, 0] - expected).max() <= ERROR_CONSTANT * EPSILON["float32"] * 4
 
 
 @pytest.mark.slow

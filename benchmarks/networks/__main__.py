@@ -25,6 +25,9 @@ from fastconv.machine import available_cores
 FORMAT = "fastconv networks benchmark"
 SCHEMA = 1
 
+# The share of a run below which a part of it has no line of its own.
+_SMALL = 1e-3
+
 # What is aimed at, as geometric means over the networks on two threads: how many times the best of these.
 TARGETS = (("inference", EAGER, 1.6), ("inference", ("onnxruntime",), 1.0), ("training", EAGER, 1.4))
 
@@ -125,8 +128,12 @@ def _cells(row: Row, own: float | None) -> list[str]:
 
 def _show_layers(console: Console, row: Row) -> None:
     total = sum(seconds for _, _, seconds in row.layers)
+    small = [seconds for _, _, seconds in row.layers if seconds < _SMALL * total]
     for path, what, seconds in row.layers:
-        console.print(f"  {1e6 * seconds:9.0f} us {seconds / total:6.1%}  {path}  {what}", markup=False)
+        if seconds >= _SMALL * total:
+            console.print(f"  {1e6 * seconds:9.0f} us {seconds / total:6.1%}  {path}  {what}", markup=False)
+    if small:
+        console.print(f"  {1e6 * sum(small):9.0f} us {sum(small) / total:6.1%}  in {len(small)} smaller parts")
 
 
 def means(rows: list[Row]) -> list[str]:

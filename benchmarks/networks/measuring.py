@@ -147,41 +147,56 @@ def time_layers(job: Job, repeat: int = 3) -> list[tuple[str, str, float]]:
 
 
 def _training_layers(job: Job, repeat: int) -> list[tuple[str, str, float]]:
-    """Return the seconds of every layer's forward and backward pass, and of the optimiser."""
+    """Return the seconds of every layer's forward and backward pass, without those of layers inside; of loss and
+    optimiser, too.
+    """
     network = job.built()
     loss, optimiser = nn.SoftmaxCrossEntropy(), nn.SGD(network, 1e-3, 0.9)
-    watches = [
-        watch
-        for path, layer in network.named_layers()
-        if not layer.children()
-        for watch in (_Watch(path, layer, "forward"), _Watch(path, layer, "backward"))
-    ]
-    watches.append(_Watch("", optimiser, "step"))
+    clock = _Clock()
+    for path, layer in network.named_layers():
+        clock.watch(layer, ("forward",), (path, f"{type(layer).__name__} forward"))
+        clock.watch(layer, ("backward", "backward_onto"), (path, f"{type(layer).__name__} backward"))
+    clock.watch(loss, ("forward", "backward"), ("", type(loss).__name__))
+    clock.watch(optimiser, ("step",), ("", f"{type(optimiser).__name__} step"))
+    rounds = []
     for _ in range(repeat + 1):
-        for watch in watches:
-            watch.start_round()
+        clock.taken = dict.fromkeys(clock.taken, 0.0)
         nn.train_step(network, loss, optimiser, job.images(), job.labels())
-    return [(watch.path, watch.what, min(watch.rounds[1:])) for watch in watches]
+        rounds.append(clock.taken)
+    return [(*name, min(taken[name] for taken in rounds[1:])) for name in clock.taken]
 
 
-class _Watch:
-    """Times a method of one object from now on."""
+class _Clock:
+    """Knows for how long the methods that it watches have run: each without what it calls of the others.
 
-    def __init__(self, path: str, watched: Any, method: str) -> None:
-        self.path, self.what = path, f"{type(watched).__name__} {method}"
-        self.rounds: list[float] = []
-        original = getattr(watched, method)
+    Attributes
+    ----------
+    taken : dict of (path, what) to float
+        Seconds.
+    """
 
+    def __init__(self) -> None:
+        self.taken: dict[tuple[str, str], float] = {}
+        self._within = [0.0]
+
+    def watch(self, watched: Any, methods: Sequence[str], name: tuple[str, str]) -> None:
+        """Time methods of one object under one name from now on."""
+        self.taken[name] = 0.0
+        for method in methods:
+            if hasattr(watched, method):
+                setattr(watched, method, self._timed(getattr(watched, method), name))
+
+    def _timed(self, original: Callable[..., Any], name: tuple[str, str]) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
+            self._within.append(0.0)
             start = time.perf_counter()
             result = original(*args, **kwargs)
-            self.rounds[-1] += time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            self.taken[name] += seconds - self._within.pop()
+            self._within[-1] += seconds
             return result
 
-        setattr(watched, method, timed)
-
-    def start_round(self) -> None:
-        self.rounds.append(0.0)
+        return timed
 
 
 def _memory(job: Job, name: str) -> int | None:

@@ -6,10 +6,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastconv import arguments
 from fastconv.arrays import Array
-from fastconv.nn import plain
+from fastconv.nn import checks, plain
 from fastconv.nn.compute import for_array
-from fastconv.nn.layer import Layer, Parameter
+from fastconv.nn.initialisation import real
+from fastconv.nn.layer import Layer, Parameter, Shape
 
 # The slope of the `leaky_relu` that fastconv's ops know.
 OP_SLOPE = 0.01
@@ -37,12 +39,13 @@ class Activation(Layer):
         return y
 
     def forward(self, x: Array) -> Array:
+        checks.floats("x", x)
         y = self.apply(x)
-        self._keep(y)
+        self._keep(y, y)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        (y,) = self._take()
+        (y,) = self._take(dy)
         return for_array(dy).activation_gradient(dy, y, self.function, self.slope) if wanted else None
 
 
@@ -65,14 +68,17 @@ class LeakyReLU(Activation):
     ----------
     slope : float
         Positive.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
     """
 
     function: ClassVar[str] = "leaky_relu"
 
     def __init__(self, slope: float = OP_SLOPE) -> None:
-        if slope <= 0:
-            raise ValueError(f"slope: expected a positive number, got {slope}")
-        self.slope = slope
+        self.slope = checks.inside("slope", slope, "(0, inf)")
 
     @property
     def fused(self) -> str | None:
@@ -107,18 +113,25 @@ class PReLU(Layer):
     """
 
     def __init__(self, channels: int = 1, slope: float = 0.25, *, dtype: Any = np.float32) -> None:
-        self.weight = Parameter(np.full(channels, slope, dtype))
+        count, start = arguments.integer("channels", channels, 1), arguments.number("slope", slope)
+        self.weight = Parameter(np.full(count, start, real(dtype)))
 
     def forward(self, x: Array) -> Array:
-        if len(self.weight.value) not in (1, x.shape[1]):
-            raise ValueError(f"x: PReLU has {len(self.weight.value)} slopes, got {x.shape[1]} channels")
-        self._keep(x)
-        return for_array(x).prelu(x, self.weight.value)
+        slopes = self.weight.value
+        checks.batch(self, x, len(slopes) if len(slopes) > 1 else None, like=slopes)
+        y: Array = for_array(x).prelu(x, slopes)
+        self._keep(y, x)
+        return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        (x,) = self._take()
+        (x,) = self._take(dy)
         dx, self.weight.gradient = for_array(dy).prelu_gradient(dy, x, self.weight.value)
         return dx if wanted else None
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if len(self.weight.value) > 1:
+            checks.channels_of(self, shape, len(self.weight.value))
+        return shape
 
     def details(self) -> str:
         return f"{len(self.weight.value)}"
@@ -128,12 +141,13 @@ class Softmax(Layer):
     """Exponentials over the channels (axis 1), divided by their sum."""
 
     def forward(self, x: Array) -> Array:
+        checks.batch(self, x)
         y = _turned(for_array(x).softmax(_turned(x)))
-        self._keep(y)
+        self._keep(y, y)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        (y,) = self._take()
+        (y,) = self._take(dy)
         return _turned(for_array(dy).softmax_gradient(_turned(dy), _turned(y))) if wanted else None
 
 

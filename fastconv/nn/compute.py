@@ -12,8 +12,9 @@ from fastconv.nn import plain
 
 
 def for_array(array: Any) -> ModuleType:
-    """Return `fastconv.nn.native` or `fastconv.nn.plain`: modules of the same functions."""
-    return _native() if isinstance(array, np.ndarray) and array.dtype.char in "fd" else plain
+    """Return `fastconv.nn.native` or `fastconv.nn.plain`: modules of the same functions, which trust arguments."""
+    quick = isinstance(array, np.ndarray) and array.dtype.char in "fd" and array.dtype.isnative
+    return _native() if quick else plain
 
 
 @cache

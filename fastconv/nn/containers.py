@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from fastconv import arguments
 from fastconv.arrays import Array
-from fastconv.nn.activations import SIMPLE, Activation, ReLU, Sigmoid
+from fastconv.nn import checks
+from fastconv.nn.activations import OP_SLOPE, SIMPLE, Activation, ReLU, Sigmoid
 from fastconv.nn.compute import for_array
 from fastconv.nn.initialisation import Random
 from fastconv.nn.layer import Ending, Layer, Shape
@@ -23,7 +25,16 @@ def _named(unnamed: tuple[Layer, ...], named: dict[str, Layer]) -> dict[str, Lay
     for name, layer in (*enumerate(unnamed), *named.items()):
         if not isinstance(layer, Layer):
             raise TypeError(f"{name}: expected a layer, got {layer!r}")
-    return {**{str(i): layer for i, layer in enumerate(unnamed)}, **named}
+    found = {str(i): layer for i, layer in enumerate(unnamed)}
+    taken = sorted(found.keys() & named.keys())
+    if taken:
+        raise ValueError(f"named: {taken} are the numbers of layers without names")
+    return {**found, **named}
+
+
+def _beside(shape: Shape) -> Shape:
+    """Return the sizes in which arrays agree that stand side by side along the channels."""
+    return (*shape[:1], *shape[2:])
 
 
 class Sequential(Ending):
@@ -144,13 +155,15 @@ class Residual(Ending):
         if isinstance(body, Ending) and body.adds:
             y = body.forward(x, activation, skip)
         else:
-            y = for_array(x).add(body.forward(x), skip, activation, 0.01)
-        self._keep(y if activation else None, activation)
+            along = body.forward(x)
+            checks.alike("residual", skip, along.shape)
+            y = for_array(along).add(along, skip, activation, OP_SLOPE)
+        self._keep(y, y if activation else None, activation)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        y, activation = self._take()
-        dz = dy if activation is None else for_array(dy).activation_gradient(dy, y, activation, 0.01)
+        y, activation = self._take(dy)
+        dz = dy if activation is None else for_array(dy).activation_gradient(dy, y, activation, OP_SLOPE)
         across = dz if self.shortcut is None else self.shortcut.backward(dz, wanted)
         return self.body.backward_onto(dz, across) if wanted else self.body.backward(dz, wanted)
 
@@ -178,19 +191,34 @@ class Concat(Layer):
     Parameters
     ----------
     *unnamed, **named : Layer
-        An empty `Sequential` passes the input on.
+        One or more. An empty `Sequential` passes the input on.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
     """
 
     def __init__(self, *unnamed: Layer, **named: Layer) -> None:
         self._branches = _named(unnamed, named)
+        if not self._branches:
+            raise ValueError("unnamed: Concat takes one layer or more")
 
     def children(self) -> dict[str, Layer]:
         return self._branches
 
     def forward(self, x: Array) -> Array:
         outputs = [branch.forward(x) for branch in self._branches.values()]
-        self._keep([output.shape[1] for output in outputs])
-        return for_array(x).concatenate(outputs)
+        first = outputs[0]
+        for name, output in zip(self._branches, outputs, strict=True):
+            if output.ndim < 2 or output.dtype != first.dtype or _beside(output.shape) != _beside(first.shape):
+                raise ValueError(
+                    f"x: branch {name} makes {output.dtype} of shape {output.shape}, which cannot stand beside "
+                    f"{first.dtype} of shape {first.shape}"
+                )
+        y: Array = for_array(first).concatenate(outputs)
+        self._keep(y, [output.shape[1] for output in outputs])
+        return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
         return self._back(dy, None, wanted)
@@ -200,7 +228,7 @@ class Concat(Layer):
 
     def _back(self, dy: Array, total: Array | None, wanted: bool) -> Any:
         """Return the gradient of the input, with another if there is one."""
-        (channels,) = self._take()
+        (channels,) = self._take(dy)
         stop = 0
         for branch, width in zip(self._branches.values(), channels, strict=True):
             start, stop = stop, stop + width
@@ -247,16 +275,18 @@ class Gate(Ending):
         return True
 
     def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        checks.batch(self, x)
         factors = self.gate.forward(x)
-        if factors.shape != x.shape[:2]:
-            raise ValueError(f"gate: expected factors of shape {x.shape[:2]}, got {factors.shape}")
+        checks.alike("gate", factors, x.shape[:2])
+        if residual is not None:
+            checks.alike("residual", residual, x.shape)
         y = for_array(x).gate(x, factors, activation, residual)
         own = None if residual is not None else activation
-        self._keep(x, factors, y if own else None, own)
+        self._keep(y, x, factors, y if own else None, own)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        x, factors, y, activation = self._take()
+        x, factors, y, activation = self._take(dy)
         compute = for_array(dy)
         if activation is not None:
             dy = compute.activation_gradient(dy, y, activation)
@@ -286,10 +316,17 @@ class SqueezeExcite(Gate):
         The first layer has this many times fewer outputs.
     random, dtype
         As in `Conv2d`.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer channels than ``reduction``.
     """
 
     def __init__(self, channels: int, reduction: int = 16, *, random: Random = None, dtype: Any = "float32") -> None:
-        narrow = channels // reduction
+        narrow = arguments.integer("channels", channels, 1) // arguments.integer("reduction", reduction, 1)
+        if narrow < 1:
+            raise ValueError(f"reduction: {channels} channels cannot be made {reduction} times fewer")
         super().__init__(
             Sequential(
                 squeeze=GlobalAvgPool(),
@@ -326,15 +363,17 @@ class Auxiliary(Layer):
         return {"branch": self.branch}
 
     def forward(self, x: Array) -> Array:
-        self._keep()
+        self._keep(x)
         self.output = self.branch.forward(x) if self.training else None
         self.gradient = None
         return x
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        self._take()
+        self._take(dy)
         gradient, self.gradient, self.output = self.gradient, None, None
         if gradient is None:
+            for parameter in self.branch.parameters().values():
+                parameter.gradient = None
             return dy
         return self.branch.backward_onto(gradient, dy) if wanted else self.branch.backward(gradient, wanted)
 

@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from fastconv import arrays
+
 Random: TypeAlias = "np.random.Generator | int | None"
 """What `numpy.random.default_rng` takes: a generator, a seed, or None for one that differs every time."""
 
@@ -26,6 +28,19 @@ def he(shape: tuple[int, ...], fan_in: int, fan_out: int, generator: np.random.G
     return generator.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / fan_in))
 
 
+def real(dtype: Any) -> Any:
+    """Return the dtype of learned arrays.
+
+    Raises
+    ------
+    TypeError
+        If fastconv does not compute in it.
+    """
+    found = np.dtype(dtype)
+    arrays.float_dtype("dtype", np.empty(0, found))
+    return found
+
+
 _KNOWN = {"xavier": xavier, "he": he}
 
 
@@ -34,13 +49,17 @@ def draw(how: Initialisation, shape: tuple[int, ...], fan_in: int, fan_out: int,
 
     Raises
     ------
+    TypeError
+        If fastconv does not compute in the dtype.
     ValueError
         If there is no such initialisation, or a user's function returns another shape.
     """
     function = _KNOWN.get(how) if isinstance(how, str) else how
     if function is None:
         raise ValueError(f"initialisation: expected {', '.join(_KNOWN)} or a function, got {how!r}")
-    values = np.asarray(function(shape, fan_in, fan_out, np.random.default_rng(random)), dtype)
+    kind = real(dtype)
+    # A copy of its own, in C order: optimisers change it in place.
+    values = np.array(function(shape, fan_in, fan_out, np.random.default_rng(random)), kind, order="C")
     if values.shape != shape:
         raise ValueError(f"initialisation: expected weights of shape {shape}, got {values.shape}")
     return values

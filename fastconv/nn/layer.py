@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
-import numpy as np
-
 from fastconv.arrays import Array, may_overlap
+from fastconv.nn import checks
 from fastconv.nn.compute import for_array
 
 if TYPE_CHECKING:
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
 Shape: TypeAlias = tuple[int, ...]
 """Of one image: (channels, height, width), or (features,)."""
+
+Window: TypeAlias = tuple[tuple[int, int], tuple["int | Fraction", "int | Fraction"]]
+"""What an output sees of the input, and how far neighbouring outputs lie apart there: a fraction where maps grow."""
 
 
 class Parameter:
@@ -29,13 +32,20 @@ class Parameter:
         Optimisers change it in place.
     gradient : array or None
         Of the loss with respect to it, as the last backward pass left it; None before the first.
+    filters : (shape, axes) or None
+        How max-norm sees filters in it: the value in that shape, where these axes are within one filter. By default
+        the first axis counts filters. None for what it does not limit: biases, and a normalisation's factors.
     """
 
-    __slots__ = ("gradient", "value")
+    __slots__ = ("filters", "gradient", "value")
 
-    def __init__(self, value: Array) -> None:
+    def __init__(
+        self, value: Array, filters: tuple[Shape, tuple[int, ...]] | None = None, *, limited: bool = True
+    ) -> None:
         self.value = value
         self.gradient: Array | None = None
+        by_default = (value.shape, tuple(range(1, value.ndim))) if limited and value.ndim > 1 else None
+        self.filters = by_default if filters is None else filters
 
     def __repr__(self) -> str:
         return f"Parameter{self.value.shape}"
@@ -98,16 +108,21 @@ class Layer(ABC):
     def __call__(self, x: Array) -> Array:
         return self.forward(x)
 
-    def _keep(self, *values: Any) -> None:
-        self._kept = values if self.training else None
+    def _keep(self, y: Array, *values: Any) -> None:
+        """Keep what `backward` needs, in training mode; y is the output."""
+        self._kept = (y.shape, values) if self.training else None
 
-    def _take(self) -> Any:
-        kept, self._kept = self._kept, None
-        if kept is None:
+    def _take(self, dy: Array) -> Any:
+        """Return what was kept, once, if dy is a gradient for the output."""
+        if self._kept is None:
             raise RuntimeError(
-                f"backward: {type(self).__name__} has kept nothing; it takes a forward pass in training mode before"
+                f"backward: {type(self).__name__} has kept nothing; it takes a forward pass in training mode before, "
+                f"and a layer that stands in two places of a network keeps only the last"
             )
-        return kept
+        shape, values = self._kept
+        checks.alike("dy", dy, shape)
+        self._kept = None
+        return values
 
     # ------------------------------------------------------------------------------------- what is inside
 
@@ -150,16 +165,16 @@ class Layer(ABC):
 
         Raises
         ------
-        ValueError
-            If names are missing or unknown, or a shape differs. Nothing is changed then.
+        TypeError, ValueError
+            If names are missing or unknown, a value is no array of floating-point numbers, or a shape differs.
+            Nothing is changed then.
         """
         own = self.state()
         if own.keys() != state.keys():
             missing, unknown = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
             raise ValueError(f"state: missing {missing[:5]}, unknown {unknown[:5]}, of {len(own)} names")
         for name, value in own.items():
-            if state[name].shape != value.shape:
-                raise ValueError(f"state: {name}: expected shape {value.shape}, got {state[name].shape}")
+            checks.alike(f"state: {name}", state[name], value.shape)
         for name, value in own.items():
             value[...] = state[name]
 
@@ -207,7 +222,7 @@ class Layer(ABC):
         """Return the multiply-adds of one image, counted as the textbooks do: of sums of products only."""
         return 0
 
-    def window(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    def window(self) -> Window | None:
         """Return span and stride of the layer's window, on both axes; None for one that has no window."""
         return None
 
@@ -250,8 +265,3 @@ class Ending(Layer):
 
 def _joined(path: str, name: str) -> str:
     return f"{path}.{name}" if path else name
-
-
-def number(array: Array) -> float:
-    """Return an array of one element as a number, from wherever it is."""
-    return float(np.float64(array.item()))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.arrays import Array
-from fastconv.nn import plain
+from fastconv.nn import checks, plain
 from fastconv.nn.compute import for_array
 
 
@@ -38,12 +38,19 @@ class Loss(ABC):
         return gradient
 
 
+def _check(outputs: Any) -> None:
+    """Check what a loss is the mean of."""
+    checks.floats("outputs", outputs)
+    if not outputs.size:
+        raise ValueError(f"outputs: there is no mean of nothing, got shape {outputs.shape}")
+
+
 class MeanSquaredError(Loss):
-    """The mean of all squared differences; targets have the outputs' shape."""
+    """The mean of all squared differences; targets are numbers of the outputs' shape."""
 
     def forward(self, outputs: Array, targets: Array) -> float:
-        if targets.shape != outputs.shape:
-            raise ValueError(f"targets: expected the outputs' shape {outputs.shape}, got {targets.shape}")
+        _check(outputs)
+        checks.alike("targets", targets, outputs.shape)
         difference = plain.wide(outputs) - plain.wide(targets)
         self._gradient = (difference * (2 / outputs.size)).astype(outputs.dtype)
         return float((difference * difference).mean(dtype=np.float64))
@@ -56,13 +63,16 @@ class SoftmaxCrossEntropy(Loss):
     """
 
     def forward(self, outputs: Array, targets: Array) -> float:
-        if outputs.ndim != 2 or targets.shape != outputs.shape[:1]:
-            raise ValueError(
-                f"targets: expected outputs (N, classes) and N class numbers, got {outputs.shape} and {targets.shape}"
-            )
+        _check(outputs)
+        if outputs.ndim != 2:
+            raise ValueError(f"outputs: expected shape (N, classes), got {outputs.shape}")
+        if not hasattr(targets, "dtype") or targets.shape != outputs.shape[:1]:
+            shape = getattr(targets, "shape", type(targets).__name__)
+            raise ValueError(f"targets: expected class numbers of shape {outputs.shape[:1]}, got {shape}")
         if targets.dtype.kind not in "iu":
             raise TypeError(f"targets: expected integers, got {targets.dtype}")
-        if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < outputs.shape[1]):
-            raise ValueError(f"targets: expected classes from 0 to {outputs.shape[1] - 1}")
+        least, most = int(targets.min()), int(targets.max())
+        if least < 0 or most >= outputs.shape[1]:
+            raise ValueError(f"targets: expected classes from 0 to {outputs.shape[1] - 1}, got {least} to {most}")
         losses, self._gradient = for_array(outputs).cross_entropy(outputs, targets.astype(np.int64, copy=False))
         return float(losses.mean())

@@ -7,10 +7,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from fastconv import arguments
 from fastconv.arrays import Array
-from fastconv.nn import plain
+from fastconv.nn import checks, plain
 from fastconv.nn.activations import OP_SLOPE, SIMPLE
 from fastconv.nn.compute import for_array
+from fastconv.nn.initialisation import real
 from fastconv.nn.layer import Ending, Layer, Parameter, Shape
 
 
@@ -26,17 +28,24 @@ class BatchNorm2d(Ending):
     epsilon : float
         Added to the variance.
     momentum : float
-        The share of the new statistics in the running ones.
+        The share of the new statistics in the running ones, from 0 to 1.
     dtype : dtype
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of its range.
     """
 
     buffers: ClassVar[tuple[str, ...]] = ("running_mean", "running_var")
 
     def __init__(self, channels: int, epsilon: float = 1e-5, momentum: float = 0.1, *, dtype: Any = np.float32) -> None:
-        self.weight = Parameter(np.ones(channels, dtype))
-        self.bias = Parameter(np.zeros(channels, dtype))
-        self.running_mean, self.running_var = np.zeros(channels, dtype), np.ones(channels, dtype)
-        self.epsilon, self.momentum = epsilon, momentum
+        count, kind = arguments.integer("channels", channels, 1), real(dtype)
+        self.weight = Parameter(np.ones(count, kind))
+        self.bias = Parameter(np.zeros(count, kind))
+        self.running_mean, self.running_var = np.zeros(count, kind), np.ones(count, kind)
+        self.epsilon = checks.inside("epsilon", epsilon, "[0, inf)")
+        self.momentum = checks.inside("momentum", momentum, "[0, 1]")
 
     @property
     def fuses(self) -> frozenset[str]:
@@ -54,9 +63,11 @@ class BatchNorm2d(Ending):
         return scale.astype(dtype), shift.astype(dtype)
 
     def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
-        compute, (w, b) = for_array(x), (self.weight.value, self.bias.value)
-        if len(w) != x.shape[1]:
-            raise ValueError(f"x: BatchNorm2d is for {len(w)} channels, got shape {x.shape}")
+        w, b = self.weight.value, self.bias.value
+        checks.batch(self, x, len(w), like=w)
+        if residual is not None:
+            checks.alike("residual", residual, x.shape)
+        compute = for_array(x)
         if not self.training:
             return compute.affine(x, *self.scale_and_shift(), activation, OP_SLOPE, residual)
         count = x.size // x.shape[1]
@@ -66,7 +77,7 @@ class BatchNorm2d(Ending):
         for running, new in ((self.running_mean, mean), (self.running_var, variance * (count / (count - 1)))):
             running *= 1 - self.momentum
             running += (self.momentum * new).astype(running.dtype)
-        self._keep(x, mean, variance, None if residual is not None else activation)
+        self._keep(y, x, mean, variance, None if residual is not None else activation)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
@@ -77,12 +88,16 @@ class BatchNorm2d(Ending):
         return self._input_gradient(dy, added)
 
     def _input_gradient(self, dy: Array, added: Array | None) -> Array:
-        x, mean, variance, activation = self._take()
+        x, mean, variance, activation = self._take(dy)
         dx: Array
         dx, self.weight.gradient, self.bias.gradient = for_array(dy).batch_norm_gradient(
             dy, x, mean, variance, self.weight.value, self.bias.value, self.epsilon, activation, OP_SLOPE, added
         )
         return dx
+
+    def output_shape(self, shape: Shape) -> Shape:
+        checks.channels_of(self, shape, len(self.weight.value))
+        return shape
 
     def details(self) -> str:
         return f"{len(self.weight.value)}"
@@ -91,10 +106,11 @@ class BatchNorm2d(Ending):
 class _RowNorm(Layer):
     """Normalisation of parts of one image at a time, then a scale and a shift of each segment of it."""
 
-    def __init__(self, size: int, epsilon: float, dtype: Any) -> None:
-        self.weight = Parameter(np.ones(size, dtype))
-        self.bias = Parameter(np.zeros(size, dtype))
-        self.epsilon = epsilon
+    def __init__(self, shape: Shape, epsilon: float, dtype: Any) -> None:
+        kind = real(dtype)
+        self.weight = Parameter(np.ones(shape, kind), limited=False)
+        self.bias = Parameter(np.zeros(shape, kind), limited=False)
+        self.epsilon = checks.inside("epsilon", epsilon, "[0, inf)")
 
     def _layout(self, x: Array) -> tuple[int, int, int]:
         """Return rows, the groups of weights that they take in turn, and segments a row."""
@@ -104,12 +120,12 @@ class _RowNorm(Layer):
         rows, groups, segments = self._layout(x)
         weights = self.weight.value.reshape(-1), self.bias.value.reshape(-1)
         y, mean, inverse = for_array(x).normalise(x, *weights, rows, groups, segments, self.epsilon)
-        self._keep(x, mean, inverse, groups, segments)
+        self._keep(y, x, mean, inverse, groups, segments)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
         w = self.weight.value
-        dx, dw, db = for_array(dy).normalise_gradient(dy, *self._rest(w, self._take()))
+        dx, dw, db = for_array(dy).normalise_gradient(dy, *self._rest(w, self._take(dy)))
         self.weight.gradient, self.bias.gradient = dw.reshape(w.shape), db.reshape(w.shape)
         return dx if wanted else None
 
@@ -135,20 +151,23 @@ class GroupNorm(_RowNorm):
     Raises
     ------
     ValueError
-        If the channels are no multiple of the groups.
+        If the channels are no multiple of the groups, or epsilon is negative.
     """
 
     def __init__(self, groups: int, channels: int, epsilon: float = 1e-5, *, dtype: Any = np.float32) -> None:
-        if groups < 1 or channels % groups:
+        if arguments.integer("channels", channels, 1) % arguments.integer("groups", groups, 1):
             raise ValueError(f"groups: {channels} channels cannot be divided into {groups} groups")
-        super().__init__(channels, epsilon, dtype)
+        super().__init__((channels,), epsilon, dtype)
         self.groups = groups
 
     def _layout(self, x: Array) -> tuple[int, int, int]:
         channels = len(self.weight.value)
-        if x.shape[1] != channels:
-            raise ValueError(f"x: {type(self).__name__} is for {channels} channels, got shape {x.shape}")
+        checks.batch(self, x, channels, like=self.weight.value)
         return len(x) * self.groups, self.groups, channels // self.groups
+
+    def output_shape(self, shape: Shape) -> Shape:
+        checks.channels_of(self, shape, len(self.weight.value))
+        return shape
 
     def details(self) -> str:
         return f"{self.groups}, {len(self.weight.value)}"
@@ -182,16 +201,22 @@ class LayerNorm(_RowNorm):
     """
 
     def __init__(self, shape: int | tuple[int, ...], epsilon: float = 1e-5, *, dtype: Any = np.float32) -> None:
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
-        super().__init__(math.prod(self.shape), epsilon, dtype)
-        for parameter in (self.weight, self.bias):
-            parameter.value = parameter.value.reshape(self.shape)
+        self.shape = arguments.shape("shape", shape if isinstance(shape, tuple | list) else (shape,))
+        if not math.prod(self.shape) or not self.shape:
+            raise ValueError(f"shape: expected positive integers, got {shape}")
+        super().__init__(self.shape, epsilon, dtype)
 
     def _layout(self, x: Array) -> tuple[int, int, int]:
+        checks.batch(self, x, least=1 + len(self.shape), like=self.weight.value)
         if x.shape[-len(self.shape) :] != self.shape:
             raise ValueError(f"x: LayerNorm is for last axes {self.shape}, got shape {x.shape}")
         size = math.prod(self.shape)
         return x.size // size, 1, size
+
+    def output_shape(self, shape: Shape) -> Shape:
+        if shape[-len(self.shape) :] != self.shape:
+            raise ValueError(f"shape: LayerNorm is for last axes {self.shape}, got {shape}")
+        return shape
 
     def details(self) -> str:
         return f"{self.shape}"
@@ -206,18 +231,26 @@ class LocalResponseNorm(Layer):
     ----------
     size : int
     alpha, beta, k : float
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the size is less than 1, or another is no number.
     """
 
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
-        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+        self.size = arguments.integer("size", size, 1)
+        given = {"alpha": alpha, "beta": beta, "k": k}
+        self.alpha, self.beta, self.k = (arguments.number(name, value) for name, value in given.items())
 
     def forward(self, x: Array) -> Array:
+        checks.batch(self, x)
         y, base = for_array(x).neighbours(x, self.size, self.alpha, self.beta, self.k)
-        self._keep(x, y, base)
+        self._keep(y, x, y, base)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        kept = self._take()
+        kept = self._take(dy)
         return for_array(dy).neighbours_gradient(dy, *kept, self.size, self.alpha, self.beta) if wanted else None
 
     def output_shape(self, shape: Shape) -> Shape:

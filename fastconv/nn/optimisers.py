@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
+from fastconv.nn import checks
 from fastconv.nn.compute import for_array
-from fastconv.nn.layer import Layer, Parameter
-from fastconv.nn.plain import namespace
+from fastconv.nn.layer import Layer, Parameter, Shape
+from fastconv.nn.plain import namespace, wide
 
 
 class Optimiser(ABC):
@@ -17,25 +20,43 @@ class Optimiser(ABC):
     Attributes
     ----------
     parameters : dict of str to Parameter
-    rate : float
-        The learning rate; change it between steps for a schedule.
     """
 
     def __init__(self, parameters: Layer | Mapping[str, Parameter], rate: float, max_norm: float | None) -> None:
         found = parameters.parameters() if isinstance(parameters, Layer) else parameters
         self.parameters = dict(found)
-        if rate <= 0:
-            raise ValueError(f"rate: expected a positive number, got {rate}")
-        self.rate, self.max_norm = rate, max_norm
+        self.rate = rate
+        self.max_norm = None if max_norm is None else checks.inside("max_norm", max_norm, "(0, inf)")
         self._memory: dict[str, Any] = {}
 
+    @property
+    def rate(self) -> float:
+        """The learning rate, from 0; set it between steps for a schedule."""
+        return self._rate
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        self._rate = checks.inside("rate", value, "[0, inf)")
+
     def step(self) -> None:
-        """Change every parameter that has a gradient."""
-        for name, parameter in self.parameters.items():
-            if parameter.gradient is not None:
-                self._update(name, parameter)
-                if self.max_norm is not None and parameter.value.ndim > 1:
-                    limit_norm(parameter.value, self.max_norm)
+        """Change every parameter that has a gradient.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a gradient is not of its value's shape, or a value cannot be written to. Nothing is changed then.
+        """
+        due = {name: parameter for name, parameter in self.parameters.items() if parameter.gradient is not None}
+        for name, parameter in due.items():
+            value = parameter.value
+            checks.alike(f"{name}: gradient", parameter.gradient, value.shape)
+            if isinstance(value, np.ndarray) and not value.flags.writeable:
+                raise ValueError(f"{name}: value is read-only, and optimisers change it in place")
+        for name, parameter in due.items():
+            self._update(name, parameter)
+            if self.max_norm is not None and parameter.filters is not None:
+                shape, axes = parameter.filters
+                _limit(parameter.value, self.max_norm, shape, axes)
 
     @abstractmethod
     def _update(self, name: str, parameter: Parameter) -> None:
@@ -44,8 +65,8 @@ class Optimiser(ABC):
     def _remembered(self, name: str, parameter: Parameter, count: int) -> Any:
         """Return arrays like the parameter that last from step to step, zero at first."""
         if name not in self._memory:
-            zeros = namespace(parameter.value).zeros_like
-            self._memory[name] = [zeros(parameter.value) for _ in range(count)]
+            zeros, value = namespace(parameter.value).zeros, parameter.value
+            self._memory[name] = [zeros(value.shape, value.dtype) for _ in range(count)]
         return self._memory[name]
 
 
@@ -69,7 +90,7 @@ class SGD(Optimiser):
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If a number is out of its range, or Nesterov's momentum is asked for without momentum.
     """
 
@@ -83,11 +104,10 @@ class SGD(Optimiser):
         max_norm: float | None = None,
     ) -> None:
         super().__init__(parameters, rate, max_norm)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum: expected 0 <= momentum < 1, got {momentum}")
+        self.momentum, self.nesterov = checks.inside("momentum", momentum, "[0, 1)"), nesterov
         if nesterov and not momentum:
             raise ValueError("nesterov: there is nothing to look ahead to without momentum")
-        self.momentum, self.nesterov, self.weight_decay = momentum, nesterov, weight_decay
+        self.weight_decay = checks.inside("weight_decay", weight_decay, "[0, inf)")
 
     def _update(self, name: str, parameter: Parameter) -> None:
         value = parameter.value
@@ -111,6 +131,11 @@ class Adam(Optimiser):
     decoupled : bool
     max_norm : float, optional
         As in `SGD`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a number is out of its range.
     """
 
     def __init__(
@@ -124,10 +149,11 @@ class Adam(Optimiser):
         max_norm: float | None = None,
     ) -> None:
         super().__init__(parameters, rate, max_norm)
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"betas: expected two numbers from 0 to below 1, got {betas}")
-        self.betas, self.epsilon = betas, epsilon
-        self.weight_decay, self.decoupled = weight_decay, decoupled
+        if not isinstance(betas, tuple | list) or len(betas) != 2:
+            raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
+        self.betas = tuple(checks.inside("betas", beta, "[0, 1)") for beta in betas)
+        self.epsilon = checks.inside("epsilon", epsilon, "(0, inf)")
+        self.weight_decay, self.decoupled = checks.inside("weight_decay", weight_decay, "[0, inf)"), decoupled
         self.steps = 0
 
     def step(self) -> None:
@@ -146,11 +172,16 @@ def limit_norm(weight: Any, largest: float) -> None:
 
     Raises
     ------
-    ValueError
-        If the norm is not positive.
+    TypeError, ValueError
+        If the norm is not positive, or the weight is no array of floating-point numbers.
     """
-    if largest <= 0:
-        raise ValueError(f"max_norm: expected a positive number, got {largest}")
-    xp, axes = namespace(weight), tuple(range(1, weight.ndim))
-    norms = xp.sqrt((weight * weight).sum(axis=axes, keepdims=True))
-    weight *= xp.minimum(1, largest / xp.maximum(norms, xp.finfo(weight.dtype).tiny)).astype(weight.dtype)
+    checks.inside("largest", largest, "(0, inf)")
+    checks.floats("weight", weight)
+    _limit(weight, largest, weight.shape, tuple(range(1, weight.ndim)))
+
+
+def _limit(weight: Any, largest: float, shape: Shape, axes: tuple[int, ...]) -> None:
+    """Scale filters down: they are seen in the shape, along the axes."""
+    xp, seen = namespace(weight), wide(weight).reshape(shape)
+    norms = xp.sqrt((seen * seen).sum(axis=axes, keepdims=True))
+    weight[...] = (seen * (largest / xp.maximum(norms, largest))).reshape(weight.shape)

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 from fastconv import arguments
 from fastconv.arrays import Array
 from fastconv.grad import vjp
-from fastconv.nn.layer import Layer, Shape
+from fastconv.nn import checks
+from fastconv.nn.layer import Layer, Shape, Window
 from fastconv.pooling import adaptive_avg_pool2d, avg_pool2d, lp_pool2d, max_pool2d
 from fastconv.sizes import pool_output_size
 
@@ -29,14 +30,15 @@ class Pool(Layer):
         self.settings = settings
 
     def forward(self, x: Array) -> Array:
+        checks.batch(self, x, ndim=4)
         if not self.training:
             return type(self).op(x, **self.settings)
         y, pullback = vjp(type(self).op, x, **self.settings)
-        self._keep(pullback)
+        self._keep(y, pullback)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        (pullback,) = self._take()
+        (pullback,) = self._take(dy)
         return pullback(dy)[0] if wanted else None
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -47,9 +49,10 @@ class Pool(Layer):
         dilation = settings.get("dilation", (1, 1))
         pads = arguments.padding(settings.get("padding", 0), shape[1:], kernel, stride, dilation)
         ceil = (settings["ceil_mode"],) * 2
-        return (shape[0], *map(pool_output_size, shape[1:], kernel, stride, dilation, pads, ceil))
+        sizes = map(pool_output_size, shape[1:], kernel, stride, dilation, pads, ceil)
+        return checks.not_empty(self, shape, (shape[0], *sizes))
 
-    def window(self) -> tuple[tuple[int, int], tuple[int, int]] | None:
+    def window(self) -> Window | None:
         kernel, dilation = self.settings["kernel_size"], self.settings.get("dilation", (1, 1))
         return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)), self.settings["stride"]
 
@@ -61,7 +64,10 @@ class Pool(Layer):
 def _window(kernel_size: Any, stride: Any, ceil_mode: bool, **others: Any) -> dict[str, Any]:
     kernel = arguments.sizes("kernel_size", kernel_size, 2)
     steps = kernel if stride is None else arguments.sizes("stride", stride, 2)
-    return {"kernel_size": kernel, "stride": steps, "ceil_mode": ceil_mode, **others}
+    if "padding" in others:
+        others["padding"] = arguments.hashable("padding", others["padding"])
+        arguments.padding(others["padding"], kernel, kernel, steps, (1, 1))  # refuses what is no padding
+    return {"kernel_size": kernel, "stride": steps, "ceil_mode": arguments.flag("ceil_mode", ceil_mode), **others}
 
 
 class MaxPool2d(Pool):
@@ -72,11 +78,8 @@ class MaxPool2d(Pool):
     def __init__(
         self, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False
     ) -> None:
-        others = {
-            "padding": arguments.hashable("padding", padding),
-            "dilation": arguments.sizes("dilation", dilation, 2),
-        }
-        super().__init__(_window(kernel_size, stride, ceil_mode, **others))
+        holes = arguments.sizes("dilation", dilation, 2)
+        super().__init__(_window(kernel_size, stride, ceil_mode, padding=padding, dilation=holes))
 
 
 class AvgPool2d(Pool):
@@ -92,8 +95,8 @@ class AvgPool2d(Pool):
         ceil_mode: bool = False,
         count_include_pad: bool = True,
     ) -> None:
-        pads = arguments.hashable("padding", padding)
-        super().__init__(_window(kernel_size, stride, ceil_mode, padding=pads, count_include_pad=count_include_pad))
+        includes = arguments.flag("count_include_pad", count_include_pad)
+        super().__init__(_window(kernel_size, stride, ceil_mode, padding=padding, count_include_pad=includes))
 
 
 class LpPool2d(Pool):

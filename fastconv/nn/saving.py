@@ -30,7 +30,7 @@ def save(network: Layer, path: str | os.PathLike[str]) -> None:
     Raises
     ------
     ValueError
-        If the path ends in neither.
+        If the path ends in neither, or in ``.npz`` and there is bfloat16, which that cannot hold.
     OSError
         If it cannot be written.
     """
@@ -79,6 +79,9 @@ def _on_host(array: Any) -> Any:
 
 
 def _write_npz(file: Any, state: dict[str, Any]) -> None:
+    strange = [name for name, array in state.items() if array.dtype.kind != "f"]
+    if strange:
+        raise ValueError(f"path: .npz cannot hold {state[strange[0]].dtype} ({strange[0]}): save as .safetensors")
     np.savez(file, **state)
 
 
@@ -113,7 +116,7 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
             raise ValueError(f"a header of {length} bytes")
         header, body = json.loads(data[8 : 8 + length]), memoryview(data)[8 + length :]
         return {name: _tensor(entry, body) for name, entry in header.items() if name != "__metadata__"}
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, struct.error) as error:
         raise ValueError(f"{path}: cannot be read as .safetensors ({type(error).__name__}: {error})") from error
 
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fastconv import arguments
 from fastconv.arrays import Array
-from fastconv.nn import plain
+from fastconv.nn import checks, plain
 from fastconv.nn.activations import OP_SLOPE, SIMPLE
 from fastconv.nn.compute import for_array
 from fastconv.nn.initialisation import Random
@@ -22,11 +23,13 @@ class Flatten(Layer):
     """A map as one vector."""
 
     def forward(self, x: Array) -> Array:
-        self._keep(x.shape)
-        return x.reshape(len(x), -1)
+        checks.batch(self, x, least=1)
+        y: Array = x.reshape(len(x), math.prod(x.shape[1:]))
+        self._keep(y, x.shape)
+        return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        (shape,) = self._take()
+        (shape,) = self._take(dy)
         return dy.reshape(shape) if wanted else None
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -42,7 +45,7 @@ class Scale(Ending):
     """
 
     def __init__(self, factor: float) -> None:
-        self.factor = factor
+        self.factor = arguments.number("factor", factor)
 
     @property
     def fuses(self) -> frozenset[str]:
@@ -53,9 +56,12 @@ class Scale(Ending):
         return True
 
     def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        checks.batch(self, x)
+        if residual is not None:
+            checks.alike("residual", residual, x.shape)
         y = self._scaled(x, activation, residual)
         own = None if residual is not None else activation
-        self._keep(y if own else None, own)
+        self._keep(y, y if own else None, own)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
@@ -72,7 +78,7 @@ class Scale(Ending):
         return y
 
     def _before_activation(self, dy: Array) -> Array:
-        y, activation = self._take()
+        y, activation = self._take(dy)
         return dy if activation is None else for_array(dy).activation_gradient(dy, y, activation, OP_SLOPE)
 
     def details(self) -> str:
@@ -98,21 +104,20 @@ class Dropout(Layer):
     """
 
     def __init__(self, share: float = 0.5, *, random: Random = None) -> None:
-        if not 0 <= share < 1:
-            raise ValueError(f"share: expected 0 <= share < 1, got {share}")
-        self.share = share
+        self.share = checks.inside("share", share, "[0, 1)")
         self._generator = np.random.default_rng(random)
 
     def forward(self, x: Array) -> Array:
+        checks.floats("x", x)
         if not self.training or self.share == 0:
-            self._keep(None)
+            self._keep(x, None)
             return x
         key = int(self._generator.integers(2**63))
-        self._keep(key)
+        self._keep(x, key)
         return for_array(x).dropout(x, key, self.share)
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        (key,) = self._take()
+        (key,) = self._take(dy)
         if not wanted:
             return None
         return dy if key is None else for_array(dy).dropout(dy, key, self.share)

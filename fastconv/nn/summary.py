@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from fractions import Fraction
+from typing import NamedTuple, TypeAlias
 
+from fastconv import arguments
 from fastconv.nn.containers import Auxiliary, Concat, Gate, Residual, Sequential
-from fastconv.nn.layer import Layer, Parameter, Shape
+from fastconv.nn.layer import Layer, Shape
 from fastconv.nn.pools import GlobalAvgPool
 from fastconv.nn.shapes import Flatten
+from fastconv.nn.weighted import Linear
+
+Real: TypeAlias = "int | Fraction"
 
 
 class Field(NamedTuple):
-    """A receptive field: its height and width in pixels of the input, and how far neighbours' fields lie apart."""
+    """A receptive field: its height and width in pixels of the input, and how far neighbours' fields lie apart.
 
-    size: tuple[int, int] = (1, 1)
-    step: tuple[int, int] = (1, 1)
+    Behind a transposed convolution these are fractions: several outputs share an input.
+    """
+
+    size: tuple[Real, Real] = (1, 1)
+    step: tuple[Real, Real] = (1, 1)
 
 
 class Row(NamedTuple):
@@ -113,7 +121,8 @@ def summary(network: Layer, input_shape: Shape) -> Summary:
     """
     first = next(iter(network.state().values()), None)
     itemsize = 4 if first is None else first.dtype.itemsize
-    return Summary(tuple(_Walker(itemsize).layer(network, "", tuple(input_shape), Field())[0]))
+    shape = arguments.shape("input_shape", input_shape)
+    return Summary(tuple(_Walker(itemsize).layer(network, "", shape, Field())[0]))
 
 
 class _Walker:
@@ -139,9 +148,9 @@ class _Walker:
             result = layer.output_shape(shape)
             return rows, result, _widest([after for _, _, after in branches])
         result, after = layer.output_shape(shape), _seen(layer, shape, field)
-        learned = sum(p.value.size for p in vars(layer).values() if isinstance(p, Parameter))
         size = math.prod(result) * self.itemsize
-        seen = None if after is None else after.size
+        seen = None if after is None else (math.ceil(after.size[0]), math.ceil(after.size[1]))
+        learned = layer.count()  # of what is inside, too: a container of the user's own is one row
         return [Row(path, type(layer).__name__, result, learned, layer.macs(shape), size, seen)], result, after
 
 
@@ -153,7 +162,7 @@ def _seen(layer: Layer, shape: Shape, field: Field | None) -> Field | None:
     """Return what an output of a layer sees, given what an input sees."""
     window = layer.window()
     whole = isinstance(layer, GlobalAvgPool | Flatten) and math.prod(shape[1:]) > 1
-    if field is None or whole:
+    if field is None or whole or isinstance(layer, Linear):
         return None
     if window is None:
         return field

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastconv import arguments
 from fastconv.arrays import Array
 from fastconv.nn.containers import Auxiliary
 from fastconv.nn.initialisation import Random
@@ -20,19 +21,19 @@ AUXILIARY_WEIGHT = 0.3
 
 
 def minibatches(x: Array, targets: Array, size: int, random: Random = None) -> Iterator[tuple[Array, Array]]:
-    """Yield the data once, in random order, in batches of ``size``; the last may be smaller.
+    """Return an iterator over the data, once, in random order, in batches of ``size``; the last may be smaller.
 
     Raises
     ------
     ValueError
         If there are not as many targets as inputs, or the size is not positive.
     """
-    if len(x) != len(targets) or size < 1:
-        raise ValueError(f"minibatches: {len(x)} inputs, {len(targets)} targets, batches of {size}")
+    count = arguments.integer("size", size, 1)
+    if len(x) != len(targets):
+        raise ValueError(f"targets: expected one for each of {len(x)} inputs, got {len(targets)}")
     order = np.random.default_rng(random).permutation(len(x))
-    for start in range(0, len(x), size):
-        chosen = order[start : start + size]
-        yield x[chosen], targets[chosen]
+    parts = (order[start : start + count] for start in range(0, len(x), count))
+    return ((x[chosen], targets[chosen]) for chosen in parts)
 
 
 def train_step(network: Layer, loss: Loss, optimiser: Optimiser, x: Array, targets: Array) -> float:
@@ -54,18 +55,29 @@ def train_step(network: Layer, loss: Loss, optimiser: Optimiser, x: Array, targe
 
 def predict(network: Layer, x: Array, size: int = 256) -> Array:
     """Return a network's outputs in evaluation mode, computed in batches; the network's mode stays as it was."""
+    arguments.integer("size", size, 1)
     mode = network.training
     network.eval()
     try:
-        parts = [network.forward(x[start : start + size]) for start in range(0, len(x), size)]
+        # Of no images, one empty batch, which has the outputs' shape.
+        parts = [network.forward(x[start : start + size]) for start in range(0, max(len(x), 1), size)]
     finally:
         network.train(mode)
     return namespace(x).concatenate(parts)
 
 
 def accuracy(network: Layer, x: Array, labels: Array, size: int = 256) -> float:
-    """Return the share of inputs whose largest output is at their label."""
-    return float((predict(network, x, size).argmax(axis=1) == labels).mean())
+    """Return the share of inputs whose largest output is at their label.
+
+    Raises
+    ------
+    ValueError
+        If there is not one label for each input, or there is none.
+    """
+    if not len(x) or labels.shape != (len(x),):
+        raise ValueError(f"labels: expected one for each of {len(x)} inputs, got shape {labels.shape}")
+    best = predict(network, x, size).argmax(axis=1)
+    return float((best == namespace(best).asarray(labels)).mean())
 
 
 class EarlyStopping:
@@ -85,9 +97,7 @@ class EarlyStopping:
     """
 
     def __init__(self, patience: int) -> None:
-        if patience < 1:
-            raise ValueError(f"patience: expected 1 or more, got {patience}")
-        self.patience, self.best = patience, -np.inf
+        self.patience, self.best = arguments.integer("patience", patience, 1), -np.inf
         self.state: dict[str, Array] | None = None
         self._waited = 0
 
@@ -163,14 +173,14 @@ def fit(
 
     Raises
     ------
-    ValueError
-        If stopping is asked for without a score.
+    TypeError, ValueError
+        If stopping is asked for without a score, or a number is out of its range.
     """
     if stopping is not None and score is None:
         raise ValueError("stopping: takes a score to go by")
     generator, history = np.random.default_rng(random), History()
-    network.train()
-    for epoch in range(epochs):
+    for epoch in range(arguments.integer("epochs", epochs, 0)):
+        network.train()
         if schedule is not None:
             optimiser.rate = schedule(epoch)
         for inputs, wanted in minibatches(x, targets, batch, generator):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from fastconv import arguments, grad
 from fastconv.arrays import Array
 from fastconv.grad import vjp
+from fastconv.nn import checks
 from fastconv.nn.compute import for_array
 from fastconv.nn.initialisation import Initialisation, Random, draw
-from fastconv.nn.layer import Ending, Parameter, Shape
+from fastconv.nn.layer import Ending, Parameter, Shape, Window
 from fastconv.ops import conv2d, conv_transpose2d, linear, locally_connected2d
+from fastconv.problem import PADDING_MODES
 from fastconv.sizes import conv_output_size
 
 _FUSED = frozenset({"relu", "leaky_relu", "relu6", "sigmoid", "tanh"})
@@ -33,15 +36,22 @@ class Weighted(Ending):
         Its keyword arguments.
     channel_axis : int
         The weight's axis that belongs to output channels.
+    ndim : int or None
+        The axes of its inputs, with the batch; None for any number.
     """
 
     op: ClassVar[Any]
     channel_axis: ClassVar[int] = 0
+    ndim: ClassVar[int | None] = 4
 
     def __init__(self, weight: Any, bias: Any, settings: dict[str, Any]) -> None:
-        self.weight = Parameter(weight)
-        self.bias = None if bias is None else Parameter(bias)
         self.settings = settings
+        self.weight = Parameter(weight, self._filters(weight.shape))
+        self.bias = None if bias is None else Parameter(bias, limited=False)
+
+    def _filters(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
+        """Return how a weight of this shape is seen as filters, as `Parameter` describes."""
+        return shape, tuple(range(self.channel_axis + 1, len(shape)))
 
     @property
     def fuses(self) -> frozenset[str]:
@@ -51,15 +61,16 @@ class Weighted(Ending):
         return x, self.weight.value, None if self.bias is None else self.bias.value
 
     def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        checks.batch(self, x, ndim=self.ndim)
         settings = {**self.settings, "activation": activation, "residual": residual}
         if not self.training:
             return type(self).op(*self._arguments(x), **settings)
         y, pullback = vjp(type(self).op, *self._arguments(x), **settings)
-        self._keep(pullback)
+        self._keep(y, pullback)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
-        (pullback,) = self._take()
+        (pullback,) = self._take(dy)
         names = ("input",) * wanted + ("weight",) + ("bias",) * (self.bias is not None)
         dx, self.weight.gradient, db, *_ = pullback(dy, wrt=names)
         if self.bias is not None:
@@ -110,6 +121,8 @@ class Conv2d(Weighted):
     ) -> None:
         _check_groups(in_channels, out_channels, groups)
         kernel = arguments.sizes("kernel_size", kernel_size, 2)
+        if padding_mode not in PADDING_MODES:
+            raise ValueError(f"padding_mode: expected {', '.join(PADDING_MODES)}, got {padding_mode!r}")
         shape = (out_channels, in_channels // groups, *kernel)
         window = math.prod(kernel)
         fans = in_channels // groups * window, out_channels // groups * window
@@ -119,7 +132,7 @@ class Conv2d(Weighted):
             np.zeros(out_channels, dtype) if bias else None,
             {
                 "stride": arguments.sizes("stride", stride, 2),
-                "padding": arguments.hashable("padding", padding),
+                "padding": _checked_padding(padding, kernel),
                 "dilation": arguments.sizes("dilation", dilation, 2),
                 "groups": groups,
                 "padding_mode": padding_mode,
@@ -131,9 +144,10 @@ class Conv2d(Weighted):
         return True
 
     def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
+        checks.batch(self, x, ndim=self.ndim)
         y = conv2d(*self._arguments(x), activation=activation, residual=residual, **self.settings)
         own = None if residual is not None else activation
-        self._keep(x, own, y if own else None)
+        self._keep(y, x, own, y if own else None)
         return y
 
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
@@ -148,7 +162,7 @@ class Conv2d(Weighted):
     def _weight_gradients(self, dy: Array) -> tuple[Array, Array]:
         """Set the parameters' gradients; return the gradient before the activation, and the input."""
         # As the pullback of `vjp` does, but for the activation and the bias, which take one pass together.
-        x, activation, y = self._take()
+        x, activation, y = self._take(dy)
         compute = for_array(dy)
         if self.bias is not None:
             dy, self.bias.gradient = compute.bias_gradient(dy, y, activation, _SLOPE)
@@ -162,12 +176,12 @@ class Conv2d(Weighted):
         _check_map(self, shape, ic * self.settings["groups"])
         stride, dilation = self.settings["stride"], self.settings["dilation"]
         padding = arguments.padding(self.settings["padding"], shape[1:], tuple(kernel), stride, dilation)
-        return (oc, *map(conv_output_size, shape[1:], kernel, stride, dilation, padding))
+        return checks.not_empty(self, shape, (oc, *map(conv_output_size, shape[1:], kernel, stride, dilation, padding)))
 
     def macs(self, shape: Shape) -> int:
         return int(math.prod(self.output_shape(shape)) * math.prod(self.weight.value.shape[1:]))
 
-    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def window(self) -> Window:
         kernel, dilation = self.weight.value.shape[-2:], self.settings["dilation"]
         span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
         return span, self.settings["stride"]
@@ -226,7 +240,7 @@ class ConvTranspose2d(Weighted):
             np.zeros(out_channels, dtype) if bias else None,
             {
                 "stride": arguments.sizes("stride", stride, 2),
-                "padding": arguments.hashable("padding", padding),
+                "padding": _checked_padding(padding, kernel),
                 "output_padding": arguments.sizes("output_padding", output_padding, 2, 0),
                 "groups": groups,
                 "dilation": arguments.sizes("dilation", dilation, 2),
@@ -255,10 +269,22 @@ class ConvTranspose2d(Weighted):
                     strict=True,
                 )
             ]
-        return (oc * settings["groups"], *size)
+        return checks.not_empty(self, shape, (oc * settings["groups"], *size))
 
     def macs(self, shape: Shape) -> int:
         return int(math.prod(shape) * math.prod(self.weight.value.shape[1:]))
+
+    def _filters(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
+        ic, *rest = shape
+        groups = self.settings["groups"]
+        return (groups, ic // groups, *rest), (1, 3, 4)
+
+    def window(self) -> Window:
+        # An output sees only every stride-th position of the kernel, and lies a stride-th of a pixel from the next.
+        kernel, settings = self.weight.value.shape[-2:], self.settings
+        spans = ((k - 1) * d + 1 for k, d in zip(kernel, settings["dilation"], strict=True))
+        (sh, sw), (h, w) = settings["stride"], spans
+        return (-(-h // sh), -(-w // sw)), (Fraction(1, sh), Fraction(1, sw))
 
     def details(self) -> str:
         ic, oc, *kernel = self.weight.value.shape
@@ -271,7 +297,7 @@ class LocallyConnected2d(Weighted):
     Parameters
     ----------
     in_channels, out_channels : int
-    input_size : (int, int)
+    input_size : int or (int, int)
         Height and width of the inputs: there are filters of its own for every output position.
     kernel_size : int or (int, int)
     stride, padding, dilation
@@ -289,7 +315,7 @@ class LocallyConnected2d(Weighted):
         self,
         in_channels: int,
         out_channels: int,
-        input_size: tuple[int, int],
+        input_size: int | tuple[int, int],
         kernel_size: int | tuple[int, int],
         stride: Any = 1,
         padding: Any = 0,
@@ -300,14 +326,17 @@ class LocallyConnected2d(Weighted):
         random: Random = None,
         dtype: Any = np.float32,
     ) -> None:
-        kernel = arguments.sizes("kernel_size", kernel_size, 2)
+        _check_groups(in_channels, out_channels, 1)
+        kernel, given = arguments.sizes("kernel_size", kernel_size, 2), arguments.sizes("input_size", input_size, 2)
         steps, holes = arguments.sizes("stride", stride, 2), arguments.sizes("dilation", dilation, 2)
-        pads = arguments.padding(padding, input_size, kernel, steps, holes)
-        size = tuple(map(conv_output_size, input_size, kernel, steps, holes, pads))
+        pads = arguments.padding(padding, given, kernel, steps, holes)
+        size = tuple(map(conv_output_size, given, kernel, steps, holes, pads))
+        if min(size) < 1:
+            raise ValueError(f"kernel_size: {kernel} does not fit into maps of {given} with padding {pads}")
         window = math.prod(kernel)
         shape = (*size, out_channels, in_channels, *kernel)
         weight = draw(initialisation, shape, in_channels * window, out_channels * window, random, dtype)
-        self.input_size = input_size
+        self.input_size = given
         super().__init__(
             weight,
             np.zeros((*size, out_channels), dtype) if bias else None,
@@ -324,7 +353,7 @@ class LocallyConnected2d(Weighted):
     def macs(self, shape: Shape) -> int:
         return int(self.weight.value.size)
 
-    def window(self) -> tuple[tuple[int, int], tuple[int, int]]:
+    def window(self) -> Window:
         kernel, dilation = self.weight.value.shape[-2:], self.settings["dilation"]
         span = tuple((k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True))
         return span, self.settings["stride"]
@@ -345,6 +374,7 @@ class Linear(Weighted):
     """
 
     op: ClassVar[Any] = staticmethod(linear)
+    ndim: ClassVar[int | None] = None
 
     def __init__(
         self,
@@ -356,6 +386,8 @@ class Linear(Weighted):
         random: Random = None,
         dtype: Any = np.float32,
     ) -> None:
+        for name, value in (("in_features", in_features), ("out_features", out_features)):
+            arguments.integer(name, value, 1)
         weight = draw(initialisation, (out_features, in_features), in_features, out_features, random, dtype)
         super().__init__(weight, np.zeros(out_features, dtype) if bias else None, {})
 
@@ -374,8 +406,17 @@ class Linear(Weighted):
 
 
 def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
-    if groups < 1 or in_channels % groups or out_channels % groups:
+    for name, value in (("in_channels", in_channels), ("out_channels", out_channels), ("groups", groups)):
+        arguments.integer(name, value, 1)
+    if in_channels % groups or out_channels % groups:
         raise ValueError(f"groups: {in_channels} and {out_channels} channels cannot be divided into {groups} groups")
+
+
+def _checked_padding(padding: Any, kernel: tuple[int, ...]) -> Any:
+    """Return a padding as caches can look it up, or refuse what is none."""
+    given = arguments.hashable("padding", padding)
+    arguments.padding(given, kernel, kernel, (1, 1), (1, 1))
+    return given
 
 
 def _check_map(layer: Weighted, shape: Shape, channels: int) -> None:

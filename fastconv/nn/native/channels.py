@@ -5,6 +5,7 @@ Every map is a `Flat`. Sums over a channel are made in float64 by one thread, im
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -338,4 +339,4 @@ def prelu_gradient(dy: Any, x: Any, slopes: Any) -> tuple[Any, Any]:
 
 def _length(x: Any) -> int:
     """Return the elements of a plane."""
-    return x[0, 0].size if x.ndim > 2 else 1
+    return math.prod(x.shape[2:])

@@ -70,7 +70,7 @@ def _written(arguments: tuple[Any, ...]) -> tuple[str, list[int]]:
     """Return the kinds of arguments, and the words that they are: the first is left to the kernel's address."""
     kinds, words = "", [0]
     for value in arguments:
-        if type(value) is np.ndarray:
+        if isinstance(value, np.ndarray):
             order = "C" if value.flags.c_contiguous else "A"
             kinds += f"{value.dtype.char}{value.ndim}{order}"
             words += address(value), *value.shape

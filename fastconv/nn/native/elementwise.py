@@ -159,8 +159,9 @@ def _sgd(start, stop, value, gradient, velocity, rate, momentum, nesterov, decay
 
 def sgd(value: Any, gradient: Any, velocity: Any, rate: float, momentum: float, nesterov: bool, decay: float) -> None:
     """Take one step of gradient descent, in place; ``velocity`` is None without momentum."""
-    moving = np.empty(0, value.dtype) if velocity is None else velocity.reshape(-1)
-    _run(_sgd, value.size, value.reshape(-1), _line(gradient), moving, rate, momentum, nesterov, decay)
+    moving, weight = np.empty(0, value.dtype) if velocity is None else velocity.reshape(-1), _line(value)
+    _run(_sgd, value.size, weight, _line(gradient), moving, rate, momentum, nesterov, decay)
+    _put_back(weight, value)
 
 
 @kernel()
@@ -188,8 +189,10 @@ def adam(
     """Take step number ``step`` (from 1) of Adam, in place."""
     shrinkage = rate * decay
     rate, scale = rate / (1 - beta1**step), 1 / (1 - beta2**step) ** 0.5
-    arrays = value.reshape(-1), _line(gradient), first.reshape(-1), second.reshape(-1)
+    weight = _line(value)
+    arrays = weight, _line(gradient), first.reshape(-1), second.reshape(-1)
     _run(_adam, value.size, *arrays, rate, beta1, beta2, epsilon, decay, decoupled, scale, shrinkage)
+    _put_back(weight, value)
 
 
 def _target(like: Any, out: Any) -> Any:
@@ -208,3 +211,9 @@ def _stored(y: Any, out: Any) -> Any:
 def _line(array: Any) -> Any:
     """Return an array as one vector, copied only if it is not contiguous."""
     return np.ascontiguousarray(array).reshape(-1)
+
+
+def _put_back(line: Any, array: Any) -> None:
+    """Write a vector that `_line` made, and that has changed, back to where it came from."""
+    if not array.flags.c_contiguous:
+        array[...] = line.reshape(array.shape)

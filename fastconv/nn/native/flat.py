@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,12 +25,12 @@ class Flat(NamedTuple):
 
 def flat(array: Any) -> Flat:
     """Return an array (N, ...) as kernels take it: without a copy if every image is contiguous."""
-    if array.flags.c_contiguous:
+    if array.flags.c_contiguous or not array.size:
         return Flat(array.reshape(-1), array.size // max(len(array), 1))
     if not images_are_contiguous(array):
         return flat(np.ascontiguousarray(array))
     step = array.strides[0] // array.itemsize
-    span = (len(array) - 1) * step + array[0].size
+    span = (len(array) - 1) * step + math.prod(array.shape[1:])
     return Flat(as_strided(array, (span,), (array.itemsize,), writeable=array.flags.writeable), step)
 
 

@@ -50,7 +50,7 @@ def normalise(
     x = np.ascontiguousarray(x)
     y = np.empty(x.shape, x.dtype)
     mean, inverse = np.empty(rows, x.dtype), np.empty(rows, x.dtype)
-    length = x.size // (rows * segments)
+    length = x.size // max(rows * segments, 1)
     arguments = x.reshape(-1), weight, bias, y.reshape(-1), groups, segments, length, epsilon, mean, inverse
     run(_normalise, rows, 3 * x.size, *arguments)
     return y, mean, inverse
@@ -100,7 +100,7 @@ def normalise_gradient(
     dx = np.empty(x.shape, x.dtype)
     dweight, dbias = np.empty_like(weight), np.empty_like(weight)
     rows = len(mean)
-    sizes = groups, segments, x.size // (rows * segments)
+    sizes = groups, segments, x.size // max(rows * segments, 1)
     given = dy.reshape(-1), x.reshape(-1)
     run(_normalise_gradient, rows, 2 * x.size, *given, weight, dx.reshape(-1), *sizes, mean, inverse)
     run(_weight_gradient, len(weight), x.size, *given, rows, *sizes, mean, inverse, dweight, dbias)
@@ -214,7 +214,7 @@ def neighbours(x: Any, size: int, alpha: float, beta: float, k: float) -> tuple[
     y, base = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
     n, c = x.shape[:2]
     lines = x.reshape(-1), y.reshape(-1), base.reshape(-1)
-    run(_neighbours, n, 8 * x.size, *lines, c, x.size // (n * c), size, float(alpha), float(beta), float(k))
+    run(_neighbours, n, 8 * x.size, *lines, c, math.prod(x.shape[2:]), size, float(alpha), float(beta), float(k))
     return y, base
 
 
@@ -253,5 +253,5 @@ def neighbours_gradient(dy: Any, x: Any, y: Any, base: Any, size: int, alpha: fl
     dx = np.empty(x.shape, x.dtype)
     n, c = x.shape[:2]
     lines = dy.reshape(-1), x.reshape(-1), y.reshape(-1), base.reshape(-1), dx.reshape(-1)
-    run(_neighbours_gradient, n, 16 * x.size, *lines, c, x.size // (n * c), size, float(alpha), float(beta))
+    run(_neighbours_gradient, n, 16 * x.size, *lines, c, math.prod(x.shape[2:]), size, float(alpha), float(beta))
     return dx

@@ -1,0 +1,113 @@
+"""What layers are given, looked at before any work: kernels find arrays by their addresses, and trust their shapes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastconv import arguments, arrays
+
+if TYPE_CHECKING:
+    from fastconv.nn.layer import Layer, Shape
+
+
+def floats(name: str, array: Any) -> None:
+    """Check that a value is an array of numbers that fastconv computes in.
+
+    Raises
+    ------
+    TypeError
+        If it is no NumPy or CuPy array, or of another dtype.
+    """
+    if not isinstance(array, np.ndarray) and type(array).__module__.partition(".")[0] != "cupy":
+        raise TypeError(f"{name}: expected a NumPy or CuPy array, got {type(array).__name__}")
+    arrays.float_dtype(name, array)
+
+
+def batch(
+    layer: Layer, x: Any, channels: int | None = None, *, ndim: int | None = None, like: Any = None, least: int = 2
+) -> None:
+    """Check a layer's input.
+
+    Parameters
+    ----------
+    layer : Layer
+        Who is named in the error.
+    x : array
+    channels : int, optional
+        What its axis 1 must have.
+    ndim, least : int, optional
+        How many axes there must be, or at least.
+    like : array, optional
+        Whose dtype it must have: the layer's weights.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no such array.
+    """
+    floats("x", x)
+    if like is not None:
+        arrays.check_dtype("x", x, like.dtype.name)
+    who = type(layer).__name__
+    if x.ndim < least or (ndim is not None and x.ndim != ndim):
+        axes = f"at least {least}" if ndim is None else str(ndim)
+        raise ValueError(f"x: {who} takes a batch, of {axes} axes, got shape {x.shape}")
+    if channels is not None and x.shape[1] != channels:
+        raise ValueError(f"x: {who} is for {channels} channels, got shape {x.shape}")
+
+
+def alike(name: str, array: Any, shape: Shape) -> None:
+    """Check that an array of numbers has a shape, the output's say.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no array of floating-point numbers, or its shape is another one.
+    """
+    floats(name, array)
+    if array.shape != shape:
+        raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
+
+
+def channels_of(layer: Layer, shape: Shape, channels: int) -> None:
+    """Check that one image's shape has so many channels.
+
+    Raises
+    ------
+    ValueError
+        If it has others.
+    """
+    if not shape or shape[0] != channels:
+        raise ValueError(f"shape: {type(layer).__name__} is for {channels} channels, got {shape}")
+
+
+def not_empty(layer: Layer, shape: Shape, result: Shape) -> Shape:
+    """Return one image's output shape, if there is anything in it.
+
+    Raises
+    ------
+    ValueError
+        If the layer's window does not fit into the map.
+    """
+    if any(size < 1 for size in result):
+        raise ValueError(f"shape: the window of {type(layer).__name__}({layer.details()}) does not fit into {shape}")
+    return result
+
+
+def inside(name: str, value: Any, interval: str) -> float:
+    """Return a number in an interval that is written as ``[0, 1)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no number, or outside.
+    """
+    number = arguments.number(name, value)
+    low, high = map(float, interval[1:-1].split(","))
+    above = number >= low if interval[0] == "[" else number > low
+    below = number <= high if interval[-1] == "]" else number < high
+    if not (above and below):
+        raise ValueError(f"{name}: expected a number in {interval}, got {value}")
+    return number
