@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,11 +26,12 @@ _NOT_EXPORTED = (BufferError, RuntimeError, TypeError, ValueError)
 
 
 class Kind(NamedTuple):
-    """A kind of array: its name for messages, where it lives, and the module that turns a result into it."""
+    """A kind of array: its name for messages, where it lives, the module that turns a result into it, and which GPU."""
 
     name: str
     device: str
     module: str | None = None
+    gpu: int | None = None
 
     def give_back(self, array: Any) -> Any:
         """Return a NumPy or CuPy array as this kind, without a copy."""
@@ -58,7 +60,7 @@ def read(name: str, value: Any) -> tuple[Any, Kind]:
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         return value.view(np.ndarray), NUMPY
     if type(value).__module__.partition(".")[0] == "cupy" and hasattr(value, "__cuda_array_interface__"):
-        return value, CUPY
+        return value, CUPY._replace(gpu=value.device.id)
     if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
         return _from_dlpack(name, value)
     raise TypeError(f"{name}: expected an array (NumPy, CuPy or one that speaks DLPack), got {type(value).__name__}")
@@ -72,6 +74,8 @@ def read_as(name: str, value: Any, kind: Kind, model: str) -> Any:
             f"{name}: is a {its_kind.name} array on {its_kind.device}, "
             f"but {model} is a {kind.name} array on {kind.device}"
         )
+    if its_kind.gpu != kind.gpu:
+        raise ValueError(f"{name}: is on GPU {its_kind.gpu}, but {model} is on GPU {kind.gpu}")
     return array
 
 
@@ -94,7 +98,9 @@ def _from_dlpack(name: str, value: Any) -> tuple[Any, Kind]:
         raise TypeError(f"{refusal}{error}") from error
     if narrow:
         array = array.view(_bfloat16(name))
-    return array, Kind(library, "cpu" if device == _DLPACK_CPU else "cuda", namespace.__name__)
+    if device == _DLPACK_CPU:
+        return array, Kind(library, "cpu", namespace.__name__)
+    return array, Kind(library, "cuda", namespace.__name__, array.device.id)
 
 
 def _cupy(name: str) -> Any:
@@ -164,13 +170,19 @@ def layout_of(array: Any) -> str:
 
 
 def empty(operand: Operand, layout: str, like: Any) -> Any:
-    """Return an uninitialised array for an operand, where ``like`` is, in the layout if it is a map."""
+    """Return an uninitialised array for an operand, in the layout if it is a map; on a GPU, on the current one."""
     module = np if isinstance(like, np.ndarray) else sys.modules["cupy"]
     dtype = like.dtype if _name_of(like.dtype) == operand.dtype else dtype_named(operand.dtype)
     if operand.spatial and layout == "channels_last":
         n, c, *spatial = operand.shape
         return np.moveaxis(module.empty((n, *spatial, c), dtype), -1, 1)
     return module.empty(operand.shape, dtype)
+
+
+def at(array: Any) -> AbstractContextManager[Any]:
+    """Return a context in which an array's GPU, if it is on one, is the current one."""
+    context: AbstractContextManager[Any] = nullcontext() if isinstance(array, np.ndarray) else array.device
+    return context
 
 
 def may_overlap(a: Any, b: Any) -> bool:

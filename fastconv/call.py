@@ -62,8 +62,12 @@ class Call:
     def compute(self, plan: Plan | None = None) -> tuple[Any, ...]:
         """Compute, by a plan chosen before or by the dispatcher's, and return the problem's outputs."""
         inputs = tuple(self.inputs.values())
-        outputs = None if self.out is None else self.outputs()
-        return execute(self.problem, inputs, self.options, outputs, plan)
+        if self.kind.device == "cpu":
+            outputs = None if self.out is None else self.outputs()
+            return execute(self.problem, inputs, self.options, outputs, plan)
+        with arrays.at(inputs[0]):
+            outputs = None if self.out is None else self.outputs()
+            return execute(self.problem, inputs, self.options, outputs, plan)
 
     def finish(self, outputs: tuple[Any, ...]) -> Any:
         """Return the problem's outputs as the caller's: kind, shape, and `out` itself if it was given."""

@@ -59,8 +59,10 @@ def hold(
     Raises
     ------
     ValueError
-        If the problem is too large for this machine's memory.
+        If the problem is too large for this machine's memory, or is one on a GPU, where nothing is measured yet.
     """
+    if problem.device != "cpu":
+        raise ValueError(f"problem: algorithms are timed on the CPU only so far, got one on {problem.device}")
     with tuning.exclusive():
         arrays, exact = _drawn(problem)
         outcomes: dict[str, Outcome] = {}

@@ -281,7 +281,8 @@ def plan_for(problem: AnyProblem, options: Options) -> Plan:
         If the environment variable ``FASTCONV_VERBOSE`` cannot be read.
     """
     _heed_verbose()
-    choice = _autotuned(problem, options) if options.autotune else survey(problem, options)
+    measures = options.autotune and problem.device == "cpu"
+    choice = _autotuned(problem, options) if measures else survey(problem, options)
     if choice.winner is None:
         _check_device(problem, options)
         reasons = "".join(f"\n  {c.algorithm}: {c.refusal}" for c in choice.candidates) or f" {choice.reason}"

@@ -2,7 +2,7 @@
 //
 // So that the last one stays in whatever order threads come, elements first lay claim to their places (`unpool_claim`),
 // numbered in memory order from 1; then every place takes what is its own (`unpool_fill`). The gradient is a plain
-// gather (`unpool_gradient`).
+// gather (`unpool_gradient`). An index outside the map names no place: to say so would mean to wait for the GPU.
 //
 // Macros: ELEMENT.
 
@@ -20,6 +20,7 @@ struct UnpoolParameters {
     MapStrides from_strides, index_strides, to_strides;
     int small[3], large[3];  // sizes of x and of y
     FastDiv<unsigned int> by_small[2], by_large[2];  // rows and columns
+    long long places;  // of a map of y: an index beyond them names none
     long long claims_image, claims_channel, claims_place;
     long long claims_count;
 };
@@ -48,6 +49,7 @@ KERNEL(unpool_claim, UnpoolParameters, THREADS) {
     const Unit unit = own_unit<1>(p.units);
     if (!unit.valid) return;
     const long long place = p.indices[p.index_strides.at(unit.image, unit.channel, unit.d, unit.h, unit.w)];
+    if (place < 0 || place >= p.places) return;
     const int own = (unit.d * p.small[1] + unit.h) * p.small[2] + unit.w;
     atomicMax(p.claims + claims_of(p, unit) + p.claims_place * place, static_cast<unsigned int>(own) + 1);
 }
@@ -72,6 +74,7 @@ KERNEL(unpool_gradient, UnpoolParameters, THREADS) {
     if (!unit.valid) return;
     const long long place = p.indices[p.index_strides.at(unit.image, unit.channel, unit.d, unit.h, unit.w)];
     const ELEMENT* const from = p.from + p.from_strides.at(unit.image, unit.channel, 0, 0, 0);
+    const bool valid = place >= 0 && place < p.places;
     p.to[p.to_strides.at(unit.image, unit.channel, unit.d, unit.h, unit.w)] =
-        from[offset(p.from_strides, p.by_large, static_cast<unsigned int>(place))];
+        valid ? from[offset(p.from_strides, p.by_large, static_cast<unsigned int>(place))] : narrow<ELEMENT>(0);
 }

@@ -177,6 +177,20 @@ def test_compiled_kernels_are_kept_on_disk(monkeypatch, tmp_path):
     assert compiling.image_file("direct.cu", defines, "sm_80") == first
 
 
+def test_without_a_place_to_keep_it_a_kernel_lasts_as_long_as_the_process(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path / "file"))
+    monkeypatch.setattr(compiling, "compiled", lambda *_: compiling.Compiled(b"image", ""))
+    assert compiling.image_file("direct.cu", (), "sm_80").read_bytes() == b"image"
+
+
+def test_what_does_not_compile_leaves_no_file(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
+    with pytest.raises(compiling.CompilationError):
+        compiling.image_file("direct.cu", (("ELEMENT", "no type"),), "sm_80")
+    assert not list(tmp_path.rglob("*.*"))
+
+
 def test_key_of_the_cache_holds_every_header(monkeypatch):
     text = sources.translation_unit("direct.cu")
     for path in sources.kernel_directory().glob("*.cuh"):

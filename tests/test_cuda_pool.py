@@ -216,6 +216,30 @@ def test_last_of_repeated_indices_stays(layout):
     assert np.array_equal(y, testing.exact(problem, inputs).results[0].astype(np.float32))
 
 
+@pytest.mark.parametrize("layout", ["", "channels_last"])
+def test_an_index_outside_names_no_place(layout):
+    """On the CPU that is an error; a GPU would have to be waited for to tell."""
+    forward = parse_problem(f"max_unpool2d n2 c3 i4 o6 {layout} cuda")
+    backward = forward.replace(direction="dgrad")
+    generator = np.random.default_rng(6)
+    indices = generator.permuted(np.arange(36)[None, None].repeat(2, 0).repeat(3, 1), axis=2)[..., :16].reshape(
+        2, 3, 4, 4
+    )
+    outside = generator.random(indices.shape) < 0.3
+    wrong = np.where(outside, generator.choice([-1, 36, 2**40, -(2**40)], indices.shape), indices)
+    with emulated():
+        for problem in (forward, backward):
+            first = testing.random_inputs(problem)[0]
+            given = testing.laid_out(problem.inputs[1], problem.layout, wrong)
+            (result,) = testing.run(solver(problem), problem, (first, given))
+            kept = testing.laid_out(problem.inputs[1], problem.layout, indices)
+            if problem is forward:
+                expected = testing.exact(problem, (np.where(outside, 0, first), kept)).results[0]
+            else:
+                expected = np.where(outside, 0, testing.exact(problem, (first, kept)).results[0])
+            assert np.array_equal(result, expected.astype(np.float32))
+
+
 def test_unpooling_in_little_workspace():
     problem = parse_problem("max_unpool2d n5 c2 i4 o8 cuda")
     with emulated() as emulator, options(max_workspace=1200):

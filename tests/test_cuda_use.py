@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -11,10 +12,14 @@ import pytest
 from cuda_emulation import Emulator, emulated
 
 import fastconv as fc
-from fastconv import registry, testing
+from fastconv import arrays, registry, testing
 from fastconv.backends.cuda import compiling, device, launching
+from fastconv.backends.cuda.algorithm import usual_strides
 from fastconv.backends.cuda.launching import CupyLauncher, Kernel
+from fastconv.backends.cuda.tensorcore.form import Form
+from fastconv.backends.cuda.tensorcore.product import Product
 from fastconv.notation import parse_problem
+from fastconv.options import current
 
 X, W = np.ones((1, 2, 5, 5), np.float32), np.ones((3, 2, 3, 3), np.float32)
 
@@ -83,19 +88,34 @@ class FakeCupy:
     """As much of CuPy as the launcher asks for, writing down how kernels are called."""
 
     def __init__(self):
-        self.calls, self.loaded, self.current = [], [], 0
+        self.calls, self.loaded, self.current, self.declared = [], [], 0, 0
+        self.functions = {}
         self.cuda = SimpleNamespace(runtime=SimpleNamespace(getDevice=lambda: self.current))
 
     def RawModule(self, path):  # noqa: N802 - CuPy's name
         self.loaded.append((self.current, path))
 
         class Function:
-            max_dynamic_shared_size_bytes = 0
+            shared_size_bytes = self.declared
+
+            def __init__(function):  # noqa: N805
+                function.asked = []
+
+            @property
+            def max_dynamic_shared_size_bytes(function):  # noqa: N805
+                return max([(48 << 10) - function.shared_size_bytes, *function.asked[-1:]])
+
+            @max_dynamic_shared_size_bytes.setter
+            def max_dynamic_shared_size_bytes(function, value):  # noqa: N805
+                function.asked.append(value)
 
             def __call__(function, grid, block, args, shared_mem):  # noqa: N805 - the module's own is outside
                 self.calls.append((grid, block, args, shared_mem, function.max_dynamic_shared_size_bytes))
 
-        return SimpleNamespace(get_function=lambda name: Function())
+        # As CuPy does: what is loaded once on a GPU is the same function for all who ask for it.
+        return SimpleNamespace(
+            get_function=lambda name: self.functions.setdefault((self.current, path, name), Function())
+        )
 
 
 @pytest.fixture
@@ -124,6 +144,22 @@ def test_launch_passes_one_struct_by_value(cupy):
     assert parameters == bytes(24) + struct.pack("<q", 5)
 
 
+def test_a_later_plan_leaves_an_earlier_ones_shared_memory(cupy):
+    large, small = (CupyLauncher().prepare(Kernel("direct.cu", "direct"), (64, 1, 1), n << 10) for n in (100, 60))
+    for launch in (large, small, large):
+        launch((1,), bytes(8), (on_gpu(256),))
+    assert all(allowed >= shared for *_, shared, allowed in cupy.calls)
+
+
+def test_shared_memory_that_a_kernel_declares_counts(cupy):
+    cupy.declared = 4 << 10
+    CupyLauncher().prepare(Kernel("direct.cu", "direct"), (64, 1, 1), 46 << 10)((1,), bytes(8), (on_gpu(256),))
+    ((*_, allowed),) = cupy.calls
+    assert allowed >= 46 << 10
+    (function,) = cupy.functions.values()
+    assert function.asked  # 46 KiB alone would be within what every block has
+
+
 def test_each_gpu_has_a_module_of_its_own(cupy):
     launch = CupyLauncher().prepare(Kernel("direct.cu", "direct"), (64, 1, 1))
     for cupy.current in (0, 1, 0, 1):
@@ -139,3 +175,102 @@ def test_replaced_launcher_comes_back():
     with launching.replaced(emulator):
         assert launching.launcher() is emulator
     assert launching.launcher() is before
+
+
+class OnGpu:
+    """An array as CuPy has it, as far as reading arguments goes."""
+
+    __module__ = "cupy.fake"
+    __cuda_array_interface__ = None
+
+    def __init__(self, index):
+        self.device = SimpleNamespace(id=index)
+
+
+def test_arrays_on_two_gpus_do_not_mix():
+    _, kind = arrays.read("input", OnGpu(0))
+    assert (kind.name, kind.device, kind.gpu) == ("CuPy", "cuda", 0)
+    arrays.read_as("weight", OnGpu(0), kind, "input")
+    with pytest.raises(ValueError, match="weight: is on GPU 1, but input is on GPU 0"):
+        arrays.read_as("weight", OnGpu(1), kind, "input")
+    with pytest.raises(TypeError, match="weight: is a NumPy array on cpu, but input is a CuPy array on cuda"):
+        arrays.read_as("weight", W, kind, "input")
+
+
+def runtime(capability, **attributes):
+    known = {"name": b"Old", "major": capability[0], "minor": capability[1], "totalGlobalMem": 1 << 30}
+    known |= {"multiProcessorCount": 10, "memoryBusWidth": 256}
+    return SimpleNamespace(
+        getDeviceCount=lambda: 1,
+        getDeviceProperties=lambda index: known,
+        deviceGetAttribute=lambda attribute, index: {13: 1_980_000, 36: 2_619_000}[attribute],
+    )
+
+
+@pytest.mark.parametrize(("capability", "told"), [((7, 5), "need compute capability 8.0: Old has 7.5"), ((8, 0), None)])
+def test_gpus_that_are_too_old_are_told(monkeypatch, capability, told):
+    cuda = SimpleNamespace(runtime=runtime(capability), nvrtc=SimpleNamespace(getVersion=lambda: (12, 9)))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, __version__="14"))
+    monkeypatch.setattr(device, "_driver", lambda: (12, 9))
+    monkeypatch.setattr(device, "find_spec", lambda name: True)
+    missing = device.state()["missing"]
+    assert not missing if told is None else told in missing[0]
+
+
+def test_clocks_are_asked_of_the_runtime(monkeypatch):
+    """CUDA 13 has taken them out of the properties."""
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime((9, 0)))))
+    device.properties.cache_clear()
+    try:
+        found = device.properties(0)
+    finally:
+        device.properties.cache_clear()
+    assert found.hertz == 1.98e9
+    assert found.bandwidth == 2 * 2.619e9 * 256 / 8
+
+
+def test_a_plan_keeps_its_options():
+    """A form of arrays that a plan meets later is prepared under the options that it was made with."""
+    problem = parse_problem("conv2d n4 c16 i14 oc16 k3 p1 channels_last cuda").replace(dtype="float16")
+    seen = []
+    algorithm = registry.find("cuda/tensorcore")
+    prepare = algorithm.prepare
+    with emulated(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(algorithm, "prepare", lambda *given: seen.append(current().max_workspace) or prepare(*given))
+        with fc.options(max_workspace=1 << 30):
+            plan = algorithm.plan(problem)
+        inputs = testing.random_inputs(problem)
+        outputs = (np.empty(problem.y_shape, np.float16),)
+        plan.run(tuple(testing.read_only_view(a) for a in inputs), outputs)
+    assert seen == [1 << 30] * 2
+
+
+def test_a_field_of_structured_elements_is_refused():
+    problem = parse_problem("max_pool2d n1 c1 i4 k2 cuda")
+    whole = np.zeros((1, 1, 4, 4), np.dtype([("a", np.float32), ("b", np.int8)]))
+    with emulated():
+        plan = registry.find("cuda/pool").plan(problem)
+        with pytest.raises(ValueError, match="strides: expected multiples of 4 bytes"):
+            plan.run((whole["a"],), (np.empty(problem.y_shape, np.float32),))
+
+
+def test_nothing_is_timed_on_a_gpu_yet():
+    problem = parse_problem("conv2d n1 c8 i8 oc8 k3 cuda")
+    with emulated():
+        with pytest.raises(ValueError, match="timed on the CPU only"):
+            fc.tune(problem)
+        with fc.options(autotune=True):  # computes all the same
+            assert fc.dispatch.plan_for(problem, current()).algorithm.device == "cuda"
+
+
+@pytest.mark.parametrize("text", ["max_unpool2d n2 c64 i8 o16", "max_pool2d n2 c8 i9 k3", "unfold n2 c8 i7 k3"])
+def test_something_solves_every_pool_whatever_the_workspace(text):
+    with emulated(), fc.options(max_workspace=0):
+        assert fc.explain(parse_problem(f"{text} cuda")).winner is not None
+
+
+def test_large_weights_need_no_packing():
+    """Offsets within a weight are of its rows: 4096 of 4096 half numbers are far from 2^31."""
+    problem = parse_problem("linear n16 c4096 oc4096 cuda").replace(dtype="float16")
+    form = Form(Product(problem), usual_strides(problem), 16)
+    assert form.matrix.packing is None

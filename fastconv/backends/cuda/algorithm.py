@@ -8,6 +8,7 @@ from typing import Any, ClassVar, TypeAlias
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cuda import launching
+from fastconv.options import applied, current
 
 # Elements from one entry to the next, for each axis of each array of a problem: inputs first, then outputs.
 Strides: TypeAlias = tuple[tuple[int, ...], ...]
@@ -63,13 +64,14 @@ class CudaAlgorithm(Algorithm):
         """
 
     def plan(self, problem: AnyProblem) -> Plan:
-        launcher = launching.launcher()
+        launcher, chosen = launching.launcher(), current()
         forms: dict[tuple[Strides, int], Start] = {}
 
         def prepared(form: tuple[Strides, int]) -> Start:
             if len(forms) >= _MOST_FORMS:
                 forms.clear()
-            start = forms[form] = self.prepare(problem, *form)
+            with applied(chosen):  # those of the plan, not of the run that meets a new form
+                start = forms[form] = self.prepare(problem, *form)
             return start
 
         def run(inputs: Arrays, outputs: Arrays) -> None:
@@ -87,8 +89,16 @@ class CudaAlgorithm(Algorithm):
 
 
 def strides_of(array: Any) -> tuple[int, ...]:
-    """Return an array's strides in elements. Those of axes of one entry, which no address depends on, are zero."""
+    """Return an array's strides in elements. Those of axes of one entry, which no address depends on, are zero.
+
+    Raises
+    ------
+    ValueError
+        If elements lie apart by other than whole elements, as in a field of a structured array.
+    """
     size = array.itemsize
+    if any(s % size for s in array.strides):
+        raise ValueError(f"strides: expected multiples of {size} bytes, an element's size, got {array.strides}")
     return tuple([s // size if n > 1 else 0 for s, n in zip(array.strides, array.shape, strict=True)])
 
 

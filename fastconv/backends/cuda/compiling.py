@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -87,13 +88,30 @@ def image_file(name: str, defines: tuple[tuple[str, str], ...], arch: str) -> Pa
     """Return the file of a compiled source, compiled now if the cache on disk does not hold it."""
     text = sources.translation_unit(name, defines)
     key = hashlib.sha256("\0".join((text, arch, *OPTIONS, str(_nvrtc().getVersion()))).encode()).hexdigest()[:40]
-    path = _cache_directory() / f"{Path(name).stem}-{key}.{'cubin' if arch.startswith('sm') else 'ptx'}"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(compiled(name, defines, arch).image)
-        os.replace(file.name, path)
+    called = f"{Path(name).stem}-{key}.{'cubin' if arch.startswith('sm') else 'ptx'}"
+    path = _cache_directory() / called
+    if path.exists():
+        return path
+    image = compiled(name, defines, arch).image
+    try:
+        return _stored(path, image)
+    except OSError:  # there is no place to keep it: for this process it must do
+        return _stored(Path(_own_directory().name) / called, image)
+
+
+def _stored(path: Path, image: bytes) -> Path:
+    """Write a file in one step: other processes find none, or a whole one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+        file.write(image)
+    os.replace(file.name, path)
     return path
+
+
+@cache
+def _own_directory() -> tempfile.TemporaryDirectory[str]:
+    """Return a directory of this process, which goes with it."""
+    return tempfile.TemporaryDirectory(prefix="fastconv-cuda-")
 
 
 def _cache_directory() -> Path:

@@ -15,6 +15,10 @@ _DOUBLE_PER_CYCLE = {(8, 0): 32, (9, 0): 64, (10, 0): 64}
 # The same on tensor cores, of half types by `mma.sync`; of TF32 half as many.
 _TENSOR_PER_CYCLE = {(8, 0): 1024, (8, 6): 512, (8, 9): 512, (9, 0): 1280, (10, 0): 1024, (12, 0): 512}
 _LAUNCH_SECONDS = 4e-6
+# The oldest GPUs that have what the kernels are written with: cp.async, and mma.sync of bfloat16 and TF32.
+_LEAST_CAPABILITY = 8, 0
+# cudaDevAttrClockRate and cudaDevAttrMemoryClockRate, in kHz.
+_CLOCKS = 13, 36
 # The share of its speed that a multiprocessor has with one block of several that it could run.
 _ALONE = 0.5
 
@@ -90,15 +94,16 @@ def properties(index: int) -> Properties:
     """Return a device's properties, asked of the CUDA runtime."""
     import cupy
 
-    known: dict[str, Any] = cupy.cuda.runtime.getDeviceProperties(index)
-    # Twice the clock for double data rate. Newer runtimes no longer tell the clocks: then a common value serves.
-    memory_hertz = 1e3 * known.get("memoryClockRate", 0) or 1.6e9
+    runtime = cupy.cuda.runtime
+    known: dict[str, Any] = runtime.getDeviceProperties(index)
+    # Among the properties there are no clocks since CUDA 13. Twice the memory's for double data rate.
+    hertz, memory_hertz = (1e3 * runtime.deviceGetAttribute(attribute, index) for attribute in _CLOCKS)
     return Properties(
         name=known["name"].decode(),
         capability=(known["major"], known["minor"]),
         multiprocessors=known["multiProcessorCount"],
-        hertz=1e3 * known.get("clockRate", 0) or 1.5e9,
-        bandwidth=2 * memory_hertz * known.get("memoryBusWidth", 384) / 8,
+        hertz=hertz or 1.5e9,
+        bandwidth=2 * (memory_hertz or 1.6e9) * known.get("memoryBusWidth", 384) / 8,
         shared_bytes=known.get("sharedMemPerBlockOptin", 48 << 10),
         l2_bytes=known.get("l2CacheSize", 4 << 20),
     )
@@ -133,8 +138,12 @@ def state() -> dict[str, Any]:
             )
     except Exception as error:  # noqa: BLE001 - broken installations fail in ways of their own
         missing.append(f"CuPy does not work: {type(error).__name__}: {error}")
+    capable = [d for d in found["devices"] if tuple(map(int, d["compute_capability"].split("."))) >= _LEAST_CAPABILITY]
     if not found["devices"]:
         missing.append("no CUDA device was found")
+    elif not capable:
+        shown = ", ".join(f"{d['name']} has {d['compute_capability']}" for d in found["devices"])
+        missing.append(f"the kernels need compute capability {_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]}: {shown}")
     return found
 
 

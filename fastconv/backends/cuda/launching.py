@@ -27,7 +27,7 @@ Launch: TypeAlias = Callable[[Grid, "bytes | bytearray", Sequence[Any]], None]
 order, which are filled in here; None is a null pointer.
 """
 
-# Shared memory that a block may have without asking.
+# Shared memory that a block may have without asking, what its kernel declares included.
 _USUAL_SHARED = 48 << 10
 
 
@@ -103,8 +103,10 @@ class CupyLauncher:
             arch = compiling.architecture(device.properties(index).capability)
             module = cupy.RawModule(path=str(compiling.image_file(kernel.source, kernel.defines, arch)))
             function = module.get_function(kernel.name)
-            if shared > _USUAL_SHARED:
-                function.max_dynamic_shared_size_bytes = shared
+            # CuPy loads a file once: other plans launch the same function, whose limit must not become lower.
+            if shared and shared + function.shared_size_bytes > _USUAL_SHARED:
+                allowed = function.max_dynamic_shared_size_bytes
+                function.max_dynamic_shared_size_bytes = max(allowed, shared)
             functions[index] = function
             return function
 

@@ -23,6 +23,7 @@ class _WindowAlgorithm(CudaAlgorithm):
     """What these algorithms have in common: bytes and instructions to count."""
 
     what: ClassVar[str]
+    fallback: ClassVar[bool] = True
 
     def declines(self, problem: AnyProblem) -> str | None:
         if not isinstance(problem, PoolProblem) or not self._solves(problem):

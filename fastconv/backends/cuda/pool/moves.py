@@ -32,7 +32,7 @@ UNPOOL = Struct(
         **dict.fromkeys(("from_strides", "index_strides", "to_strides"), MAP_STRIDES),
         **dict.fromkeys(("small", "large"), array(INT, 3)),
         **dict.fromkeys(("by_small", "by_large"), array(FASTDIV, 2)),
-        **dict.fromkeys(("claims_image", "claims_channel", "claims_place", "claims_count"), LONG),
+        **dict.fromkeys(("places", "claims_image", "claims_channel", "claims_place", "claims_count"), LONG),
     },
 )
 UNFOLD = Struct(
@@ -77,6 +77,7 @@ def prepare_unpool(problem: PoolProblem, strides: Strides, max_workspace: int) -
             large=large,
             by_small=[fastdiv(size) for size in small[1:]],
             by_large=[fastdiv(size) for size in large[1:]],
+            places=places,
             claims_image=places * problem.c,
             claims_channel=1 if is_last else places,
             claims_place=problem.c if is_last else 1,

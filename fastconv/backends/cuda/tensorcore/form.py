@@ -112,7 +112,7 @@ class Form:
         group = output * (problem.oc // problem.groups)
         row, channel = (input_, output) if problem.direction == "dgrad" else (output, input_)
         lines = Lines(group, row, channel, three(axis, 0))
-        shape = (problem.oc * problem.ic, 1, *problem.kernel_size)
+        shape = (product.results, 1, *problem.kernel_size)
         found = self._in_chunks(lines, shape, product.channels)
         if found:
             return Operand("w", found, None)
