@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import cases, photographs, pictures, plots, probes, report, table
-from benchmarks.job import OUT, RESULTS, Job, Step
+from benchmarks.job import Job, Step
 from benchmarks.measure import CALL, CHOSEN
 from benchmarks.peers import select
+from benchmarks.places import OUT, RESULTS
 from benchmarks.report import Report
 from fastconv import networks
 

@@ -13,12 +13,10 @@ from benchmarks.cases import Case
 from benchmarks.measure import CALL, CHOSEN, measure
 from benchmarks.peak import measure_peak
 from benchmarks.peers import Peer
+from benchmarks.places import OUT
 from benchmarks.report import Report
 from fastconv import progress, registry
 from fastconv.machine import available_cores
-
-OUT = Path(__file__).parent / "out"
-RESULTS = Path(__file__).parent / "results"
 
 
 class Step(NamedTuple):

@@ -10,6 +10,7 @@ from cuda_emulation import emulated
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import correctness, timing
+from fastconv import registry
 from fastconv.notation import parse_problem
 
 
@@ -20,7 +21,8 @@ def test_it_says_what_is_missing(monkeypatch, capsys):
 
 
 def test_suite_counts_and_keeps_failures():
-    problems = [parse_problem(f"conv2d{d} n2 c3 i7 oc4 k3 cuda") for d in ("", ":dgrad")]
+    problems = [parse_problem(f"conv2d{d} n2 c3 i7 oc4 k3 cuda") for d in ("", ":dgrad", ":wgrad")]
+    unit = correctness.Unit("cuda/direct", "float32")
 
     def spoiled(algorithm):
         class Spoiled(correctness.OnDevice):
@@ -32,12 +34,33 @@ def test_suite_counts_and_keeps_failures():
         return Spoiled(algorithm)
 
     with emulated():
-        found = correctness.check(problems, time.monotonic() + 600, spoiled)
-        late = correctness.check(problems, time.monotonic() - 1, spoiled)
-    entry = found["cuda/direct"]
-    assert (entry["checked"], entry["skipped"]) == (2, 0)
-    assert [failure.partition(": ")[2] for failure in entry["failures"]] == ["RuntimeError: out of order"]
-    assert late["cuda/direct"] == {"checked": 0, "skipped": 2, "failures": []}
+        found = correctness.check_unit(unit, time.monotonic() + 600, spoiled, problems)
+        late = correctness.check_unit(unit, time.monotonic() - 1, spoiled, problems)
+        gone = correctness.check_unit(unit, time.monotonic() + 600, spoiled, problems, lambda: True)
+    assert (found["checked"], found["skipped"]) == (3, 0)
+    assert [failure.partition(": ")[2] for failure in found["failures"]] == ["RuntimeError: out of order"]
+    assert late == {"checked": 0, "skipped": 3, "failures": []}
+    assert (gone["checked"], gone["skipped"], len(gone["failures"])) == (2, 1, 1)
+
+
+def test_units_are_every_algorithm_on_every_type_and_tf32_apart():
+    found = correctness.units(["float32", "float16"])
+    keys = {a.key for a in registry.algorithms() if a.device == "cuda"}
+    assert {(u.algorithm, u.dtype, u.tf32) for u in found} == {
+        (key, *kind) for key in keys for kind in (("float32", False), ("float16", False), ("float32", True))
+    }
+    problem = parse_problem("conv2d n2 c16 i7 oc16 k3 cuda")
+    with emulated():
+        plain, rounded = (correctness.Unit("cuda/tensorcore", "float32", tf32) for tf32 in (False, True))
+        assert rounded.accepts(problem) and not plain.accepts(problem)
+        assert not correctness.Unit("cuda/direct", "float32", True).accepts(problem)
+
+
+def test_a_process_that_dies_costs_its_unit_only(monkeypatch):
+    """Here every unit fails: there is no CuPy or no device. Each tells so, and none takes the others with it."""
+    monkeypatch.setattr(correctness, "units", lambda dtypes: [correctness.Unit("cuda/none", d) for d in dtypes])
+    found = correctness.check(["float32", "float16"], time.monotonic() + 600, 1)
+    assert len(found["cuda/none"]["failures"]) == 2
 
 
 def test_problems_cover_every_direction_and_are_on_the_gpu():
@@ -62,10 +85,17 @@ def test_beginning_of_the_cases_is_a_sample():
 
 def test_summary_compares_the_better_layouts():
     def row(entrant, seconds, *, chosen=False, text="conv2d:fprop n1 ic3 f32"):
-        return {"case": text, "problem": text, "entrant": entrant, "seconds": seconds, "chosen": chosen}
+        about = {"case": text, "problem": text, "entrant": entrant, "seconds": seconds, "chosen": chosen}
+        return {**about, "bytes": 12.0, "failure": None}
 
     rows = [row("cudnn", 4.0), row("cudnn", 3.0), row("cuda/a", 2.0), row("cuda/b", 6.0, chosen=True), row("x", None)]
-    found = timing.summary([*rows, row("cudnn", 1.0, text="max_pool2d:fprop n1 f32")])
+    rows.append({**row("cuda/wrong", 0.1), "failure": "differs"})
+    pool = "max_pool2d:fprop n1 f32"
+    found = timing.summary([*rows, row("cudnn", 1.0, text=pool), row("cuda/pool", 2.0, text=pool)], bandwidth=8.0)
     assert found == {
-        "dense fprop f32": {"cases": 1, "best": pytest.approx(1.5), "chosen": pytest.approx(0.5), "faster": 1}
-    }
+        "dense fprop f32": {"cases": 1, "best": pytest.approx(1.5), "chosen": pytest.approx(0.5), "faster": 1},
+        "pool fprop f32": {
+            "cases": 1, "best": pytest.approx(0.5), "chosen": pytest.approx(0.5), "faster": 0,
+            "of_bandwidth": pytest.approx(0.75),
+        },
+    }  # fmt: skip

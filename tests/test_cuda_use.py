@@ -274,3 +274,14 @@ def test_large_weights_need_no_packing():
     problem = parse_problem("linear n16 c4096 oc4096 cuda").replace(dtype="float16")
     form = Form(Product(problem), usual_strides(problem), 16)
     assert form.matrix.packing is None
+
+
+@pytest.mark.parametrize(
+    "text", ["conv2d n1 c70000 i1 oc70000 k1 g70000 cuda", "conv2d n1 c140000 i1 oc140000 k1 g70000 cuda"]
+)
+def test_more_groups_than_a_grid_has_rows_are_left_to_others(text):
+    problem = parse_problem(text)
+    with emulated():
+        for key in ("cuda/depthwise", "cuda/grouped"):
+            assert registry.find(key).refuses(problem)
+        assert registry.find("cuda/direct").refuses(problem) is None

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fastconv import dispatch, registry, testing
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.notation import format_problem, parse_problem
-from fastconv.options import Options
+from fastconv.options import Options, applied
 from fastconv.problem import DTYPES, PoolProblem
+
+PROCESSES = 8
 
 # Larger than the shape sets' problems: several tiles along every side, several parts of a reduction.
 LARGER = """
@@ -78,35 +82,105 @@ class OnDevice:
         return Plan(problem, self.algorithm, run)
 
 
-def check(
-    among: Iterable[AnyProblem], deadline: float, place: Callable[[Algorithm], Any] = OnDevice
-) -> dict[str, dict[str, Any]]:
-    """Check every CUDA algorithm on every problem that it accepts, and return by algorithm how that went.
+class Unit(NamedTuple):
+    """What one process checks: an algorithm on elements of one type; with ``tf32`` what it solves only as TF32."""
+
+    algorithm: str
+    dtype: str
+    tf32: bool = False
+
+    def options(self) -> Options:
+        """Return the options that it runs under."""
+        return Options(tf32=self.tf32)
+
+    def accepts(self, problem: AnyProblem) -> bool:
+        """Whether a problem is one of those to check."""
+        algorithm = registry.find(self.algorithm)
+        with applied(Options()):
+            plainly = algorithm.refuses(problem) is None
+        if not self.tf32:
+            return plainly
+        with applied(self.options()):
+            return not plainly and algorithm.refuses(problem) is None
+
+
+def units(dtypes: Iterable[str]) -> list[Unit]:
+    """Return what there is to check, in the order of the element types."""
+    keys = [a.key for a in registry.algorithms() if a.device == "cuda"]
+    found = [Unit(key, dtype) for dtype in dtypes for key in keys]
+    return found + [Unit(key, "float32", tf32=True) for key in keys]
+
+
+def check_unit(
+    unit: Unit,
+    deadline: float,
+    place: Callable[[Algorithm], Any] = OnDevice,
+    among: Iterable[AnyProblem] | None = None,
+    lost: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Check one algorithm on every problem that it accepts, and return how that went.
 
     Parameters
     ----------
-    among : iterable of problems
+    unit : Unit
     deadline : float
         Of `time.monotonic`: what comes after is counted as skipped.
     place : callable
         Makes an algorithm take NumPy arrays.
+    among : iterable of problems, optional
+        By default those of `problems`.
+    lost : callable
+        Asked after a failure whether the device can no longer be used: then the rest is skipped.
     """
-    algorithms = [a for a in registry.algorithms() if a.device == "cuda"]
-    found: dict[str, dict[str, Any]] = {a.key: {"checked": 0, "skipped": 0, "failures": []} for a in algorithms}
-    for problem in among:
-        for algorithm in algorithms:
-            entry = found[algorithm.key]
-            if algorithm.refuses(problem) is not None:
-                continue
-            if time.monotonic() > deadline:
-                entry["skipped"] += 1
-                continue
-            entry["checked"] += 1
+    entry: dict[str, Any] = {"checked": 0, "skipped": 0, "failures": []}
+    gone = False
+    for problem in problems(unit.dtype) if among is None else among:
+        if not unit.accepts(problem):
+            continue
+        if gone or time.monotonic() > deadline:
+            entry["skipped"] += 1
+            continue
+        entry["checked"] += 1
+        try:
+            with applied(unit.options()):
+                testing.check_problem(place(registry.find(unit.algorithm)), problem)
+        except Exception as error:  # noqa: BLE001 - whatever fails is written down, and the others go on
+            entry["failures"].append(f"{format_problem(problem)}: {type(error).__name__}: {error}"[:500])
+            gone = lost()
+    return entry
+
+
+def check(dtypes: Iterable[str], deadline: float, processes: int = PROCESSES) -> dict[str, dict[str, Any]]:
+    """Check every CUDA algorithm, and return by algorithm how that went.
+
+    Each unit has a process of its own: a kernel that reads where it must not takes the device from its whole process.
+    Several run side by side, since most of the time goes into compiling.
+    """
+    waiting = units(dtypes)
+    found: dict[str, dict[str, Any]] = {
+        unit.algorithm: {"checked": 0, "skipped": 0, "failures": []} for unit in waiting
+    }
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, spawn, max_tasks_per_child=1) as pool:
+        for unit, task in [(unit, pool.submit(check_unit, unit, deadline, lost=_lost)) for unit in waiting]:
             try:
-                testing.check_problem(place(algorithm), problem)
-            except Exception as error:  # noqa: BLE001 - whatever fails is written down, and the others go on
-                entry["failures"].append(f"{format_problem(problem)}: {type(error).__name__}: {error}"[:500])
+                part = task.result()
+            except Exception as error:  # noqa: BLE001 - the process itself has died
+                part = {"checked": 0, "skipped": 0, "failures": [f"{unit}: {type(error).__name__}: {error}"[:500]]}
+            for name, value in part.items():
+                found[unit.algorithm][name] += value
     return found
+
+
+def _lost() -> bool:
+    """Whether this process can no longer use the device."""
+    import cupy
+
+    try:
+        cupy.cuda.Device().synchronize()
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return True
+    return False
 
 
 def unsolved(dtypes: Iterable[str] = DTYPES) -> list[str]:

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from benchmarks.peers.torch import Torch
 from fastconv import dispatch, registry
-from fastconv.algorithm import AnyProblem
-from fastconv.options import Options
+from fastconv.algorithm import EPSILON, ERROR_CONSTANT, Algorithm, AnyProblem
+from fastconv.options import Options, applied
 from fastconv.problem import ConvProblem, PoolProblem
 
 # Buffers rotate, so that no run finds its inputs in a cache: sets of them together are so many times its size.
@@ -19,7 +19,11 @@ HOPELESS = 20.0
 
 
 class Entrant(NamedTuple):
-    """Something to time: ``run(i)`` computes on the i-th set of buffers."""
+    """Something to time: ``run(i)`` computes on the i-th set of buffers.
+
+    ``first()`` returns the first set's result, which may differ from cuDNN's by ``allowed``, as a share of the largest
+    element.
+    """
 
     name: str
     layout: str
@@ -27,6 +31,7 @@ class Entrant(NamedTuple):
     run: Callable[[int], Any]
     capture: Callable[[Callable[[], None]], Callable[[], None]]
     first: Callable[[], Any]
+    allowed: float = 0.0
 
 
 def sets_of(problem: AnyProblem, cache: int, room: int) -> int:
@@ -35,18 +40,24 @@ def sets_of(problem: AnyProblem, cache: int, room: int) -> int:
     return max(1, min(wanted, room // max(1, 2 * problem.bytes), 256))
 
 
-def fastconv_entrants(problem: AnyProblem, tensors: list[list[Any]]) -> list[Entrant]:
+def fastconv_entrants(problem: AnyProblem, tensors: list[list[Any]], options: Options) -> list[Entrant]:
     """Return every CUDA algorithm that accepts a problem, over sets of PyTorch tensors that they share with PyTorch."""
     import cupy
 
-    choice = dispatch.survey(problem, Options(max_workspace=1 << 30))
+    choice = dispatch.survey(problem, options)
     usable = [c for c in choice.candidates if c.refusal is None]
     inputs = [tuple(_as_cupy(tensor) for tensor in some) for some in tensors]
     found = []
     for candidate in usable:
         if candidate.seconds > HOPELESS * usable[0].seconds:
             continue
-        plan = registry.find(candidate.algorithm).plan(problem)
+        algorithm = registry.find(candidate.algorithm)
+        try:
+            with applied(options):
+                plan = algorithm.plan(problem)
+        except Exception as error:  # noqa: BLE001 - the others go on
+            found.append(_failed(candidate.algorithm, problem.layout, error))
+            continue
         outputs = [tuple(_empty(operand, problem.layout) for operand in problem.outputs) for _ in inputs]
 
         def run(i: int, plan: Any = plan, outputs: Any = outputs) -> Any:
@@ -60,9 +71,24 @@ def fastconv_entrants(problem: AnyProblem, tensors: list[list[Any]]) -> list[Ent
                 run,
                 _cupy_graph,
                 lambda outputs=outputs: cupy.asnumpy(outputs[0][0].astype("float32")),
+                _allowed(algorithm, problem),
             )
         )
     return found
+
+
+def _allowed(algorithm: Algorithm, problem: AnyProblem) -> float:
+    """Return the largest difference from cuDNN's result, as a share of the largest element: both round."""
+    return 2 * algorithm.error_bound(problem) + ERROR_CONSTANT * EPSILON[problem.dtype]
+
+
+def _failed(name: str, layout: str, error: Exception) -> Entrant:
+    """Return an entrant whose every run tells why there is none."""
+
+    def run(i: int) -> None:
+        raise error
+
+    return Entrant(name, layout, False, run, _cupy_graph, lambda: None)
 
 
 def torch_entrant(problem: AnyProblem, tensors: list[list[Any]]) -> Entrant | None:

@@ -14,20 +14,29 @@ from benchmarks.cases import Case, layers
 from benchmarks.gpu.entrants import Entrant, fastconv_entrants, sets_of, tensors_for, torch_entrant
 from fastconv import networks
 from fastconv.notation import format_problem
+from fastconv.options import Options, applied
 from fastconv.problem import PoolProblem
 
 # How long one turn is, and how many rounds of turns there are.
 TURN, ROUNDS = 4e-3, 7
 
 
+TF32 = "tf32"
+"""What float32 is called among the types to measure where both sides may round to TF32."""
+
+
 def cases(batches: Sequence[int], dtypes: Sequence[str]) -> Iterator[Case]:
-    """Yield the distinct layers of all networks in every direction, spread so that any beginning is a fair sample."""
+    """Yield the distinct layers of all networks in every direction, spread so that any beginning is a fair sample.
+
+    The last word of a case's name is its element type, or `TF32`.
+    """
     found = [
-        Case(f"{case.name} {dtype}", _on_gpu(case.problem, dtype))
+        Case(f"{case.name} {dtype}", _on_gpu(case.problem, "float32" if dtype == TF32 else dtype))
         for n in batches
         for direction in ("fprop", "dgrad", "wgrad")
         for case in layers(list(networks.NETWORKS), n, direction)
         for dtype in dtypes
+        if dtype != TF32 or not isinstance(case.problem, PoolProblem)
     ]
     step = next(s for s in range(int(0.618 * len(found)), len(found) + 2) if math.gcd(s, len(found)) == 1)
     yield from (found[i * step % len(found)] for i in range(len(found)))
@@ -41,25 +50,32 @@ def _on_gpu(problem: Any, dtype: str) -> Any:
 def measure(case: Case, cache: int, room: int) -> list[dict[str, Any]]:
     """Time all entrants on a case in both layouts, and return a row each."""
     rows: list[dict[str, Any]] = []
+    tf32 = allow_tf32(case.name.endswith(TF32))
+    options = Options(max_workspace=1 << 30, tf32=tf32)
     for layout in ("channels_first", "channels_last"):
         problem = case.problem.replace(layout=layout)
         if problem.ndim == 0 and layout == "channels_last":
             continue
         tensors = tensors_for(problem, sets_of(problem, cache, room))
         peer = torch_entrant(problem, tensors)
-        entrants = [*fastconv_entrants(problem, tensors), *([peer] if peer else [])]
+        entrants = [*fastconv_entrants(problem, tensors, options), *([peer] if peer else [])]
         reference = peer.first() if peer else None
-        timed = _rounds(entrants, len(tensors))
+        with applied(options):
+            timed = _rounds(entrants, len(tensors))
+        for entrant, result in zip(entrants, timed, strict=True):
+            result["deviation"] = _deviation(entrant, reference) if result["failure"] is None else None
+            if result["deviation"] is not None and not result["deviation"] <= entrant.allowed:
+                result["failure"] = f"differs from cuDNN's by {result['deviation']:.2g} of the largest element"
         rows += [
             {
                 "case": case.name,
+                "tf32": tf32,
                 "problem": format_problem(problem),
                 "flops": problem.flops,
                 "bytes": problem.bytes,
                 "entrant": entrant.name,
                 "layout": layout,
                 "chosen": entrant.chosen,
-                "deviation": _deviation(entrant, reference),
                 **result,
             }
             for entrant, result in zip(entrants, timed, strict=True)
@@ -115,6 +131,23 @@ def _seconds(work: Callable[[], None]) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
+def allow_tf32(allowed: bool) -> bool:
+    """Tell PyTorch whether float32 may be computed as TF32; return that."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    return allowed
+
+
+def copy_bandwidth(size: int = 1 << 30) -> float:
+    """Return the bytes a second, read and written, of a copy that no cache holds."""
+    import torch
+
+    source = torch.ones(size, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    return 2 * size / min(_seconds(lambda: target.copy_(source)) for _ in range(ROUNDS))
+
+
 def latency() -> dict[str, float]:
     """Return the seconds of a call from Python on 1x64x8x8, where launching is all there is."""
     import cupy
@@ -140,12 +173,16 @@ def latency() -> dict[str, float]:
     return {name: statistics.median(taken[1:]) for name, taken in times.items()}
 
 
-def summary(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Return geometric means of cuDNN's best time over fastconv's, and how often it is faster, by kind of problem."""
+def summary(rows: Iterable[dict[str, Any]], bandwidth: float = math.inf) -> dict[str, dict[str, float]]:
+    """Return geometric means of cuDNN's best time over fastconv's, and how often it is faster, by kind of problem.
+
+    Of pools also the share of a bandwidth that the best fastconv reaches.
+    """
     by_case: dict[str, dict[str, float]] = {}
     for row in rows:
-        if row["seconds"] is not None:
-            best = by_case.setdefault(row["case"], {"kind": _kind(row)})  # type: ignore[dict-item]
+        if row["seconds"] is not None and row["failure"] is None:
+            about = {"kind": _kind(row), "bytes": row["bytes"]}
+            best = by_case.setdefault(row["case"], about)  # type: ignore[arg-type]
             side = "cudnn" if row["entrant"] == "cudnn" else "chosen" if row["chosen"] else "other"
             for name in (side, "fastconv") if side != "cudnn" else (side,):
                 best[name] = min(best.get(name, math.inf), row["seconds"])
@@ -159,9 +196,14 @@ def summary(rows: Iterable[dict[str, Any]]) -> dict[str, dict[str, float]]:
             "best": statistics.geometric_mean(b["cudnn"] / b["fastconv"] for b in those),
             "chosen": statistics.geometric_mean(b["cudnn"] / b.get("chosen", b["fastconv"]) for b in those),
             "faster": sum(b["fastconv"] < b["cudnn"] for b in those),
+            **({"of_bandwidth": _of_bandwidth(those, bandwidth)} if kind.startswith("pool") else {}),
         }
         for kind, those in sorted(found.items())
     }
+
+
+def _of_bandwidth(those: Sequence[dict[str, float]], bandwidth: float) -> float:
+    return statistics.geometric_mean(max(b["bytes"] / b["fastconv"] / bandwidth, 1e-9) for b in those)
 
 
 def _kind(row: dict[str, Any]) -> str:
@@ -170,4 +212,5 @@ def _kind(row: dict[str, Any]) -> str:
     groups = [int(word[1:]) for word in words if word[:1] == "g" and word[1:].isdigit()]
     shape = "pool" if "pool" in op else "grouped" if groups and groups[0] > 1 else "dense"
     dtype = next((word for word in words if word in ("f32", "f64", "f16", "bf16")), "f32")
+    dtype = TF32 if row.get("tf32") else dtype
     return f"{shape} {direction or 'fprop'} {dtype}"

@@ -15,9 +15,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.job import OUT, RESULTS
 from benchmarks.networks.entrants import EAGER, ENTRANTS, FASTCONV, Job
 from benchmarks.networks.measuring import Row, measure
+from benchmarks.places import OUT, RESULTS
 from benchmarks.report import Report
 from fastconv import files, networks, progress
 from fastconv.machine import available_cores

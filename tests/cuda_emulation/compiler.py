@@ -49,9 +49,6 @@ class Compiler:
     def empty(self, count: int, dtype: str) -> Any:
         raise AssertionError("nothing is launched here")
 
-    def upload(self, array: Any) -> Any:
-        return array
-
     def address(self, array: Any) -> int:
         raise AssertionError("nothing is launched here")
 

@@ -23,8 +23,6 @@ from fastconv.backends.cuda.device import Properties
 from fastconv.backends.cuda.launching import Kernel, Launch
 
 HERE = Path(__file__).parent
-# The rows of a grid, at most: of its columns there may be 2^31.
-_MOST_ROWS = 65535
 ORDERS = ("forward", "reverse", "shuffled")
 CHECKS = "alignment,bounds,shift,signed-integer-overflow"
 FLAGS = (
@@ -85,9 +83,6 @@ class Emulator:
         scratch.view(np.uint8)[...] = 0xFF
         return scratch
 
-    def upload(self, array: Any) -> Any:
-        return np.ascontiguousarray(array)
-
     def address(self, array: Any) -> int:
         """Return where an array would be if CuPy had allocated what it is a view of."""
         return 256 + _low(array) - _low(_owner(array)) + _origin(array)
@@ -96,7 +91,9 @@ class Emulator:
         program = program_of(kernel.source, kernel.defines)
 
         def launch(grid: tuple[int, ...], parameters: bytes | bytearray, arrays: Sequence[Any]) -> None:
-            assert grid[0] < 2**31 and all(size <= _MOST_ROWS for size in grid[1:]), f"no GPU has a grid of {grid}"
+            assert grid[0] < 2**31 and all(size <= launching.MOST_ROWS for size in grid[1:]), (
+                f"no GPU has a grid of {grid}"
+            )
             # They begin anywhere, so that a kernel which most problems launch once has all orders among them.
             order = self.launches.setdefault(kernel.name, zlib.crc32(repr((kernel, grid)).encode()) >> 1)
             self.launches[kernel.name] += 1

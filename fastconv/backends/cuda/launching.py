@@ -17,6 +17,9 @@ from fastconv.backends.cuda import compiling, device
 from fastconv.backends.cuda.device import Properties
 
 Grid: TypeAlias = tuple[int, ...]
+MOST_ROWS = 65535
+"""The most that the second and the third number of a grid may be."""
+
 Block: TypeAlias = tuple[int, int, int]
 Defines: TypeAlias = tuple[tuple[str, str], ...]
 
@@ -54,9 +57,6 @@ class Launcher(Protocol):
     def empty(self, count: int, dtype: str) -> Any:
         """Return scratch memory, a flat array, on the current device."""
 
-    def upload(self, array: Any) -> Any:
-        """Return a copy of a NumPy array on the current device."""
-
     def address(self, array: Any) -> int:
         """Return the address of an array's first element."""
 
@@ -83,11 +83,6 @@ class CupyLauncher:
         import cupy
 
         return cupy.empty(count, dtype)
-
-    def upload(self, array: Any) -> Any:
-        import cupy
-
-        return cupy.asarray(array)
 
     def address(self, array: Any) -> int:
         return int(array.data.ptr)

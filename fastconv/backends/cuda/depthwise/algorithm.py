@@ -37,6 +37,8 @@ class Depthwise(CudaAlgorithm):
         if taps > _MOST_TAPS:
             return f"a kernel of more than {_MOST_TAPS} elements does not fit into shared memory"
         channels = max(problem.ic, problem.oc)
+        if channels > launching.MOST_ROWS:
+            return f"more than {launching.MOST_ROWS} channels"
         positions = max(math.prod(problem.input_size), math.prod(problem.output_size))
         if max(problem.n * channels, problem.n * positions, channels * taps) >= _MOST:
             return "more than 2^31 planes or positions"

@@ -34,6 +34,8 @@ class Grouped(CudaAlgorithm):
             return f"takes at most {_MOST_CHANNELS} channels a group, not {channels}"
         if problem.padding_mode != "zeros":
             return f"pads with zeros, not in padding_mode {problem.padding_mode!r}"
+        if problem.groups > launching.MOST_ROWS:
+            return f"more than {launching.MOST_ROWS} groups"
         positions = max(math.prod(problem.input_size), math.prod(problem.output_size))
         if problem.n * positions >= _MOST:
             return "more than 2^31 positions"
