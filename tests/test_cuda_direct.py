@@ -148,3 +148,26 @@ def test_infinite_weights_do_not_meet_padding_in_input_gradients():
         with emulated(Emulator(properties=properties)):
             outputs = testing.run(registry.find("cuda/direct"), problem, inputs)
         testing.compare(problem, outputs, expected, registry.find("cuda/direct").error_bound(problem))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d n5 c3 i14 oc4 k3 p1 s2 bias residual relu",
+        "conv2d:dgrad n5 c3 i14 oc4 k3 p1 s2",
+        "conv2d:dgrad n5 c3 i7 oc4 k3 p1 reflect",
+        "conv2d n5 c3 i7 oc4 k3 channels_last",
+    ],
+)
+def test_positions_beyond_32_bits_are_counted_in_portions(monkeypatch, text):
+    problem = parse_problem(f"{text} cuda")
+    direct = registry.find("cuda/direct")
+    monkeypatch.setattr("fastconv.backends.cuda.direct.algorithm._MOST", 120)
+    with emulated() as emulator:
+        assert direct.refuses(problem) is None
+        testing.check_problem(direct, problem)
+        emulator.launched.clear()
+        testing.run(direct, problem, testing.random_inputs(problem))
+        assert len(emulator.launched) > 1
+        whole = direct.refuses(parse_problem("conv2d:wgrad n5 c3 i7 oc4 k3 p1 cuda"))
+    assert whole == "has 2^31 positions and more"
