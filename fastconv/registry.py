@@ -47,6 +47,7 @@ _BUILT_IN = (
     "fastconv.backends.cuda.tensorcore.algorithm:Tensorcore",
     "fastconv.backends.cuda.depthwise.algorithm:Depthwise",
     "fastconv.backends.cuda.grouped.algorithm:Grouped",
+    "fastconv.backends.cuda.grouped.algorithm:GroupedWgrad",
     "fastconv.backends.cuda.winograd:Winograd",
     "fastconv.backends.cuda.bias_gradient:BiasGradient",
     "fastconv.backends.cuda.pool.algorithm:Pool",

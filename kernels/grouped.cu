@@ -2,13 +2,9 @@
 // their source channels in shared memory, a thread OUTPUTS channels of a column of ROWS results in registers. Tiles are
 // made of whole groups, so that no product is with padding. What is gathered: see Axis in convolution.cuh.
 //
-// Macros: ELEMENT; OUTPUTS, ROWS, THREADS; LAST (whether channels are neighbours in memory, not columns); LOAD
-// (elements of the source that are copied at once: along columns, or channels if LAST); STORE (channels that are stored
-// at once); GRADIENT.
+// Macros: see grouped.cuh; OUTPUTS, ROWS; STORE (channels that are stored at once); GRADIENT.
 
-#include "async.cuh"
-#include "convolution.cuh"
-#include "plane.cuh"
+#include "grouped.cuh"
 
 using namespace fastconv;
 
@@ -45,19 +41,7 @@ struct GroupedParameters {
     Phase phase[MAX_PHASES];
 };
 
-using Sum = Accumulator<ELEMENT>;
-
 constexpr int PIECE = OUTPUTS < vector_count<Sum> ? OUTPUTS : vector_count<Sum>;
-
-// The first element that the first of some positions reads, through whichever tap.
-__device__ inline int first_source(const Axis& axis, int position) {
-    return position * axis.stride + axis.origin + min(0, (axis.taps - 1) * axis.dilation);
-}
-
-// Where a block is: the first group, row and column of results, and row and column of the source.
-struct BlockPlace {
-    int group, image, row, column, source_row, source_column;
-};
 
 __device__ inline BlockPlace block_place(const GroupedParameters& p, const Phase& phase) {
     const auto [above, column_tile] = p.by_column_tiles.divmod(blockIdx.x);
@@ -68,42 +52,8 @@ __device__ inline BlockPlace block_place(const GroupedParameters& p, const Phase
     block.row = static_cast<int>(row_tile) * p.row_groups * ROWS;
     block.column = static_cast<int>(column_tile) * p.columns;
     block.source_row = first_source(phase.row, block.row);
-    block.source_column = first_source(phase.column, block.column);
-    if (!LAST) {  // so that copies are aligned
-        const int beyond = block.source_column % LOAD;
-        block.source_column -= beyond < 0 ? beyond + LOAD : beyond;
-    }
+    block.source_column = aligned_column(first_source(phase.column, block.column));
     return block;
-}
-
-// Copies some channels of the block's groups, from `first` on, with zeros beyond their edges.
-__device__ inline void stage_source(const GroupedParameters& p, Sum* tile, const Phase& phase, const BlockPlace& block,
-                                    int image, int first) {
-    const int fast = LAST ? p.block_groups * p.chunk / LOAD : p.line / LOAD;
-    const int count = LAST ? p.source_rows * p.line * fast : p.block_groups * p.chunk * p.source_rows * fast;
-    for (int index = static_cast<int>(threadIdx.x); index < count; index += THREADS) {
-        const auto [above, unit] = p.by_fast.divmod(index);
-        const auto [slow, middle] = p.by_middle.divmod(above);
-        const int staged = LAST ? static_cast<int>(unit) * LOAD : static_cast<int>(slow);
-        const int row = LAST ? static_cast<int>(slow) : static_cast<int>(middle);
-        const int column = LAST ? static_cast<int>(middle) : static_cast<int>(unit) * LOAD;
-        const auto [group, channel] = p.by_chunk.divmod(staged);
-        const int g = block.group + static_cast<int>(group), c = first + static_cast<int>(channel);
-        const int y = block.source_row + row, x = block.source_column + column;
-        const bool valid = within(y, phase.row.size) && within(x, phase.column.size) &&
-                           c < p.inputs && g < p.groups;
-        const long long at = p.source_map.at(image, g * p.inputs + c, y, x);
-        Sum* const to = tile + staged * p.plane + row * p.line + column;
-        if constexpr (sizeof(ELEMENT) == sizeof(Sum) && (!LAST || LOAD == 1)) {
-            copy_async<LOAD * sizeof(ELEMENT)>(to, valid ? p.source + at : p.source, valid);
-        } else {
-            Vector<ELEMENT, LOAD> loaded = {};
-            if (valid) loaded = load_vector<LOAD>(p.source + at);
-#pragma unroll
-            for (int i = 0; i < LOAD; ++i) to[i * (LAST ? p.plane : 1)] = widen(loaded.at[i]);
-        }
-    }
-    commit_async();
 }
 
 // Copies the weights of some source channels: [group][channel][tap][output], outputs padded with zeros.
@@ -233,7 +183,7 @@ KERNEL(grouped, GroupedParameters, THREADS, 2) {
     for (int image = block.image; image < min(block.image + p.passes, p.images); ++image) {
         Sum sum[ROWS][OUTPUTS] = {};
         for (int first = 0; first < p.inputs; first += p.chunk) {
-            stage_source(p, tile, phase, block, image, first);
+            stage_source(p, tile, phase.row, phase.column, block, image, first);
             if (image == block.image || p.chunk < p.inputs) stage_weight(p, weights, phase, block, first);
             wait_async<0>();
             __syncthreads();

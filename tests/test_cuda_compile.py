@@ -92,6 +92,13 @@ PROBLEMS = {
         conv2d n16 c128 i56 oc128 k3 p1 g32 channels_last f16
         conv2d:dgrad n16 c256 i56 oc256 k3 p1 s2 g32 f64
     """,
+    "cuda/grouped_wgrad": """
+        conv2d:wgrad n16 c128 i56 oc128 k3 p1 g32
+        conv2d:wgrad n16 c128 i56 oc128 k3 p1 g32 channels_last f16
+        conv2d:wgrad n16 c256 i56 oc256 k3 p1 s2 g8 bf16
+        conv2d:wgrad n16 c64 i28 oc64 k7 p3 g8 f64
+        conv2d:wgrad n16 c64 i28 oc64 k5 p2 g4 f64 channels_last
+    """,
     "cuda/winograd4": """
         conv2d n16 c64 i56 oc64 k3 p1 bias relu
         conv2d:dgrad n16 c64 i56 oc64 k3 p1 channels_last

@@ -15,11 +15,11 @@ from fastconv.problem import DTYPES, ConvProblem
 THREADS = 256
 ROWS = 4
 MAX_PHASES = 4
-_SHARED = 48 << 10
+SHARED = 48 << 10
 # Blocks that a multiprocessor runs side by side; images of a block that has its weights at hand.
-_RESIDENT, _MOST_PASSES = 2, 8
+RESIDENT, _MOST_PASSES = 2, 8
 # Instructions beside multiply-adds, a source element of a tile; share of the peak. Not measured.
-_STAGING, _EFFICIENCY = 20, 0.6
+STAGING, EFFICIENCY = 20, 0.6
 
 
 class Tile(NamedTuple):
@@ -129,13 +129,13 @@ class Work:
         bytes_of_one = (plane + self.taps * self.output_blocks * self.thread_outputs) * self.size
         unit = load if last else 1
         chunk = self.inputs
-        while chunk > unit and chunk * bytes_of_one > _SHARED:
+        while chunk > unit and chunk * bytes_of_one > SHARED:
             chunk = max(unit, chunk // 2 // unit * unit)
-        if chunk * bytes_of_one > _SHARED:
+        if chunk * bytes_of_one > SHARED:
             return None
         groups = 1
         if chunk == self.inputs:
-            groups = min(THREADS // threads, self.problem.groups, _SHARED // (chunk * bytes_of_one))
+            groups = min(THREADS // threads, self.problem.groups, SHARED // (chunk * bytes_of_one))
         return Tile(groups, columns, row_groups, chunk, source_rows, line, plane)
 
     def shared(self, tile: Tile) -> int:
@@ -163,10 +163,10 @@ class Work:
         sums = THREADS * ROWS * self.thread_outputs * self.inputs * max(self.taps, 1)
         weights = self.taps * self.output_blocks * self.thread_outputs
         staged = tile.groups * self.inputs * (tile.source_rows * tile.line + weights)
-        return 2.0 * (sums + _STAGING * staged)
+        return 2.0 * (sums + STAGING * staged)
 
     def _cost(self, tile: Tile) -> float:
-        slots = _RESIDENT * self.properties.multiprocessors
+        slots = RESIDENT * self.properties.multiprocessors
         return max(1.0, self.blocks(tile, 1) / slots) * self._block_flops(tile)
 
     @property
@@ -178,7 +178,7 @@ class Work:
             flops=blocks * self._block_flops(tile),
             moved=self.problem.bytes,
             blocks=blocks,
-            peak=_EFFICIENCY * self.properties.peak(self.problem.accumulator),
-            resident=_RESIDENT,
+            peak=EFFICIENCY * self.properties.peak(self.problem.accumulator),
+            resident=RESIDENT,
             launches=-(-len(self.phases) // MAX_PHASES),
         )
