@@ -364,6 +364,7 @@ def _info(args: argparse.Namespace) -> Part:
         "CUDA": {
             "driver": "none" if cuda["driver"] is None else f"for CUDA {'.'.join(map(str, cuda['driver']))}",
             "CuPy": cuda["cupy"] or "none",
+            "NVRTC": "none" if cuda["nvrtc"] is None else ".".join(map(str, cuda["nvrtc"])),
             "devices": ", ".join(f"{d['name']} ({d['compute_capability']})" for d in cuda["devices"]) or "none",
             **({"missing": "; ".join(cuda["missing"])} if cuda["missing"] else {}),
         },

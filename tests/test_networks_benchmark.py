@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 pytest.importorskip("rich")
 
 from benchmarks.networks import __main__ as command
-from benchmarks.networks import entrants, measuring
+from benchmarks.networks import entrants, measuring, results, table
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -70,7 +70,7 @@ def test_memory_of_a_process_alone():
 
 
 def test_command(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(command, "RESULTS", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
     given = ["lenet5", "--inference", "1", "--training", "--threads", "1", "--seconds", "0.01", "--no-memory"]
     assert command.main([*given, "--entrants", "fastconv", "torch", "--save", "here"]) == 0
     shown = capsys.readouterr().out
@@ -78,6 +78,18 @@ def test_command(tmp_path, monkeypatch, capsys):
     assert "times as fast as torch" in shown
     saved = json.loads((tmp_path / "here.json").read_text())
     assert [row["entrant"] for row in saved["rows"]] == ["fastconv", "torch"]
+    first = saved["rows"][0]["seconds"]
+    assert command.main([*given, "--entrants", "torch", "--save", "here"]) == 0
+    again = json.loads((tmp_path / "here.json").read_text())["rows"]
+    assert sorted(row["entrant"] for row in again) == ["fastconv", "torch"]
+    assert next(row["seconds"] for row in again if row["entrant"] == "fastconv") == first  # kept
+    capsys.readouterr()
+    assert command.main(["--show", "here"]) == 0
+    assert "| lenet5 | " in capsys.readouterr().out
+    (tmp_path / "other.json").write_text("{}")
+    for name in ("nowhere", "other"):
+        assert command.main(["--show", name]) == 2
+        assert name in capsys.readouterr().err
     assert command.main(["lenet6"]) == 2
     assert "unknown network 'lenet6'" in capsys.readouterr().err
 
@@ -89,6 +101,34 @@ def test_means_are_geometric_and_of_the_best_rival():
         for network, factor in (("a", 1), ("b", 1))
         for entrant, value in {**seconds, "torch channels-last": 2.0 if network == "a" else 8.0}.items()
     ]
-    eager, onnx = command.means(rows)
+    eager, onnx = table.means(rows)
     assert "2.83 times as fast as torch or torch channels-last" in eager  # the root of 2 * 4
     assert "1.00 times as fast as onnxruntime" in onnx
+
+
+def test_networks_beside_each_other():
+    def row(network, entrant, seconds, memory=None, failure=None, training=False):
+        return measuring.Row(network, 1, training, 2, entrant, seconds, 1 / seconds, memory, failure=failure)
+
+    rows = [
+        row("a", "fastconv", 1.0, 3 << 20),
+        row("a", "torch", 4.0, 8 << 20),
+        row("a", "torch channels-last", 2.0, 9 << 20),
+        row("b", "fastconv", 1.0, 4 << 20),
+        row("b", "torch", 8.0),
+        row("b", "torch channels-last", 0.1, failure="wrong"),
+        row("a", "fastconv", 1.0, training=True),
+    ]
+    assert table.times(rows) == [
+        "| network | inference of 1, ms | PyTorch | training of 1, ms |",
+        "| --- | --- | --- | --- |",
+        "| a | 1e+03 | 2.00 | 1e+03 |",
+        "| b | 1e+03 | 8.00 |  |",
+        "| geometric mean |  | 4.00 |  |",
+    ]
+    assert table.memory(rows) == [
+        "| network | inference of 1, MiB | PyTorch |",
+        "| --- | --- | --- |",
+        "| a | 3 | 8 |",
+        "| b | 4 |  |",
+    ]

@@ -171,14 +171,14 @@ def _compile_model(job: Job) -> Run:
     return torch_run(job, made=fastconv.torch.compile_model)
 
 
-FASTCONV = "fastconv"
+FASTCONV, COMPILED, ONNXRUNTIME = "fastconv", "torch.compile", "onnxruntime"
 ENTRANTS = (
     Entrant(FASTCONV, (), True, _fastconv),
     Entrant("torch", ("torch",), True, torch_run),
     Entrant("torch channels-last", ("torch",), True, _channels_last),
-    Entrant("torch.compile", ("torch",), True, _torch_compile),
+    Entrant(COMPILED, ("torch",), True, _torch_compile),
     Entrant("torch within use()", ("torch",), True, _within_use),
     Entrant("torch, compile_model", ("torch",), False, _compile_model),
-    Entrant("onnxruntime", ("torch", "onnx", "onnxruntime"), False, _onnxruntime),
+    Entrant(ONNXRUNTIME, ("torch", "onnx", "onnxruntime"), False, _onnxruntime),
 )
 EAGER = ("torch", "torch channels-last")

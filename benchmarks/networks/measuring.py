@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from importlib.util import find_spec
 from typing import Any
 
@@ -47,6 +48,8 @@ class Row:
         Why it was not measured, or what was wrong with its result.
     layers : list of (path, what, seconds)
         Where fastconv's time goes, if asked for.
+    recorded : str
+        When.
     """
 
     network: str
@@ -60,6 +63,13 @@ class Row:
     refusal: str | None = None
     failure: str | None = None
     layers: list[tuple[str, str, float]] = field(default_factory=list)
+    recorded: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+
+def title(job: Job | Row) -> str:
+    """Return what a job is, in words."""
+    kind = "training step" if job.training else "inference"
+    return f"{job.network}, {kind} of {job.batch}, {job.threads} thread{'s' * (job.threads > 1)}"
 
 
 def measure(
