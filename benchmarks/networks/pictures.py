@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from benchmarks.networks.digits import Trained, digits, perceptron
@@ -30,6 +31,9 @@ def curves(trained: dict[str, Trained]) -> Figure:
     """Return the loss of each epoch, averaged, and the accuracy after it."""
     figure = Figure((11, 5), layout="constrained")
     loss, score = figure.subplots(1, 2)
+    for axis in (loss, score):
+        axis.set_prop_cycle(color=colormaps["tab20"].colors)
+        axis.xaxis.get_major_locator().set_params(integer=True)
     for name, run in trained.items():
         parts = np.array_split(run.losses, len(run.scores))
         loss.semilogy(range(1, len(parts) + 1), [np.mean(part) for part in parts])
@@ -42,13 +46,14 @@ def curves(trained: dict[str, Trained]) -> Figure:
 
 def filters(trained: dict[str, Trained]) -> Figure:
     """Return the first layer's filters of every network, one row each."""
-    figure = Figure((9, 0.8 * len(trained) + 0.4), layout="constrained")
-    shown = 16
+    figure, shown = Figure((9, 0.8 * len(trained) + 0.4), layout="constrained"), 16
+    figure.get_layout_engine().set(h_pad=0.12)
     axes = figure.subplots(len(trained), shown, squeeze=False)
     for row, (name, run) in zip(axes, trained.items(), strict=True):
         for axis in row:
             axis.axis("off")
-        row[0].set_title(name, fontsize="small", loc="left")
+        # Not in the layout, which would make the first column as wide as the name.
+        row[0].text(0, 1.1, name, transform=row[0].transAxes, fontsize="small").set_in_layout(False)
         for axis, image in zip(row, _first_filters(run.network), strict=False):
             axis.imshow(image, cmap="gray")
     return figure
