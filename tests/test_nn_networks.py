@@ -15,6 +15,8 @@ from fastconv.networks import NETWORKS
 from fastconv.problem import ConvProblem
 
 torch = pytest.importorskip("torch")
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
 ft = pytest.importorskip("fastconv.torch")
 
 # The smallest maps that leave batch normalisation several values to average, and pools that do not fit none.
@@ -104,11 +106,24 @@ def theirs(module, x):
     return Passed([o.detach().numpy() for o in outputs], {k: g.numpy().copy() for k, g in gradients.items()})
 
 
+class Seen(TorchDispatchMode):
+    """Writes down PyTorch's own operators, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.operators = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.operators.add(function.name())
+        return function(*args, **(kwargs or {}))
+
+
 def within_use(module, x):
     """Run PyTorch forward and backward with every convolution and pool sent to fastconv."""
     ft.stats(reset=True)
-    with ft.use():
+    with ft.use(), Seen() as seen:
         passed = theirs(module, x)
+    assert not {name for name in seen.operators if "aten::convolution" in name or "aten::mkldnn" in name}
     counted = ft.stats(reset=True)
     layers = [part for part in module.modules() if isinstance(part, torch.nn.Conv2d)]
     assert counted.computed["conv2d"] == len(layers)
