@@ -70,8 +70,8 @@ def measure(
         When to begin no further round. There are three rounds at least, but for runs that take longer than this:
         those run once more after the warm-up.
     pause : float
-        Seconds of rest before each turn: what other libraries leave spinning goes to sleep. A turn of several runs
-        then begins with one that is not timed, for one's own threads to wake up.
+        Seconds of rest before each turn, which then begins with a run that is not timed: what other libraries leave
+        spinning goes to sleep, one's own threads wake up, and memory is again as one's own runs leave it.
     warm : bool
         Whether all have been called before: then none is called to warm up.
     turn : float
@@ -98,7 +98,6 @@ def measure(
         for name, number in repeats.items():
             if pause:
                 time.sleep(pause)
-            if pause and number > 1:
                 timers[name].timeit(1)
             samples.setdefault(name, []).append(timers[name].timeit(number) / number)
         rounds += 1
