@@ -122,8 +122,8 @@ def test_networks_beside_each_other():
     assert table.times(rows) == [
         "| network | inference of 1, ms | PyTorch | training of 1, ms |",
         "| --- | --- | --- | --- |",
-        "| a | 1e+03 | 2.00 | 1e+03 |",
-        "| b | 1e+03 | 8.00 |  |",
+        "| a | 1000 | 2.00 | 1000 |",
+        "| b | 1000 | 8.00 |  |",
         "| geometric mean |  | 4.00 |  |",
     ]
     assert table.memory(rows) == [

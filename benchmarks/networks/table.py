@@ -107,7 +107,8 @@ def _markdown(head: Sequence[str], columns: Sequence[dict[str, str]], rows: list
 
 
 def _milliseconds(rows: list[Row]) -> dict[str, str]:
-    return {row.network: f"{1e3 * row.seconds:.3g}" for row in rows if row.entrant == FASTCONV and row.seconds}
+    found = {row.network: 1e3 * row.seconds for row in rows if row.entrant == FASTCONV and row.seconds}
+    return {network: f"{value:.0f}" if value >= 100 else f"{value:.3g}" for network, value in found.items()}
 
 
 def means(rows: list[Row]) -> list[str]:
