@@ -42,6 +42,23 @@ def number(name: str, value: Any) -> float:
         raise ValueError(f"{name}: {value} is too large") from None
 
 
+def inside(name: str, value: Any, interval: str) -> float:
+    """Return a number in an interval that is written as ``[0, 1)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no number, or outside.
+    """
+    result = number(name, value)
+    low, high = map(float, interval[1:-1].split(","))
+    above = result >= low if interval[0] == "[" else result > low
+    below = result <= high if interval[-1] == "]" else result < high
+    if not (above and below):
+        raise ValueError(f"{name}: expected a number in {interval}, got {value}")
+    return result
+
+
 def flag(name: str, value: Any) -> bool:
     """Return a bool."""
     if not isinstance(value, bool | np.bool_):

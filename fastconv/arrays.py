@@ -170,8 +170,14 @@ def layout_of(array: Any) -> str:
 
 
 def empty(operand: Operand, layout: str, like: Any) -> Any:
-    """Return an uninitialised array for an operand, in the layout if it is a map; on a GPU, on the current one."""
-    module = np if isinstance(like, np.ndarray) else sys.modules["cupy"]
+    """Return an uninitialised array for an operand, where ``like`` is, in the layout if it is a map."""
+    if isinstance(like, np.ndarray):
+        return _empty(np, operand, layout, like)
+    with at(like):
+        return _empty(sys.modules["cupy"], operand, layout, like)
+
+
+def _empty(module: Any, operand: Operand, layout: str, like: Any) -> Any:
     dtype = like.dtype if _name_of(like.dtype) == operand.dtype else dtype_named(operand.dtype)
     if operand.spatial and layout == "channels_last":
         n, c, *spatial = operand.shape

@@ -62,12 +62,8 @@ class Call:
     def compute(self, plan: Plan | None = None) -> tuple[Any, ...]:
         """Compute, by a plan chosen before or by the dispatcher's, and return the problem's outputs."""
         inputs = tuple(self.inputs.values())
-        if self.kind.device == "cpu":
-            outputs = None if self.out is None else self.outputs()
-            return execute(self.problem, inputs, self.options, outputs, plan)
-        with arrays.at(inputs[0]):
-            outputs = None if self.out is None else self.outputs()
-            return execute(self.problem, inputs, self.options, outputs, plan)
+        outputs = None if self.out is None else self.outputs()
+        return execute(self.problem, inputs, self.options, outputs, plan)
 
     def finish(self, outputs: tuple[Any, ...]) -> Any:
         """Return the problem's outputs as the caller's: kind, shape, and `out` itself if it was given."""
@@ -150,7 +146,10 @@ def execute(
         for output in outputs:  # gradients of weights over no images are zero; all else is empty
             output[...] = 0
         return outputs
-    (plan or dispatch.plan_for(problem, options)).run(inputs, outputs)
+    if plan is None:
+        with arrays.at(inputs[0]):  # a plan is made for the GPU at hand
+            plan = dispatch.plan_for(problem, options)
+    plan.run(inputs, outputs)
     return outputs
 
 

@@ -314,7 +314,7 @@ def tune(
     Raises
     ------
     ValueError
-        If the problem is too large for this machine's memory.
+        If the problem is too large for this machine's memory, or is one on a GPU, where nothing is measured yet.
     """
     for form in _forms(problem):
         _measure(form, options, force, progress)

@@ -36,7 +36,7 @@ __device__ inline void add_unrolled(const DepthwiseParameters& p, const ELEMENT*
 #pragma unroll
         for (int j = 0; j < KERNEL_WIDTH; ++j) {
             Sum tap[WIDTH];
-            load_sums(tap, weight + (i * KERNEL_WIDTH + j) * tap_line(p));
+            load_all(tap, weight + (i * KERNEL_WIDTH + j) * tap_line(p));
 #pragma unroll
             for (int t = 0; t < COLUMNS; ++t) {
 #pragma unroll
@@ -58,7 +58,7 @@ __device__ inline void add_any(const DepthwiseParameters& p, const ELEMENT* imag
                 const Elements loaded =
                     read(p, image, rows.source + i * rows.source_step, columns.source + j * columns.source_step);
                 Sum held[WIDTH];
-                load_sums(held, weight + tap * tap_line(p));
+                load_all(held, weight + tap * tap_line(p));
 #pragma unroll
                 for (int v = 0; v < WIDTH; ++v) sum[t][v] += widen(loaded.at[v]) * held[v];
             }

@@ -18,18 +18,6 @@ __device__ inline Elements read(const DepthwiseParameters& p, const ELEMENT* ima
     return load_vector<WIDTH>(image + row * p.source_map.row + column * p.source_map.column);
 }
 
-// Sums of a vector of channels lie together in shared memory and move 16 bytes at a time.
-constexpr int PIECE = WIDTH < vector_count<Sum> ? WIDTH : vector_count<Sum>;
-
-__device__ inline void load_sums(Sum (&to)[WIDTH], const Sum* from) {
-#pragma unroll
-    for (int v = 0; v < WIDTH; v += PIECE) {
-        const Vector<Sum, PIECE> piece = load_vector<PIECE>(from + v);
-#pragma unroll
-        for (int i = 0; i < PIECE; ++i) to[v + i] = piece.at[i];
-    }
-}
-
 // A thread's lane, which is its channels, and which of the block's walkers over positions it is.
 struct Walker {
     int lane, walker, walkers, channel;

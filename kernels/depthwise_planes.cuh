@@ -30,14 +30,10 @@ __device__ inline void stage(const DepthwiseParameters& p, Sum* tile, int first_
             } else {
                 Vector<ELEMENT, LOAD> loaded = {};
                 if (valid) loaded = load_vector<LOAD>(element);
-                constexpr int piece = LOAD < vector_count<Sum> ? LOAD : vector_count<Sum>;
+                Sum wide[LOAD];
 #pragma unroll
-                for (int i = 0; i < LOAD; i += piece) {
-                    Vector<Sum, piece> wide;
-#pragma unroll
-                    for (int j = 0; j < piece; ++j) wide.at[j] = widen(loaded.at[i + j]);
-                    store_vector(to + i, wide);
-                }
+                for (int i = 0; i < LOAD; ++i) wide[i] = widen(loaded.at[i]);
+                store_all(to, wide);
             }
             plane += p.staged_planes;
             row += p.staged_rows;

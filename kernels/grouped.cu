@@ -41,8 +41,6 @@ struct GroupedParameters {
     Phase phase[MAX_PHASES];
 };
 
-constexpr int PIECE = OUTPUTS < vector_count<Sum> ? OUTPUTS : vector_count<Sum>;
-
 __device__ inline BlockPlace block_place(const GroupedParameters& p, const Phase& phase) {
     const auto [above, column_tile] = p.by_column_tiles.divmod(blockIdx.x);
     const auto [images, row_tile] = p.by_row_tiles.divmod(above);
@@ -103,12 +101,7 @@ __device__ inline void add(const GroupedParameters& p, const Phase& phase, const
             const Sum* read = tile + c * p.plane + i * phase.row.dilation * p.line;
             for (int j = 0; j < phase.column.taps; ++j) {
                 Sum held[OUTPUTS];
-#pragma unroll
-                for (int k = 0; k < OUTPUTS; k += PIECE) {
-                    const Vector<Sum, PIECE> piece = load_vector<PIECE>(weight + k);
-#pragma unroll
-                    for (int e = 0; e < PIECE; ++e) held[k + e] = piece.at[e];
-                }
+                load_all(held, weight);
 #pragma unroll
                 for (int r = 0; r < ROWS; ++r) {
                     const Sum value = read[r * step];

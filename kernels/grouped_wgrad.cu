@@ -30,8 +30,6 @@ struct GroupedWgradParameters {
     Axis row, column;
 };
 
-constexpr int PIECE = OUTPUTS < vector_count<Sum> ? OUTPUTS : vector_count<Sum>;
-
 // The sums that a thread has: its group in the block, channels of dy and of x in the group, row and first of its taps.
 struct Unit {
     int group, output, input, i, j;
@@ -78,12 +76,7 @@ __device__ inline void add(const GroupedWgradParameters& p, const Sum* x, const 
         const Sum* from = dy + r * p.columns * padded;
         for (int q = 0; q < columns; ++q) {
             Sum held[OUTPUTS];
-#pragma unroll
-            for (int k = 0; k < OUTPUTS; k += PIECE) {
-                const Vector<Sum, PIECE> piece = load_vector<PIECE>(from + k);
-#pragma unroll
-                for (int e = 0; e < PIECE; ++e) held[k + e] = piece.at[e];
-            }
+            load_all(held, from);
 #pragma unroll
             for (int t = 0; t < TAPS; ++t) {
                 const Sum value = read[taps[t]];

@@ -140,28 +140,4 @@ __device__ inline Unit own_unit(const Units& units) {
     return unit_at<channels>(units, blockIdx.x * THREADS + threadIdx.x);
 }
 
-// Neighbours that may be more than 16 bytes: as many accesses as that takes.
-template <int count, class T>
-__device__ inline void load_all(T (&to)[count], const T* from) {
-    constexpr int piece = count < vector_count<T> ? count : vector_count<T>;
-#pragma unroll
-    for (int i = 0; i < count; i += piece) {
-        const Vector<T, piece> loaded = load_vector<piece>(from + i);
-#pragma unroll
-        for (int j = 0; j < piece; ++j) to[i + j] = loaded.at[j];
-    }
-}
-
-template <int count, class T>
-__device__ inline void store_all(T* to, const T (&from)[count]) {
-    constexpr int piece = count < vector_count<T> ? count : vector_count<T>;
-#pragma unroll
-    for (int i = 0; i < count; i += piece) {
-        Vector<T, piece> stored;
-#pragma unroll
-        for (int j = 0; j < piece; ++j) stored.at[j] = from[i + j];
-        store_vector<piece>(to + i, stored);
-    }
-}
-
 }  // namespace fastconv

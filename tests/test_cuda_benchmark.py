@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 
 import pytest
@@ -56,11 +57,20 @@ def test_units_are_every_algorithm_on_every_type_and_tf32_apart():
         assert not correctness.Unit("cuda/direct", "float32", True).accepts(problem)
 
 
+def dies_on_float16(unit, deadline):
+    if unit.dtype == "float16":
+        os._exit(1)
+    return {"checked": 1, "skipped": 0, "failures": []}
+
+
 def test_a_process_that_dies_costs_its_unit_only(monkeypatch):
-    """Here every unit fails: there is no CuPy or no device. Each tells so, and none takes the others with it."""
-    monkeypatch.setattr(correctness, "units", lambda dtypes: [correctness.Unit("cuda/none", d) for d in dtypes])
-    found = correctness.check(["float32", "float16"], time.monotonic() + 600, 1)
-    assert len(found["cuda/none"]["failures"]) == 2
+    units = [correctness.Unit("cuda/direct", dtype) for dtype in ("float32", "float16", "float64")]
+    monkeypatch.setattr(correctness, "units", lambda dtypes: units)
+    monkeypatch.setattr(correctness, "_check_here", dies_on_float16)
+    found = correctness.check([], time.monotonic() + 600, 2)["cuda/direct"]
+    assert found["checked"] == 2
+    (failure,) = found["failures"]
+    assert "float16" in failure and "BrokenProcessPool" in failure
 
 
 def test_problems_cover_every_direction_and_are_on_the_gpu():

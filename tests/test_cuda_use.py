@@ -18,6 +18,7 @@ from fastconv.backends.cuda.algorithm import usual_strides
 from fastconv.backends.cuda.launching import CupyLauncher, Kernel
 from fastconv.backends.cuda.tensorcore.form import Form
 from fastconv.backends.cuda.tensorcore.product import Product
+from fastconv.call import execute
 from fastconv.notation import parse_problem
 from fastconv.options import current
 
@@ -195,6 +196,38 @@ def test_arrays_on_two_gpus_do_not_mix():
         arrays.read_as("weight", OnGpu(1), kind, "input")
     with pytest.raises(TypeError, match="weight: is a NumPy array on cpu, but input is a CuPy array on cuda"):
         arrays.read_as("weight", W, kind, "input")
+
+
+class Device:
+    """A GPU that knows whether it is the current one."""
+
+    def __init__(self):
+        self.current = False
+
+    def __enter__(self):
+        self.current = True
+
+    def __exit__(self, *_):
+        self.current = False
+
+
+def test_results_and_plans_are_made_on_the_arrays_gpu(monkeypatch):
+    """Whatever calls `execute`, gradients too: allocation and choice happen where the first input is."""
+    there = SimpleNamespace(dtype=np.dtype(np.float32), device=Device())
+    made = []
+
+    def empty(shape, dtype):
+        made.append(there.device.current)
+        return np.empty(shape, dtype)
+
+    def plan_for(*_):
+        made.append(there.device.current)
+        return SimpleNamespace(run=lambda inputs, outputs: None)
+
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(empty=empty))
+    monkeypatch.setattr(fc.dispatch, "plan_for", plan_for)
+    execute(parse_problem("conv2d n2 c3 i7 oc4 k3 cuda"), (there, there), current())
+    assert made == [True, True]
 
 
 def runtime(capability, **attributes):

@@ -63,7 +63,7 @@ def test_an_epoch_is_the_same_on_any_number_of_threads(name, monkeypatch):
     assert all(np.array_equal(array, state[key]) for key, array in one.network.state().items())
 
 
-def first_losses(backend, steps=4):
+def first_losses(backend, steps=8):
     data = digits.digits(32)
     network = nn.build("lenet5", random=0)
     loss, optimiser = nn.SoftmaxCrossEntropy(), nn.SGD(network, 0.05, 0.9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -160,16 +160,27 @@ def check(dtypes: Iterable[str], deadline: float, processes: int = PROCESSES) ->
     found: dict[str, dict[str, Any]] = {
         unit.algorithm: {"checked": 0, "skipped": 0, "failures": []} for unit in waiting
     }
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, spawn, max_tasks_per_child=1) as pool:
-        for unit, task in [(unit, pool.submit(check_unit, unit, deadline, lost=_lost)) for unit in waiting]:
-            try:
-                part = task.result()
-            except Exception as error:  # noqa: BLE001 - the process itself has died
-                part = {"checked": 0, "skipped": 0, "failures": [f"{unit}: {type(error).__name__}: {error}"[:500]]}
+    with ThreadPoolExecutor(processes) as threads:
+        for unit, part in zip(
+            waiting, threads.map(lambda unit: alone(_check_here, unit, deadline), waiting), strict=True
+        ):
             for name, value in part.items():
                 found[unit.algorithm][name] += value
     return found
+
+
+def alone(job: Callable[[Unit, float], dict[str, Any]], unit: Unit, deadline: float) -> dict[str, Any]:
+    """Return what a job returns in a process of its own, or that the process has died."""
+    # A pool each: one process that dies takes its whole pool with it.
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(job, unit, deadline).result()
+        except Exception as error:  # noqa: BLE001 - whatever it was, the others go on
+            return {"checked": 0, "skipped": 0, "failures": [f"{unit}: {type(error).__name__}: {error}"[:500]]}
+
+
+def _check_here(unit: Unit, deadline: float) -> dict[str, Any]:
+    return check_unit(unit, deadline, lost=_lost)
 
 
 def _lost() -> bool:

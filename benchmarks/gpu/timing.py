@@ -14,7 +14,7 @@ from benchmarks.cases import Case, layers
 from benchmarks.gpu.entrants import Entrant, fastconv_entrants, sets_of, tensors_for, torch_entrant
 from fastconv import networks
 from fastconv.notation import format_problem
-from fastconv.options import Options, applied
+from fastconv.options import Options
 from fastconv.problem import PoolProblem
 
 # How long one turn is, and how many rounds of turns there are.
@@ -60,8 +60,7 @@ def measure(case: Case, cache: int, room: int) -> list[dict[str, Any]]:
         peer = torch_entrant(problem, tensors)
         entrants = [*fastconv_entrants(problem, tensors, options), *([peer] if peer else [])]
         reference = peer.first() if peer else None
-        with applied(options):
-            timed = _rounds(entrants, len(tensors))
+        timed = _rounds(entrants, len(tensors))
         for entrant, result in zip(entrants, timed, strict=True):
             result["deviation"] = _deviation(entrant, reference) if result["failure"] is None else None
             if result["deviation"] is not None and not result["deviation"] <= entrant.allowed:

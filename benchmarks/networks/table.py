@@ -28,6 +28,7 @@ class Target(NamedTuple):
 
 # On two threads.
 TARGETS = (Target(False, EAGER, 1.6), Target(False, (ONNXRUNTIME,), 1.0), Target(True, EAGER, 1.4))
+_MEAN = "geometric mean"
 # Who stands in a column of the overview, and under what name.
 _RIVALS = {"PyTorch": EAGER, "compiled": (COMPILED,), "ONNX Runtime": (ONNXRUNTIME,)}
 
@@ -94,9 +95,6 @@ def memory(rows: list[Row]) -> list[str]:
                 head.append(f"{_named(*kind)}, MiB" if name == "fastconv" else name)
                 columns.append({network: f"{value / 2**20:.0f}" for network, value in found.items()})
     return _markdown(head, columns, rows) if columns else []
-
-
-_MEAN = "geometric mean"
 
 
 def _markdown(head: Sequence[str], columns: Sequence[dict[str, str]], rows: list[Row]) -> list[str]:

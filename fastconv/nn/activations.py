@@ -78,7 +78,7 @@ class LeakyReLU(Activation):
     function: ClassVar[str] = "leaky_relu"
 
     def __init__(self, slope: float = OP_SLOPE) -> None:
-        self.slope = checks.inside("slope", slope, "(0, inf)")
+        self.slope = arguments.inside("slope", slope, "(0, inf)")
 
     @property
     def fused(self) -> str | None:

@@ -48,7 +48,7 @@ def batch(
         If it is no such array.
     """
     floats("x", x)
-    if like is not None:
+    if like is not None and x.dtype != like.dtype:
         arrays.check_dtype("x", x, like.dtype.name)
     who = type(layer).__name__
     if x.ndim < least or (ndim is not None and x.ndim != ndim):
@@ -96,18 +96,14 @@ def not_empty(layer: Layer, shape: Shape, result: Shape) -> Shape:
     return result
 
 
-def inside(name: str, value: Any, interval: str) -> float:
-    """Return a number in an interval that is written as ``[0, 1)``.
+def padding(value: Any, kernel: tuple[int, ...]) -> Any:
+    """Return a padding as caches can look it up.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no number, or outside.
+        If it is none for a window of as many axes as ``kernel``.
     """
-    number = arguments.number(name, value)
-    low, high = map(float, interval[1:-1].split(","))
-    above = number >= low if interval[0] == "[" else number > low
-    below = number <= high if interval[-1] == "]" else number < high
-    if not (above and below):
-        raise ValueError(f"{name}: expected a number in {interval}, got {value}")
-    return number
+    given = arguments.hashable("padding", value)
+    arguments.padding(given, kernel, kernel, (1,) * len(kernel), (1,) * len(kernel))
+    return given

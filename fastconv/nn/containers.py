@@ -175,6 +175,7 @@ class Residual(Ending):
         return result
 
     def trace(self, graph: Graph, value: Value) -> Value:
+        self.output_shape(value.shape[1:])
         value.shared = True
         with graph.within("body"):
             along = self.body.trace(graph, value)
@@ -243,6 +244,7 @@ class Concat(Layer):
         return first[0] + sum(other[0] for other in others), *first[1:]
 
     def trace(self, graph: Graph, value: Value) -> Value:
+        self.output_shape(value.shape[1:])
         value.shared = True
         outputs = []
         for name, branch in self._branches.items():
@@ -300,6 +302,7 @@ class Gate(Ending):
         return shape
 
     def trace(self, graph: Graph, value: Value) -> Value:
+        self.output_shape(value.shape[1:])
         value.shared = True
         with graph.within("gate"):
             factors = self.gate.trace(graph, value)

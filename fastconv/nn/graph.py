@@ -153,8 +153,6 @@ class Graph:
 
     def add(self, first: Value, second: Value) -> Value:
         """Write down a sum; in what was made last, if that can add a residual and nobody else reads it."""
-        if first.shape != second.shape:
-            raise ValueError(f"shape: the body makes {first.shape[1:]}, the shortcut {second.shape[1:]}")
         if first is not second:
             for value, other in ((first, second), (second, first)):
                 last = value.maker
@@ -170,13 +168,9 @@ class Graph:
 
     def gate(self, value: Value, factors: Value) -> Value:
         """Write down a product of planes and factors."""
-        if factors.shape != value.shape[:2]:
-            raise ValueError(f"shape: {value.shape[1]} channels take as many factors, got {factors.shape[1:]}")
         return self._append("gate", [value, factors], value.shape)
 
     def concat(self, values: Sequence[Value]) -> Value:
         """Write down values side by side along the channels."""
         n, _, *rest = values[0].shape
-        if any((value.shape[0], *value.shape[2:]) != (n, *rest) for value in values):
-            raise ValueError(f"shape: outputs of {[value.shape[1:] for value in values]} cannot stand side by side")
         return self._append("concat", values, (n, sum(value.shape[1] for value in values), *rest))

@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 Shape: TypeAlias = tuple[int, ...]
 """Of one image: (channels, height, width), or (features,)."""
 
-Window: TypeAlias = tuple[tuple[int, int], tuple["int | Fraction", "int | Fraction"]]
-"""What an output sees of the input, and how far neighbouring outputs lie apart there: a fraction where maps grow."""
+Distance: TypeAlias = "int | Fraction"
+"""In elements of an input, between what neighbours see: a fraction where maps grow."""
+
+Window: TypeAlias = tuple[tuple[int, int], tuple[Distance, Distance]]
+"""What an output sees of the input, and how far neighbouring outputs lie apart there."""
 
 
 class Parameter:

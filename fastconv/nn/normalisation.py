@@ -44,8 +44,8 @@ class BatchNorm2d(Ending):
         self.weight = Parameter(np.ones(count, kind))
         self.bias = Parameter(np.zeros(count, kind))
         self.running_mean, self.running_var = np.zeros(count, kind), np.ones(count, kind)
-        self.epsilon = checks.inside("epsilon", epsilon, "[0, inf)")
-        self.momentum = checks.inside("momentum", momentum, "[0, 1]")
+        self.epsilon = arguments.inside("epsilon", epsilon, "[0, inf)")
+        self.momentum = arguments.inside("momentum", momentum, "[0, 1]")
 
     @property
     def fuses(self) -> frozenset[str]:
@@ -110,7 +110,7 @@ class _RowNorm(Layer):
         kind = real(dtype)
         self.weight = Parameter(np.ones(shape, kind), limited=False)
         self.bias = Parameter(np.zeros(shape, kind), limited=False)
-        self.epsilon = checks.inside("epsilon", epsilon, "[0, inf)")
+        self.epsilon = arguments.inside("epsilon", epsilon, "[0, inf)")
 
     def _layout(self, x: Array) -> tuple[int, int, int]:
         """Return rows, the groups of weights that they take in turn, and segments a row."""

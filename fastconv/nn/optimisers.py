@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from fastconv import arguments
 from fastconv.nn import checks
 from fastconv.nn.compute import for_array
 from fastconv.nn.layer import Layer, Parameter, Shape
@@ -26,7 +27,7 @@ class Optimiser(ABC):
         found = parameters.parameters() if isinstance(parameters, Layer) else parameters
         self.parameters = dict(found)
         self.rate = rate
-        self.max_norm = None if max_norm is None else checks.inside("max_norm", max_norm, "(0, inf)")
+        self.max_norm = None if max_norm is None else arguments.inside("max_norm", max_norm, "(0, inf)")
         self._memory: dict[str, Any] = {}
 
     @property
@@ -36,7 +37,7 @@ class Optimiser(ABC):
 
     @rate.setter
     def rate(self, value: float) -> None:
-        self._rate = checks.inside("rate", value, "[0, inf)")
+        self._rate = arguments.inside("rate", value, "[0, inf)")
 
     def step(self) -> None:
         """Change every parameter that has a gradient.
@@ -104,10 +105,10 @@ class SGD(Optimiser):
         max_norm: float | None = None,
     ) -> None:
         super().__init__(parameters, rate, max_norm)
-        self.momentum, self.nesterov = checks.inside("momentum", momentum, "[0, 1)"), nesterov
+        self.momentum, self.nesterov = arguments.inside("momentum", momentum, "[0, 1)"), nesterov
         if nesterov and not momentum:
             raise ValueError("nesterov: there is nothing to look ahead to without momentum")
-        self.weight_decay = checks.inside("weight_decay", weight_decay, "[0, inf)")
+        self.weight_decay = arguments.inside("weight_decay", weight_decay, "[0, inf)")
 
     def _update(self, name: str, parameter: Parameter) -> None:
         value = parameter.value
@@ -151,9 +152,9 @@ class Adam(Optimiser):
         super().__init__(parameters, rate, max_norm)
         if not isinstance(betas, tuple | list) or len(betas) != 2:
             raise ValueError(f"betas: expected two numbers in [0, 1), got {betas}")
-        self.betas = tuple(checks.inside("betas", beta, "[0, 1)") for beta in betas)
-        self.epsilon = checks.inside("epsilon", epsilon, "(0, inf)")
-        self.weight_decay, self.decoupled = checks.inside("weight_decay", weight_decay, "[0, inf)"), decoupled
+        self.betas = tuple(arguments.inside("betas", beta, "[0, 1)") for beta in betas)
+        self.epsilon = arguments.inside("epsilon", epsilon, "(0, inf)")
+        self.weight_decay, self.decoupled = arguments.inside("weight_decay", weight_decay, "[0, inf)"), decoupled
         self.steps = 0
 
     def step(self) -> None:
@@ -175,7 +176,7 @@ def limit_norm(weight: Any, largest: float) -> None:
     TypeError, ValueError
         If the norm is not positive, or the weight is no array of floating-point numbers.
     """
-    checks.inside("largest", largest, "(0, inf)")
+    arguments.inside("largest", largest, "(0, inf)")
     checks.floats("weight", weight)
     _limit(weight, largest, weight.shape, tuple(range(1, weight.ndim)))
 

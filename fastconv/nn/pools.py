@@ -65,8 +65,7 @@ def _window(kernel_size: Any, stride: Any, ceil_mode: bool, **others: Any) -> di
     kernel = arguments.sizes("kernel_size", kernel_size, 2)
     steps = kernel if stride is None else arguments.sizes("stride", stride, 2)
     if "padding" in others:
-        others["padding"] = arguments.hashable("padding", others["padding"])
-        arguments.padding(others["padding"], kernel, kernel, steps, (1, 1))  # refuses what is no padding
+        others["padding"] = checks.padding(others["padding"], kernel)
     return {"kernel_size": kernel, "stride": steps, "ceil_mode": arguments.flag("ceil_mode", ceil_mode), **others}
 
 

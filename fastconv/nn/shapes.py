@@ -104,7 +104,7 @@ class Dropout(Layer):
     """
 
     def __init__(self, share: float = 0.5, *, random: Random = None) -> None:
-        self.share = checks.inside("share", share, "[0, 1)")
+        self.share = arguments.inside("share", share, "[0, 1)")
         self._generator = np.random.default_rng(random)
 
     def forward(self, x: Array) -> Array:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 from fastconv import arguments
 from fastconv.nn.containers import Auxiliary, Concat, Gate, Residual, Sequential
-from fastconv.nn.layer import Layer, Shape
+from fastconv.nn.layer import Distance, Layer, Shape
 from fastconv.nn.pools import GlobalAvgPool
 from fastconv.nn.shapes import Flatten
 from fastconv.nn.weighted import Linear
-
-Real: TypeAlias = "int | Fraction"
 
 
 class Field(NamedTuple):
@@ -22,8 +19,8 @@ class Field(NamedTuple):
     Behind a transposed convolution these are fractions: several outputs share an input.
     """
 
-    size: tuple[Real, Real] = (1, 1)
-    step: tuple[Real, Real] = (1, 1)
+    size: tuple[Distance, Distance] = (1, 1)
+    step: tuple[Distance, Distance] = (1, 1)
 
 
 class Row(NamedTuple):

@@ -132,7 +132,7 @@ class Conv2d(Weighted):
             np.zeros(out_channels, dtype) if bias else None,
             {
                 "stride": arguments.sizes("stride", stride, 2),
-                "padding": _checked_padding(padding, kernel),
+                "padding": checks.padding(padding, kernel),
                 "dilation": arguments.sizes("dilation", dilation, 2),
                 "groups": groups,
                 "padding_mode": padding_mode,
@@ -240,7 +240,7 @@ class ConvTranspose2d(Weighted):
             np.zeros(out_channels, dtype) if bias else None,
             {
                 "stride": arguments.sizes("stride", stride, 2),
-                "padding": _checked_padding(padding, kernel),
+                "padding": checks.padding(padding, kernel),
                 "output_padding": arguments.sizes("output_padding", output_padding, 2, 0),
                 "groups": groups,
                 "dilation": arguments.sizes("dilation", dilation, 2),
@@ -410,13 +410,6 @@ def _check_groups(in_channels: int, out_channels: int, groups: int) -> None:
         arguments.integer(name, value, 1)
     if in_channels % groups or out_channels % groups:
         raise ValueError(f"groups: {in_channels} and {out_channels} channels cannot be divided into {groups} groups")
-
-
-def _checked_padding(padding: Any, kernel: tuple[int, ...]) -> Any:
-    """Return a padding as caches can look it up, or refuse what is none."""
-    given = arguments.hashable("padding", padding)
-    arguments.padding(given, kernel, kernel, (1, 1), (1, 1))
-    return given
 
 
 def _check_map(layer: Weighted, shape: Shape, channels: int) -> None:

@@ -12,7 +12,7 @@ from fastconv.backends.cuda import launching
 from fastconv.backends.cuda.algorithm import ELEMENTS, Arrays, Start, Strides
 from fastconv.backends.cuda.device import Properties
 from fastconv.backends.cuda.geometry import AXIS, Axis, phases
-from fastconv.backends.cuda.grouped.work import EFFICIENCY, RESIDENT, SHARED, STAGING, THREADS
+from fastconv.backends.cuda.grouped.work import EFFICIENCY, RESIDENT, SHARED, STAGING, THREADS, least_padding
 from fastconv.backends.cuda.launching import Kernel
 from fastconv.backends.cuda.parameters import FASTDIV, INT, LONG, Struct, fastdiv
 from fastconv.backends.cuda.planes import MAP, Map, two
@@ -92,13 +92,13 @@ class WgradWork:
     def thread_outputs(self) -> int:
         """Channels of dy of a thread: as many as pad the group least."""
         options = [n for n in (8, 4, 2, 1) if n * self.size <= _OUTPUT_SUMS]
-        return _least_padding(self.outputs, options)
+        return least_padding(self.outputs, options)
 
     @cached_property
     def thread_taps(self) -> int:
         """Neighbouring taps of a thread: as many as pad a row of the kernel least."""
         options = [n for n in (7, 5, 4, 3, 2, 1) if n * self.thread_outputs * self.size <= _SUMS]
-        return _least_padding(self.axes[1].taps, options)
+        return least_padding(self.axes[1].taps, options)
 
     @property
     def output_blocks(self) -> int:
@@ -209,11 +209,6 @@ class WgradWork:
 def _reached(axis: Axis, positions: int) -> int:
     """Return the elements of x that neighbouring positions read."""
     return (positions - 1) * axis.stride + (axis.taps - 1) * axis.dilation + 1
-
-
-def _least_padding(count: int, options: list[int]) -> int:
-    """Return the part into which a count divides with the least left over; of those the largest."""
-    return min(options, key=lambda n: (-(-count // n) * n, -n))
 
 
 def prepare(work: WgradWork, strides: Strides, alignment: int) -> Start:

@@ -79,7 +79,7 @@ class Work:
     def thread_outputs(self) -> int:
         """Result channels of a thread: as many as pad the group least, of up to 32 bytes."""
         options = [n for n in (8, 4, 2, 1) if n * self.size <= 32]
-        return min(options, key=lambda n: (-(-self.outputs // n) * n, -n))
+        return least_padding(self.outputs, options)
 
     @property
     def output_blocks(self) -> int:
@@ -182,3 +182,8 @@ class Work:
             resident=RESIDENT,
             launches=-(-len(self.phases) // MAX_PHASES),
         )
+
+
+def least_padding(count: int, options: list[int]) -> int:
+    """Return the part into which a count divides with the least left over; of those the largest."""
+    return min(options, key=lambda n: (-(-count // n) * n, -n))
