@@ -8,7 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import cases, photographs, pictures, plots, probes, report, table
+from benchmarks import cases, families, photographs, pictures, plots, probes, report, table
+from benchmarks.families import FAMILIES
 from benchmarks.job import Job, Step
 from benchmarks.measure import CALL, CHOSEN
 from benchmarks.peers import select
@@ -69,7 +70,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PROBE",
         help=f"what else to measure (default: all): {', '.join(probes.PROBES)}",
     )
-    added.set_defaults(run=_targets, algorithms=[CHOSEN, CALL, "numba/direct"])
+    added.add_argument(
+        "--families",
+        nargs="*",
+        choices=list(FAMILIES),
+        default=list(FAMILIES),
+        metavar="FAMILY",
+        help=f"what no network here has, forward and backward (default: all): {', '.join(FAMILIES)}",
+    )
+    added.set_defaults(run=_targets, algorithms=[CHOSEN, CALL])
 
     added = commands.add_parser("plot", help="the table and the plots of a saved run")
     added.add_argument("file", type=Path)
@@ -109,6 +118,7 @@ def _targets(args: argparse.Namespace, command: str) -> int:
         for n in args.batch
         for case in cases.layers(list(networks.NETWORKS), n, direction)[:: args.every]
     ]
+    selected += [case for name in args.families for case in families.cases(name)]
     others = [
         Step(name, lambda detail, measure=probes.PROBES[name]: job.report.figures.extend(measure()))
         for name in args.probes

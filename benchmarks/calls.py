@@ -28,16 +28,8 @@ def refuses(problem: AnyProblem) -> str | None:
 def run(problem: AnyProblem, inputs: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:
     """Return the call, with its arguments bound."""
     assert isinstance(problem, ConvProblem)
-    if problem.op == "linear":
-        return lambda: (fc.linear(*inputs),)
-    settings: dict[str, Any] = {
-        "stride": problem.stride,
-        "padding": problem.padding,
-        "dilation": problem.dilation,
-        "groups": problem.groups,
-    }
+    function, settings = forward(problem)
     if problem.direction == "fprop":
-        function = getattr(fc, problem.op)
         return lambda: (function(*inputs, **settings),)
     if problem.direction == "dgrad":
         dy, w = inputs
@@ -46,3 +38,11 @@ def run(problem: AnyProblem, inputs: tuple[Any, ...]) -> Callable[[], tuple[Any,
     x, dy = inputs
     gradient = getattr(fc.grad, f"{problem.op}_weight")
     return lambda: (gradient(x, problem.w_shape, dy, **settings),)
+
+
+def forward(problem: ConvProblem) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """Return the public function of a convolution's forward pass, and the arguments that are no arrays."""
+    if problem.op == "linear":
+        return fc.linear, {}
+    names = ("stride", "padding", "dilation", "groups")
+    return getattr(fc, problem.op), {name: getattr(problem, name) for name in names}

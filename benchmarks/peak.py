@@ -40,28 +40,36 @@ class Peak(NamedTuple):
     bandwidth: float
 
 
-def measure_peak(threads: int, seconds: float = _SECONDS, vector_bytes: int | None = None) -> Peak:
-    """Measure the machine's limits on a number of threads, each limit for about ``seconds``.
-
-    Vectors are as wide as the machine's, or narrower by ``vector_bytes``.
-    """
-    width = vector_bytes or machine().vector_bytes
-    chains, lanes = CHAINS[width], width // 4
-    multiply_add = fma_kernel(width)
-    multiply_add(1)
+def measure_peak(threads: int, seconds: float = _SECONDS) -> Peak:
+    """Measure the machine's limits on a number of threads, each limit for about ``seconds``."""
+    additions = fma_run(machine().vector_bytes)
+    additions.run()
     source = np.ones(_buffer_bytes() // 4, np.float32)
     target = np.zeros_like(source)
     parts = [(target[part], source[part]) for part in _parts(source.size, threads)]
     with ThreadPoolExecutor(threads) as pool:
-        add: Callable[[], Any] = partial(_all, pool, multiply_add, [(_ITERATIONS,)] * threads)
+        add: Callable[[], Any] = partial(_all, pool, additions.run, [()] * threads)
         copy: Callable[[], Any] = partial(_all, pool, np.copyto, parts)
         # One after the other: a copy would leave the processor at another clock for the arithmetic.
         taken = {**tuning.measure({"add": add}, seconds), **tuning.measure({"copy": copy}, seconds)}
     return Peak(
         threads,
-        flops=2 * chains * lanes * _ITERATIONS * threads / taken["add"],
+        flops=additions.flops * threads / taken["add"],
         bandwidth=2 * source.nbytes / taken["copy"],
     )
+
+
+class FmaRun(NamedTuple):
+    """A run of multiply-adds that wait for nothing, and how many operations it is."""
+
+    run: Callable[[], Any]
+    flops: int
+
+
+def fma_run(vector_bytes: int) -> FmaRun:
+    """Return what to time for the peak of one core, on vectors of this width."""
+    operations = 2 * CHAINS[vector_bytes] * (vector_bytes // 4)
+    return FmaRun(partial(fma_kernel(vector_bytes), _ITERATIONS), operations * _ITERATIONS)
 
 
 def _all(pool: ThreadPoolExecutor, function: Callable[..., Any], arguments: list[tuple[Any, ...]]) -> None:

@@ -1,4 +1,4 @@
-"""What no layer shows: the overhead of a call, a cold start, the narrower vectors, and how good predictions are."""
+"""What no single run of a layer shows: overheads, a cold start, shares of the peak, whole steps, predictions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ import numpy as np
 
 import fastconv as fc
 from benchmarks import cases
-from benchmarks.measure import algorithm_run, timed
-from benchmarks.peak import measure_peak
+from benchmarks.measure import algorithm_run, pinned, timed
+from benchmarks.peak import fma_run
 from benchmarks.report import Figure
+from benchmarks.steps import layer_steps
 from benchmarks.targets import geometric_mean
-from fastconv import dispatch, registry, testing, tuning
+from fastconv import dispatch, networks, registry, testing, tuning
 from fastconv.machine import machine
-from fastconv.options import current, options
+from fastconv.options import current
 from fastconv.problem import ConvProblem
 
 # Algorithms that are predicted to take this many times longer than the fastest are not measured.
 _HOPELESS = 12.0
 _LARGE = 100e6  # operations
+_AVX2_BYTES = 32
 _SHAPES = 200
 _FEWEST_FLOPS, _MOST_FLOPS = 1e5, 4e8
 _SEED = 20
@@ -72,20 +74,33 @@ def _python(code: str, environment: dict[str, str]) -> str:
     ).stdout
 
 
-def narrow_vectors(network: str = "vgg16", seconds: float = 0.3) -> list[Figure]:
-    """Run direct convolution with AVX2 forced, where the machine's vectors are wider, against the peak of AVX2."""
-    if machine().simd != "avx512":
-        return []
-    peak = measure_peak(1, vector_bytes=32).flops
-    direct = registry.find("numba/direct")
+def direct_convolution(every: int = 4, seconds: float = 0.25) -> list[Figure]:
+    """Compare direct convolution with the processor's peak, one taking turns with the other; with AVX2 forced, too."""
+    what = "direct convolution over 100 MFLOP"
+    figures = [
+        Figure(f"{what}: share of the FMA peak", 0.9, _share_of_peak(machine().vector_bytes, every, seconds), "", True)
+    ]
+    if machine().simd == "avx512":
+        with _environment(FASTCONV_SIMD="avx2"):
+            share = _share_of_peak(_AVX2_BYTES, every, seconds)
+        figures.append(Figure(f"{what}, AVX2 forced: share of AVX2's peak", 0.85, share, "", True))
+    return figures
+
+
+def _share_of_peak(vector_bytes: int, every: int, seconds: float) -> float:
+    """Return the geometric mean over each K-th dense layer of all networks, on one thread."""
+    direct, additions = registry.find("numba/direct"), fma_run(vector_bytes)
+    problems = [case.problem for case in cases.layers(list(networks.NETWORKS))]
+    large = [
+        p for p in problems if isinstance(p, ConvProblem) and p.groups == 1 and p.op != "linear" and p.flops > _LARGE
+    ]
     shares = []
-    with options(threads=1), _environment(FASTCONV_SIMD="avx2"):
-        for case in cases.layers([network]):
-            problem = case.problem
-            if problem.flops > _LARGE and direct.refuses(problem) is None:
-                run = algorithm_run(direct, problem, testing.random_inputs(problem))
-                shares.append(problem.flops / timed({"direct": run}, seconds)["direct"] / peak)
-    return [Figure("direct, AVX2 forced: share of AVX2's peak", 0.85, geometric_mean(shares), "", higher=True)]
+    with pinned(1):
+        for problem in large[::every]:
+            run = algorithm_run(direct, problem, testing.random_inputs(problem))
+            taken = timed({"direct": run, "peak": additions.run}, seconds)
+            shares.append(problem.flops / taken["direct"] * taken["peak"] / additions.flops)
+    return geometric_mean(shares)
 
 
 @contextmanager
@@ -159,7 +174,8 @@ def random_problems(direction: str, count: int, seed: int = _SEED) -> Iterator[C
 PROBES: dict[str, Callable[[], list[Figure]]] = {
     "overhead of a call": overhead,
     "cold start": cold_start,
-    "narrower vectors": narrow_vectors,
+    "direct convolution": direct_convolution,
     "predictions": predictions,
+    "layer steps": layer_steps,
     **{f"predictions, {direction}": partial(predictions, direction) for direction in ("dgrad", "wgrad")},
 }

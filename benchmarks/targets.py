@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import NamedTuple, TypeAlias
 
 from rich.box import SIMPLE_HEAD
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from benchmarks import calls
+from benchmarks.families import FAMILIES
 from benchmarks.report import Report, Row
 from fastconv.algorithm import AnyProblem
 from fastconv.notation import parse_problem
@@ -19,8 +21,8 @@ from fastconv.problem import ConvProblem
 
 Ratios: TypeAlias = dict[str, float]
 
-_DENSE_FLOPS = 100e6
-_DIRECT = "numba/direct"
+# Bytes that no cache of a core holds.
+_BEYOND_CACHES = 64 << 20
 
 
 class Target(NamedTuple):
@@ -80,11 +82,11 @@ def _against(
     return ratios
 
 
-def _share_of_peak(report: Report, threads: int) -> Ratios:
+def _share_of_bandwidth(report: Report, threads: int) -> Ratios:
     return {
-        row.case: report.rates(row).share_of_peak
+        row.case: report.rates(row).share_of_bandwidth
         for row in report.timed
-        if row.threads == threads and row.entrant == _DIRECT and _is_large_and_dense(parse_problem(row.problem))
+        if row.threads == threads and row.chosen and row.bytes > _BEYOND_CACHES
     }
 
 
@@ -118,10 +120,6 @@ def _is_square_and_dense(problem: AnyProblem) -> bool:
     )
 
 
-def _is_large_and_dense(problem: AnyProblem) -> bool:
-    return isinstance(problem, ConvProblem) and problem.groups == 1 and problem.flops > _DENSE_FLOPS
-
-
 def _is_depthwise(problem: AnyProblem) -> bool:
     return isinstance(problem, ConvProblem) and problem.groups == problem.ic > 1 and problem.kernel_size == (3, 3)
 
@@ -134,6 +132,10 @@ def _call(row: Row) -> bool:
     return row.entrant == calls.NAME
 
 
+def _torch(row: Row) -> bool:
+    return row.entrant.startswith("torch")
+
+
 def _named(name: str) -> Callable[[Row], bool]:
     return lambda row: row.entrant == name
 
@@ -143,41 +145,50 @@ FORWARD = (
     Target("call / torch.nn.functional", 2.2, 1.0, _against(_call, _named("torch"))),
     Target("3x3 stride 1 from 28x28 / ncnn", 1.3, None, _against(_chosen, _named("ncnn"), _is_square_and_dense)),
     Target("the same: ncnn's error / ours", 1.0, None, _error_beside_ncnn),
-    Target("direct, over 100 MFLOP: share of peak", 0.9, None, _share_of_peak),
     Target("depthwise 3x3 / best peer", 2.0, None, _against(_chosen, where=_is_depthwise)),
 )
-BACKWARD = (Target("gradient / best of PyTorch", 2.0, 0.95, _against(_chosen)),)
-POOLS = (Target("pool / ONNX Runtime", 1.5, None, _against(_chosen, _named("onnxruntime"))),)
-POOLS_BACKWARD = (Target("pool gradient / best of PyTorch", 3.0, None, _against(_chosen)),)
+POOLS = (
+    Target("pool / ONNX Runtime", 1.5, None, _against(_chosen, _named("onnxruntime"))),
+    Target("pool beyond the caches: share of a copy's bandwidth", 0.8, None, _share_of_bandwidth),
+)
+
+# What rows are held to, by their kind.
+TARGETS: dict[str, tuple[Target, ...]] = {
+    "convolution fprop": FORWARD,
+    **{
+        f"convolution {direction}": (Target(f"{direction} / best of PyTorch", 2.0, 0.95, _against(_chosen, _torch)),)
+        for direction in ("dgrad", "wgrad")
+    },
+    "pool fprop": POOLS,
+    "pool dgrad": (Target("pool gradient / best of PyTorch", 3.0, None, _against(_chosen, _torch)),),
+    **{
+        name: (Target(f"{name}, all directions / best of PyTorch", family.asked, None, _against(_chosen, _torch)),)
+        for name, family in FAMILIES.items()
+    },
+}
 
 
 def shown(report: Report) -> list[Shown]:
     """Return the targets that a report has measurements for."""
+    kinds: dict[str, list[Row]] = {}
+    for row in report.rows:
+        kinds.setdefault(_kind(row), []).append(row)
     found = []
-    for targets, direction, kind in (
-        (FORWARD, "fprop", True),
-        (BACKWARD, "dgrad", True),
-        (BACKWARD, "wgrad", True),
-        (POOLS, "fprop", False),
-        (POOLS_BACKWARD, "dgrad", False),
-    ):
-        part = _only(report, direction, kind)
+    for kind, targets in TARGETS.items():
+        part = replace(report, rows=kinds.get(kind, []))
         for threads in dict.fromkeys(row.threads for row in part.rows):
-            for target in targets:
-                if ratios := target.ratios(part, threads):
-                    what = target.what if direction == "fprop" else f"{direction}: {target.what}"
-                    found.append(_summary(target._replace(what=what), threads, ratios))
+            found += [
+                _summary(target, threads, ratios) for target in targets if (ratios := target.ratios(part, threads))
+            ]
     return found
 
 
-def _only(report: Report, direction: str, is_convolution: bool) -> Report:
-    def belongs(row: Row) -> bool:
-        problem = parse_problem(row.problem)
-        return problem.direction == direction and isinstance(problem, ConvProblem) == is_convolution
-
-    part = Report(report.command)
-    part.peaks, part.rows = report.peaks, [row for row in report.rows if belongs(row)]
-    return part
+def _kind(row: Row) -> str:
+    family = row.case.partition("/")[0]
+    if family in FAMILIES:
+        return family
+    problem = parse_problem(row.problem)
+    return f"{'convolution' if isinstance(problem, ConvProblem) else 'pool'} {problem.direction}"
 
 
 def _summary(target: Target, threads: int, ratios: Ratios) -> Shown:

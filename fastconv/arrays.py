@@ -80,10 +80,10 @@ def read_as(name: str, value: Any, kind: Kind, model: str) -> Any:
 
 
 def _from_dlpack(name: str, value: Any) -> tuple[Any, Kind]:
-    library = type(value).__module__.partition(".")[0]
-    namespace = value.__array_namespace__() if hasattr(value, "__array_namespace__") else sys.modules[library]
+    namespace = value.__array_namespace__() if hasattr(value, "__array_namespace__") else _namespace_of(value)
+    library = getattr(namespace, "__name__", type(value).__module__).partition(".")[0]
     # NumPy does not import bfloat16 through DLPack, so it travels as integers of the same width.
-    narrow = str(value.dtype).rpartition(".")[2] == "bfloat16"
+    narrow = namespace is not None and str(value.dtype).rpartition(".")[2] == "bfloat16"
     refusal = f"{name}: this {library} {type(value).__name__} cannot be read through DLPack: "
     try:
         device = int(value.__dlpack_device__()[0])
@@ -96,11 +96,19 @@ def _from_dlpack(name: str, value: Any) -> tuple[Any, Kind]:
         array = reader.from_dlpack(value.view(namespace.int16) if narrow else value)
     except _NOT_EXPORTED as error:
         raise TypeError(f"{refusal}{error}") from error
+    if namespace is None:
+        raise TypeError(f"{refusal}{library} has no from_dlpack, to make a result of the same kind")
     if narrow:
         array = array.view(_bfloat16(name))
     if device == _DLPACK_CPU:
         return array, Kind(library, "cpu", namespace.__name__)
     return array, Kind(library, "cuda", namespace.__name__, array.device.id)
+
+
+def _namespace_of(value: Any) -> Any:
+    """Return the module that makes arrays such as a value, or such as its base class is; None if none is known."""
+    modules = (sys.modules.get(kind.__module__.partition(".")[0]) for kind in type(value).__mro__)
+    return next((module for module in modules if hasattr(module, "from_dlpack")), None)
 
 
 def _cupy(name: str) -> Any:
@@ -183,6 +191,11 @@ def _empty(module: Any, operand: Operand, layout: str, like: Any) -> Any:
         n, c, *spatial = operand.shape
         return np.moveaxis(module.empty((n, *spatial, c), dtype), -1, 1)
     return module.empty(operand.shape, dtype)
+
+
+def gpu_of(array: Any) -> int | None:
+    """Return on which GPU a NumPy or CuPy array is."""
+    return None if isinstance(array, np.ndarray) else int(array.device.id)
 
 
 def at(array: Any) -> AbstractContextManager[Any]:

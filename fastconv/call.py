@@ -94,7 +94,7 @@ class Call:
     def depends_on_form(self) -> bool:
         """Whether a call of other arrays of the same form is the same but for the data: `fastconv.repeat`."""
         looks_at_data = isinstance(self.problem, PoolProblem) and self.problem.kind == "max_unpool"
-        plain = self.out is None and self.kind is arrays.NUMPY and self.shape == self.problem.outputs[0].shape
+        plain = self.out is None and self.kind.module is None and self.shape == self.problem.outputs[0].shape
         return plain and self.problem.n > 0 and not looks_at_data
 
     def remember(
@@ -106,7 +106,7 @@ class Call:
     ) -> None:
         """Remember how to make the call again, or what ``entry`` makes of that, if it depends on its form alone."""
         if self.depends_on_form:
-            plan = dispatch.plan_for(self.problem, self.options)
+            plan = dispatch.plan_for(self.problem, self.options, self.kind.gpu)
             again = repeat.repeated(plan, tuple(self.inputs.values()), args, kwargs)
             if again is not None:
                 repeat.remember(form, entry(again))
@@ -146,10 +146,7 @@ def execute(
         for output in outputs:  # gradients of weights over no images are zero; all else is empty
             output[...] = 0
         return outputs
-    if plan is None:
-        with arrays.at(inputs[0]):  # a plan is made for the GPU at hand
-            plan = dispatch.plan_for(problem, options)
-    plan.run(inputs, outputs)
+    (plan or dispatch.plan_for(problem, options, arrays.gpu_of(inputs[0]))).run(inputs, outputs)
     return outputs
 
 

@@ -22,6 +22,15 @@ from fastconv.problem import ConvProblem, PoolProblem
 Subject: TypeAlias = "Callable[..., Array] | AnyProblem | str"
 
 
+def _check_tied(name: str, array: Any, used: Any) -> None:
+    """Check that a plan works on an array itself, in whatever shape, and not on a copy."""
+    if array.size and not arrays.may_overlap(array, used):
+        raise ValueError(
+            f"{name}: its elements, of shape {array.shape} and strides {array.strides}, cannot be seen in the shape "
+            f"{used.shape} without a copy"
+        )
+
+
 class BoundPlan:
     """An op with its algorithm chosen once and its weights packed: ``plan(x)`` runs. Made by `plan`; picklable.
 
@@ -48,7 +57,7 @@ class BoundPlan:
         self._inputs = call.inputs
         self._plan: Plan | None = None
         if call.problem.n:
-            self._plan = dispatch.plan_for(call.problem, call.options)
+            self._plan = dispatch.plan_for(call.problem, call.options, call.kind.gpu)
             self.algorithm = self._plan.algorithm.key
             packed = self._plan.packed(tuple(call.inputs.values()))
             self._inputs = dict(zip(call.inputs, packed, strict=True))
@@ -89,7 +98,7 @@ class BoundPlan:
         ):  # fmt: skip
             rest = self._rest if residual is None else self._rest_with(residual)
             if rest is not None:
-                outputs = self._outputs()
+                outputs = self._outputs(input)
                 self._run((input, *rest), outputs)
                 return outputs[0] if len(outputs) == 1 else outputs
         given = {self._first: input}
@@ -123,7 +132,8 @@ class BoundPlan:
         Raises
         ------
         TypeError, ValueError
-            If an array is not like the one that the plan was made with, or ``out`` lies over an input.
+            If an array is not like the one that the plan was made with, ``out`` lies over an input, or an array's
+            elements lie so that the plan would work on a copy.
 
         Examples
         --------
@@ -136,14 +146,18 @@ class BoundPlan:
         inputs = {**self._inputs, self._first: self._read(self._first, input)}
         if residual is not None:
             inputs["residual"] = self._read("residual", residual)
-        if any(lies_over(arrays.read("out", out)[0], array) for array in inputs.values()):
+        target = arrays.read("out", out)[0]
+        if any(lies_over(target, array) for array in inputs.values()):
             raise ValueError("out: lies over an input")
         call = self._call.with_inputs(inputs, out=out)
-        return (
-            partial(call.compute, self._plan)
-            if self._plan is None
-            else partial(self._plan.run, tuple(inputs.values()), call.outputs())
-        )
+        outputs = call.outputs()
+        _check_tied("out", target, outputs[0])
+        _check_tied(self._first, arrays.read(self._first, input)[0], inputs[self._first])
+        if residual is not None:
+            _check_tied("residual", arrays.read("residual", residual)[0], inputs["residual"])
+        if self._plan is None:
+            return partial(call.compute, self._plan)
+        return partial(self._plan.run, tuple(inputs.values()), outputs)
 
     @property
     def plain(self) -> bool:
@@ -296,7 +310,8 @@ def warmup(
             progress(format_problem(problem))
         if problem.n:
             plan = dispatch.plan_for(problem, chosen)
-            execute(problem, plan.packed(testing.random_inputs(problem)), chosen, plan=plan)
+            if problem.device == "cpu":  # kernels for a GPU are compiled by now
+                execute(problem, plan.packed(testing.random_inputs(problem)), chosen, plan=plan)
 
 
 def available_backends() -> tuple[str, ...]:

@@ -67,6 +67,7 @@ def hold(
         arrays, exact = _drawn(problem)
         outcomes: dict[str, Outcome] = {}
         runs: dict[str, Callable[[], None]] = {}
+        shared: tuple[Any, ...] = ()
         best = math.inf
         for key, seconds in sorted(expected.items(), key=lambda item: item[1]):
             if seconds > HOPELESS * best:
@@ -77,7 +78,8 @@ def hold(
             try:
                 outputs = testing.run(algorithm, problem, arrays)
                 bound = algorithm.error_bound(problem)
-                run = _launcher(algorithm.plan(problem), arrays, outputs)
+                shared = shared or outputs  # timed runs may write over one another's results
+                run = _launcher(algorithm.plan(problem), arrays, shared)
                 once = _once(run)
             except Exception as failure:  # noqa: BLE001 - one that is registered by a user may fail in any way
                 outcomes[key] = Outcome(failure=f"{type(failure).__name__}: {failure}")

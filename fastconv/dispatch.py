@@ -6,6 +6,7 @@ registered algorithm is asked, and what each answered is kept as data (`Choice`)
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -188,6 +189,9 @@ def _comparing(options: Options) -> Options:
 def measured_on() -> str:
     """What a measurement holds for: this machine, its libraries, and what the options in force let a run use."""
     words = [machine().key, f"{machine().threads()} threads", _libraries()]
+    forced = environment.read("FASTCONV_SIMD")
+    if forced not in (None, machine().simd):
+        words.append(f"as {forced}")
     if current().max_workspace != Options.max_workspace:
         words.append(f"max_workspace {current().max_workspace}")
     return ", ".join(words)
@@ -269,9 +273,15 @@ def _filtered(algorithm: Algorithm, problem: AnyProblem, options: Options) -> st
     return None
 
 
-@lru_cache(maxsize=4096)
-def plan_for(problem: AnyProblem, options: Options) -> Plan:
+def plan_for(problem: AnyProblem, options: Options, gpu: int | None = None) -> Plan:
     """Return the plan for a problem under some options, from the cache or newly chosen.
+
+    Parameters
+    ----------
+    problem : ConvProblem or PoolProblem
+    options : Options
+    gpu : int, optional
+        The GPU that the arrays are on, if they are on one; by default the current one.
 
     Raises
     ------
@@ -280,7 +290,18 @@ def plan_for(problem: AnyProblem, options: Options) -> Plan:
     ValueError
         If the environment variable ``FASTCONV_VERBOSE`` cannot be read.
     """
+    return _planned(problem, options, gpu, _generation)
+
+
+# Of the generation, too: what was chosen while algorithms or measurements changed is not found by it.
+@lru_cache(maxsize=4096)
+def _planned(problem: AnyProblem, options: Options, gpu: int | None, generation: int) -> Plan:
     _heed_verbose()
+    with device.using(gpu):
+        return _chosen(problem, options)
+
+
+def _chosen(problem: AnyProblem, options: Options) -> Plan:
     measures = options.autotune and problem.device == "cpu"
     choice = _autotuned(problem, options) if measures else survey(problem, options)
     if choice.winner is None:
@@ -324,7 +345,7 @@ def tune(
 def _autotuned(problem: AnyProblem, options: Options) -> Choice:
     try:
         return tune(problem, options)
-    except testing.TooLargeError as error:  # to compute with the caller's arrays may still be possible
+    except (testing.UntestableError, MemoryError) as error:  # to compute with the caller's arrays may still be possible
         log.warning("not tuned: %s", error)
         return survey(problem, options)
 
@@ -370,6 +391,7 @@ def _check_device(problem: AnyProblem, options: Options) -> None:
         )
 
 
+_generations = itertools.count(1)
 _generation = 0
 
 
@@ -381,8 +403,8 @@ def generation() -> int:
 def forget() -> None:
     """Forget all plans: algorithms or measurements have changed."""
     global _generation
-    _generation += 1
-    plan_for.cache_clear()
+    _generation = next(_generations)
+    _planned.cache_clear()
 
 
 def _forget_failures_too() -> None:

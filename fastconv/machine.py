@@ -135,6 +135,29 @@ def _cgroup_quota() -> float | None:
         return None
 
 
+def free_bytes() -> float:
+    """Return the bytes of memory that this process can still get; infinity where the system does not tell."""
+    free = math.inf
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), free)
+    except (OSError, ValueError):
+        pass
+    for limit, used in _CGROUP_MEMORY:
+        try:
+            free = min(free, float(Path(limit).read_text()) - float(Path(used).read_text()))
+        except (OSError, ValueError):  # there is no such file, or no limit in it but the word "max"
+            continue
+    return max(0.0, free)
+
+
+# Of either version: the limit, and what is used of it.
+_CGROUP_MEMORY = (
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+)
+
+
 def _l2_bytes() -> int:
     try:
         text = Path("/sys/devices/system/cpu/cpu0/cache/index2/size").read_text().strip()

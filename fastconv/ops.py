@@ -116,7 +116,7 @@ def _transposed_problem(
     stride = arguments.sizes("stride", stride, ndim)
     dilation = arguments.sizes("dilation", dilation, ndim)
     extra = arguments.sizes("output_padding", output_padding, ndim, 0)
-    size, pads = _transposed_size(dy_shape[2:], w_shape[2:], stride, padding, extra, dilation)
+    size, pads = transposed_size(dy_shape[2:], w_shape[2:], stride, padding, extra, dilation)
     return ConvProblem(
         op=f"conv{ndim}d",
         direction="dgrad",
@@ -133,13 +133,18 @@ def _transposed_problem(
     )
 
 
-def _transposed_size(
+def transposed_size(
     dy_size: Sizes, kernel_size: Sizes, stride: Sizes, padding: Any, output_padding: Sizes, dilation: Sizes
 ) -> tuple[Sizes, Padding]:
     """Return the size of dx and the padding of the convolution whose input gradient is asked for.
 
     ``(size - 1) * stride - padding + dilation * (kernel - 1) + output_padding + 1``, or ``size * stride`` for
     ``'same'``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the padding is none, or does not go with the others.
     """
     if padding == "same":
         if any(output_padding):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -137,3 +138,13 @@ def options(**changes: Any) -> Iterator[Options]:
         yield _current.get()
     finally:
         _current.reset(token)
+
+
+def _after_fork() -> None:
+    """In a child, where only the thread that forked lives on: nobody is left to release a lock."""
+    global _default_lock
+    _default_lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

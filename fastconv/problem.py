@@ -210,10 +210,19 @@ class ConvProblem(Problem):
         taps = math.prod(self.kernel_size)
         return {
             "fprop": self.ic // self.groups * taps,
-            "dgrad": self.oc // self.groups * taps,
+            "dgrad": self.oc // self.groups * taps * self._copies,
             "wgrad": max(self.n, 1) * (1 if self.is_local else math.prod(self.output_size)),
             "bgrad": max(self.n, 1) * (1 if self.bias == "position" else math.prod(self.output_size)),
         }[self.direction]
+
+    @property
+    def _copies(self) -> int:
+        """Positions of the padded input that an element stands in, at most."""
+        if self.padding_mode == "zeros":
+            return 1
+        # Reflected and wrapped it stands on either side of itself; the edge's element in all of the padding.
+        edges = [(max(0, before) + max(0, after)) for before, after in self.padding]
+        return math.prod(1 + (padded if self.padding_mode == "replicate" else min(2, padded)) for padded in edges)
 
     @property
     def parameters(self) -> int:
@@ -429,5 +438,7 @@ class PoolProblem(Problem):
     def reduction(self) -> int:
         """Terms in the sum behind one result element, at most."""
         if self.is_adaptive:
-            return math.prod(-(-i // o) + 1 for i, o in zip(self.input_size, self.output_size, strict=True))
+            sizes = zip(self.input_size, self.output_size, strict=True)
+            # Elements of a window, or windows that an element is in.
+            return math.prod(-(-i // o) + 1 if self.direction == "fprop" else -(-o // i) + 1 for i, o in sizes)
         return math.prod(self.kernel_size)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import threading
 from collections.abc import Callable
 
@@ -142,3 +143,13 @@ def _load() -> None:
     with _lock:
         if not _algorithms:
             _algorithms.update(loaded)
+
+
+def _after_fork() -> None:
+    """In a child, where only the thread that forked lives on: nobody is left to release a lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -6,6 +6,7 @@ alone (shapes, strides, dtypes, numbers), not on what the arrays hold, so the se
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import NoneType
 from typing import Any, NamedTuple, TypeAlias
@@ -27,12 +28,12 @@ class Repeat(NamedTuple):
 
     plan: Plan
     places: tuple[int | str, ...]
-    outputs: Callable[[], tuple[Any, ...]]
+    outputs: Callable[[Any], tuple[Any, ...]]
 
     def compute(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """Compute, and return the problem's inputs and outputs."""
         inputs = tuple([args[p] if type(p) is int else kwargs[p] for p in self.places])  # type: ignore[index]
-        outputs = self.outputs()
+        outputs = self.outputs(inputs[0])
         self.plan.run(inputs, outputs)
         return inputs, outputs
 
@@ -42,17 +43,13 @@ class Repeat(NamedTuple):
         return outputs[0] if len(outputs) == 1 else outputs
 
 
-def new_outputs(problem: AnyProblem) -> Callable[[], tuple[Any, ...]]:
-    """Return a function that makes a problem's outputs as new NumPy arrays, as quickly as may be."""
-    dtypes = [arrays.dtype_named(operand.dtype) for operand in problem.outputs]
-    shapes = [operand.shape for operand in problem.outputs]
-    if len(shapes) > 1 or problem.layout == "channels_last":
-        like = [np.empty(0, dtype) for dtype in dtypes]
-        return lambda: tuple(
-            arrays.empty(o, problem.layout, array) for o, array in zip(problem.outputs, like, strict=True)
-        )
-    shape, dtype = shapes[0], dtypes[0]
-    return lambda: (np.empty(shape, dtype),)
+def new_outputs(problem: AnyProblem) -> Callable[[Any], tuple[Any, ...]]:
+    """Return a function that makes a problem's outputs as new arrays like its first input, as quickly as may be."""
+    first, *others = problem.outputs
+    if others or problem.layout == "channels_last" or problem.device != "cpu":
+        return lambda like: tuple([arrays.empty(o, problem.layout, like) for o in problem.outputs])
+    shape, dtype = first.shape, arrays.dtype_named(first.dtype)
+    return lambda like: (np.empty(shape, dtype),)
 
 
 _known: dict[Form, Any] = {}
@@ -63,8 +60,13 @@ def _is_pair(value: Any) -> bool:
     return type(value) is tuple and all(type(entry) is int for entry in value)
 
 
+def _gpu_arrays() -> Any:
+    """Return the type of CuPy's arrays, if CuPy is imported."""
+    return getattr(sys.modules.get("cupy"), "ndarray", None)
+
+
 def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form | None:
-    """Return what a call's plan depends on; None for arguments that are no NumPy arrays, numbers or strings."""
+    """Return what a call's plan depends on; None for what is no array of NumPy or CuPy, no number and no string."""
     parts: list[Any] = [function, current(), dispatch.generation(), *kwargs]
     for value in (*args, *kwargs.values()) if kwargs else args:
         kind = type(value)
@@ -78,6 +80,8 @@ def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form 
             parts.append(tuple(value))
         elif isinstance(value, np.integer):
             parts += int, int(value)
+        elif kind is _gpu_arrays():
+            parts += value.device.id, value.shape, value.strides, value.dtype
         else:
             return None
     return tuple(parts)
@@ -96,7 +100,15 @@ def remember(form: Form, entry: Any) -> None:
 
 
 def repeated(plan: Plan, inputs: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Repeat | None:
-    """Return how to make a call again; None if an input was made from the arguments rather than being one of them."""
-    given: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    places = [next((place for place, value in given if value is array), None) for array in inputs]
-    return None if None in places else Repeat(plan, tuple(places), new_outputs(plan.problem))  # type: ignore[arg-type]
+    """Return how to make a call again, if its form tells: every array among the arguments is one input, itself.
+
+    Otherwise None: of arrays that are no inputs (sizes, say) the form does not tell what they hold, and one that stands
+    for two inputs may be two arrays another time.
+    """
+    kinds = np.ndarray, _gpu_arrays()
+    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    places = {id(value): place for place, value in named if type(value) in kinds}
+    given = [id(value) for _, value in named if type(value) in kinds]
+    if sorted(given) != sorted(map(id, inputs)) or len(places) < len(given):
+        return None
+    return Repeat(plan, tuple(places[id(array)] for array in inputs), new_outputs(plan.problem))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from fastconv import arrays, registry
 from fastconv.algorithm import EPSILON, ERROR_CONSTANT, Algorithm, AnyProblem
+from fastconv.machine import free_bytes
 from fastconv.notation import format_problem, parse_problem
 from fastconv.problem import ConvProblem, Operand, PoolProblem
 
@@ -119,7 +119,15 @@ def is_exact(problem: AnyProblem) -> bool:
     return problem.activation in (None, "relu", "relu6")
 
 
-class TooLargeError(ValueError):
+# Arrays of float64 as large as the results: the reference's and their magnitudes, and temporaries of a comparison.
+_COMPARING = 8
+
+
+class UntestableError(ValueError):
+    """Nothing can be drawn that would show whether an algorithm solves the problem."""
+
+
+class TooLargeError(UntestableError):
     """The problem does not fit into this machine's memory."""
 
 
@@ -129,7 +137,7 @@ def random_inputs(problem: AnyProblem, seed: int = 0) -> tuple[Any, ...]:
     Raises
     ------
     TooLargeError
-        If what is free of this machine's memory does not hold the problem, and once more in float64.
+        If what is free of this machine's memory does not hold the problem, and what checking it takes.
     """
     rng = np.random.default_rng(seed)
     return _inputs(problem, rng, lambda shape: rng.standard_normal(shape))
@@ -148,7 +156,9 @@ def integer_inputs(problem: AnyProblem, seed: int = 0) -> tuple[Any, ...]:
 
 
 def _inputs(problem: AnyProblem, rng: Any, draw: Any) -> tuple[Any, ...]:
-    needed, free = problem.bytes + problem.bytes // problem.itemsize * 8, _free_bytes()
+    read, written = (sum(math.prod(o.shape) for o in operands) for operands in (problem.inputs, problem.outputs))
+    # In float64 too: what is drawn, its absolute values; results, sums of these, and what comparing them takes.
+    needed, free = problem.bytes + 8 * (2 * read + _COMPARING * written), free_bytes()
     if needed > free:
         raise TooLargeError(
             f"problem: {format_problem(problem)} takes {needed} bytes to draw and to check, {int(free)} are free"
@@ -166,15 +176,6 @@ def _inputs(problem: AnyProblem, rng: Any, draw: Any) -> tuple[Any, ...]:
     return tuple(made.values())
 
 
-def _free_bytes() -> float:
-    """Return the bytes of memory that programs can still get; infinity where the system does not tell."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return math.inf
-    return next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)
-
-
 def laid_out(operand: Operand, layout: str, values: Any) -> Any:
     """Return an array for an operand, in its dtype and memory order, with the given values."""
     array = arrays.empty(operand, layout, np.empty(0, arrays.dtype_named(operand.dtype)))
@@ -185,6 +186,11 @@ def laid_out(operand: Operand, layout: str, values: Any) -> Any:
 def _indices(problem: PoolProblem, rng: Any) -> NDArray[np.int64]:
     if problem.kind == "max_unpool":  # distinct within a plane, as a pool without overlap gives them
         plane, kept = math.prod(problem.output_size), math.prod(problem.input_size)
+        if kept > plane:
+            raise UntestableError(
+                f"problem: {format_problem(problem)} puts {kept} elements in {plane} places, and which of those that "
+                f"meet stays there is not defined"
+            )
         rows = [rng.permutation(plane)[:kept] for _ in range(problem.n * problem.c)]
         return np.array(rows).reshape(problem.x_shape)
     x = rng.standard_normal(problem.x_shape)

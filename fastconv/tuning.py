@@ -20,6 +20,7 @@ import threading
 import time
 import timeit
 import warnings
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -131,7 +132,7 @@ Records: TypeAlias = dict[Key, Record]
 
 
 def _merge(into: Records, other: Records) -> int:
-    """Add records, and return how many changed something: of two measurements of an algorithm the later one holds."""
+    """Add records, and return how many changed something: what is in the later of two records of a key holds."""
     changed = 0
     for key, record in other.items():
         known = into.get(key, Record(0.0, {}))
@@ -171,6 +172,9 @@ def _decode_row(row: dict[str, Any]) -> tuple[Key, Record]:
     return key, Record(recorded if recorded <= time.time() else 0.0, seconds)
 
 
+_databases: weakref.WeakSet[Database] = weakref.WeakSet()
+
+
 class Database:
     """The measurements in one file. Threads and processes may use it at once.
 
@@ -183,6 +187,7 @@ class Database:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self._lock = threading.RLock()
+        _databases.add(self)
         self._records: Records = {}
         self._unsaved: Records = {}
         self._seen: tuple[int, ...] | None = None
@@ -242,7 +247,8 @@ class Database:
     def merge(self, path: str | os.PathLike[str]) -> int:
         """Take over the records of another database file.
 
-        Of two measurements of one algorithm, for the same problem, machine and version, the later one holds.
+        Where both have measured an algorithm, for the same problem, machine and version, what the later record says
+        holds; a record's time is that of its latest measurement.
 
         Returns
         -------
@@ -291,19 +297,25 @@ class Database:
     def _read(self) -> Records | None:
         """Return what the file holds; None if it is unusable, which is warned of."""
         try:
-            return _decode(self.path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return {}
+            return self._load()
         except (OSError, ValueError) as error:
             self._warn(f"{self.path}: this performance database is ignored: {error}")
             return None
+
+    def _load(self) -> Records:
+        try:
+            return _decode(self.path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
 
     def _save(self) -> None:
         """Add what is unsaved to the file, as it is by now."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with files.locked(self.path):
-            records = self._read()
-            if records is None:
+            try:
+                records = self._load()
+            except ValueError as error:
+                self._warn(f"{self.path}: this performance database is ignored: {error}")
                 os.replace(self.path, f"{self.path}.damaged")
                 records = {}
             _merge(records, self._unsaved)
@@ -325,3 +337,15 @@ def database() -> Database:
 
 
 _open = cache(Database)
+
+
+def _after_fork() -> None:
+    """In a child, where only the thread that forked lives on: nobody is left to release a lock."""
+    global _timing
+    _timing = threading.RLock()
+    for one in list(_databases):
+        one._lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

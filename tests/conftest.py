@@ -41,5 +41,5 @@ def _one_torch_thread():
 def cache_dir(tmp_path, monkeypatch):
     """A performance database for a test alone, and no plan from before."""
     monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
-    dispatch.plan_for.cache_clear()
+    dispatch.forget()
     return tmp_path

@@ -452,6 +452,20 @@ def test_tensor_that_cannot_be_exported(tensor):
         fc.conv2d(tensor, torch.ones(4, 3, 3, 3))
 
 
+class Image(torch.Tensor):
+    """A class of somebody's own, in a module that makes no arrays."""
+
+
+def test_a_subclass_of_tensor_is_a_tensor():
+    x, w = torch.ones(1, 3, 6, 6).as_subclass(Image), torch.ones(4, 3, 3, 3)
+    for y, expected in (
+        (fc.conv2d(x, w), torch.full((1, 4, 4, 4), 27.0)),
+        (fc.max_pool2d(x, 2), torch.ones(1, 3, 3, 3)),
+        (fc.conv2d(w, x[:, :, :3, :3]), torch.full((4, 1, 1, 1), 27.0)),
+    ):
+        assert isinstance(y, torch.Tensor) and torch.equal(y, expected)
+
+
 class Foreign:
     """An array of some library on some device, which has nothing to export but an error."""
 
@@ -465,6 +479,16 @@ class Foreign:
 
     def __dlpack__(self, **how):
         raise self.error
+
+
+class Unknown(Foreign):
+    def __dlpack__(self, **how):
+        return np.ones((1, 3, 6, 6), np.float32).__dlpack__()
+
+
+def test_what_no_result_could_be_made_as_is_refused_at_once():
+    with pytest.raises(TypeError, match=r"^input: this .* has no from_dlpack, to make a result of the same kind"):
+        fc.max_pool2d(Unknown(1), 2)
 
 
 def test_device_that_is_neither_cpu_nor_cuda():

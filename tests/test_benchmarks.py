@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from fakes import Fake, registered
 
-from benchmarks import cases, photographs, pictures, plots, probes, report, table, targets
+from benchmarks import cases, families, photographs, pictures, plots, probes, report, steps, table, targets
 from benchmarks.__main__ import main
 from benchmarks.cases import Case
 from benchmarks.job import Job, Step
@@ -54,6 +57,10 @@ SHAPES = """
     adaptive_avg_pool2d n1 c32 i7 oh2 ow3
     adaptive_max_pool2d n1 c3 i7 o2
     lp_pool2d n2 c3 i8 k2 norm2
+    conv2d:dgrad n2 c6 ih10 iw9 oc8 kh4 kw3 s2 p1 g2 prepacked
+    conv1d:dgrad n1 c3 i20 oc5 k4 s3 d2 prepacked
+    unfold n2 c3 ih9 iw10 kh3 kw2 sh2 sw1 p1
+    unfold:dgrad n2 c3 ih9 iw10 kh3 kw2 sh2 sw1 p1
 """.strip().splitlines()
 
 SMALL = Case("small", parse_problem("conv2d c4 i8 oc4 k3 p1"))
@@ -254,8 +261,8 @@ def test_the_kernel_for_the_peak_does_its_arithmetic():
     # Chain i starts at i; a step x -> 0.999 x + 0.001 leaves 0.999 of the distance to 1. The result is the chains' sum.
     chains = CHAINS[machine().vector_bytes]
     away = chains * (chains - 1) / 2 - chains
-    for steps in (1, 1000):
-        assert fma_kernel(machine().vector_bytes)(steps) == pytest.approx(chains + 0.999**steps * away, rel=1e-4)
+    for count in (1, 1000):
+        assert fma_kernel(machine().vector_bytes)(count) == pytest.approx(chains + 0.999**count * away, rel=1e-4)
 
 
 def test_limits_are_measured(monkeypatch):
@@ -287,6 +294,15 @@ def test_cases_are_the_distinct_layers():
     assert all(isinstance(case.problem, ConvProblem) and case.problem.bias == "none" for case in gradients)
     assert all(case.problem.bias == "channel" for case in cases.layers(["lenet5"], direction="bgrad"))
     assert not any(isinstance(case.problem, ConvProblem) for case in cases.heaviest_pools())
+
+
+def test_families_are_every_direction_of_their_layers():
+    for name, family in families.FAMILIES.items():
+        found = [case.problem for case in families.cases(name)]
+        expected = {"fprop", "dgrad"} if name == "unfold" else {"fprop", "dgrad", "wgrad"}
+        assert Counter(problem.direction for problem in found) == dict.fromkeys(expected, len(family.layers))
+        packed = {problem.direction for problem in found if getattr(problem, "prepacked", False)}
+        assert packed == {"unfold": set(), "transposed": {"dgrad"}}.get(name, {"fprop"})
 
 
 class Mine(Fake):
@@ -427,8 +443,23 @@ def test_targets_are_ratios_of_times(made):
     error = found["the same: ncnn's error / ours"]
     assert error.mean == pytest.approx(3.0)
     assert error.is_met
-    assert found["direct, over 100 MFLOP: share of peak"].mean == pytest.approx(0.5)
     assert "depthwise 3x3 / best peer" not in found
+
+
+def test_families_have_targets_of_their_own(made):
+    made.rows = [replace(row, case="conv1d/small") for row in made.rows]
+    (only,) = targets.shown(made)
+    assert only.target.what == "conv1d, all directions / best of PyTorch"
+    assert only.mean == pytest.approx(2.0)
+
+
+def test_pools_beyond_the_caches_are_held_to_the_bandwidth(made):
+    text = format_problem(parse_problem("max_pool2d n16 c64 i112 k3 s2 p1"))
+    common = {"problem": text, "flops": 1, "threads": 1, "entrant": "numba/pool", "peer": False, "chosen": True}
+    made.rows = [Row("large", bytes=100 << 20, seconds=0.02, **common), Row("small", bytes=1, seconds=1.0, **common)]
+    (only,) = targets.shown(made)
+    assert only.target.what == "pool beyond the caches: share of a copy's bandwidth"
+    assert only.mean == pytest.approx(0.524288)
 
 
 def test_targets_are_shown_with_the_table(made, capsys):
@@ -451,6 +482,20 @@ def test_random_shapes_are_the_same_each_time():
 
 def test_probes_measure():
     assert all(0 < figure.measured < 1e4 for figure in [*probes.overhead(), *probes.predictions("fprop", 2, 0.0)])
+
+
+def test_direct_convolution_is_beside_the_peak():
+    figures = probes.direct_convolution(every=100, seconds=0)
+    assert len(figures) == 1 + (machine().simd == "avx512")
+    assert all(0.05 < figure.measured < 1.5 for figure in figures)
+
+
+def test_a_layer_is_timed_forward_and_backward_together():
+    pytest.importorskip("torch")
+    mean, least = steps.layer_steps(every=100, seconds=0)
+    assert mean.higher
+    assert 0 < least.measured <= mean.measured
+    assert re.search(", mean of [345]$", mean.what)
 
 
 @pytest.mark.slow

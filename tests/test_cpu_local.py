@@ -26,6 +26,7 @@ SHAPES = [
     "locally_connected2d n20 c6 i9 oc8 g2 k3 d2 p2 leaky_relu",
     "locally_connected2d n33 c2 i5 oc3 k3 p1 reflect d2",
     "locally_connected2d n70 c2 i4 oc3 k3 p2",
+    "locally_connected2d n48 c3 ih5 iw224 oc8 k5",  # whose channels a cache of 1 MiB holds in two uneven blocks
 ]
 
 

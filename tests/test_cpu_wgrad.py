@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import fastconv as fc
 from fastconv import registry, testing
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.wgrad.work import Work
@@ -99,3 +100,18 @@ def test_nothing_else_is_multiplied() -> None:
 def test_refusals() -> None:
     assert WGRAD.refuses(parse_problem("conv2d:fprop n1 ic5 ih6 iw6 oc3 kh1 kw1"))
     assert WGRAD.refuses(parse_problem("max_pool2d:fprop n1 c5 ih6 iw6 kh2 kw2"))
+
+
+@pytest.mark.parametrize(
+    "text", ["conv2d n2 c5 i9 oc20 k3 p1", "conv2d n2 c40 i6 oc20 k1", "conv2d n1 c5 i9 oc20 k3 s2"]
+)
+def test_gradients_are_written_backwards(text):
+    """Into an array whose filters lie in reverse order."""
+    problem = parse_problem(text).replace(direction="wgrad")
+    x, dy = testing.integer_inputs(problem)
+    given = {"stride": problem.stride, "padding": problem.padding}
+    expected = fc.grad.conv2d_weight(x, problem.w_shape, dy, backend="reference", **given)
+    for order in (np.s_[::-1], np.s_[:, ::-1], np.s_[:, :, ::-1, ::-1]):
+        out = np.full(problem.w_shape, np.nan, np.float32)[order]
+        fc.grad.conv2d_weight(x, problem.w_shape, dy, algorithm="numba/wgrad", out=out, **given)
+        assert np.array_equal(out, expected)

@@ -9,7 +9,7 @@ import pytest
 from fresh import python
 
 import fastconv as fc
-from fastconv import testing
+from fastconv import registry, testing
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4, Winograd6
 from fastconv.backends.cpu.winograd.points import matrices
@@ -130,3 +130,17 @@ def test_a_residual_may_lie_in_any_order(algorithm, layout, activation):
     for given in (residual, mirrored):
         outputs = testing.run(algorithm, problem, (*others, given))
         testing.compare(problem, outputs, expected, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize("key", ["numba/winograd2", "numba/winograd4", "numba/winograd2_5x5"])
+def test_a_flipped_weight_of_groups(key):
+    """Its strides are those of the weight that an input gradient's convolution has."""
+    k = registry.find(key).taps
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, (2, 12, 13, 11)).astype(np.float32)
+    w = rng.integers(-3, 4, (20, 6, k, k)).astype(np.float32)[:, :, ::-1, ::-1]
+    expected = fc.conv2d(x, w, padding=k // 2, groups=2, backend="reference")
+    for plan in (False, True):
+        call = fc.plan(fc.conv2d, x, w, padding=k // 2, groups=2, algorithm=key) if plan else None
+        y = call(x) if call else fc.conv2d(x, w, padding=k // 2, groups=2, algorithm=key)
+        assert np.abs(y - expected).max() <= 1e-3 * np.abs(expected).max()

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from cuda_emulation import Emulator, emulated
+from cuda_emulation import Emulator, emulated, fake_cupy
 
 import fastconv as fc
 from fastconv import arrays, registry, testing
@@ -18,7 +18,6 @@ from fastconv.backends.cuda.algorithm import usual_strides
 from fastconv.backends.cuda.launching import CupyLauncher, Kernel
 from fastconv.backends.cuda.tensorcore.form import Form
 from fastconv.backends.cuda.tensorcore.product import Product
-from fastconv.call import execute
 from fastconv.notation import parse_problem
 from fastconv.options import current
 
@@ -198,36 +197,65 @@ def test_arrays_on_two_gpus_do_not_mix():
         arrays.read_as("weight", W, kind, "input")
 
 
-class Device:
-    """A GPU that knows whether it is the current one."""
-
-    def __init__(self):
-        self.current = False
-
-    def __enter__(self):
-        self.current = True
-
-    def __exit__(self, *_):
-        self.current = False
+@pytest.fixture
+def gpus(monkeypatch):
+    """CuPy and two GPUs, played by NumPy and the emulator."""
+    monkeypatch.setitem(sys.modules, "cupy", fake_cupy.module())
+    with emulated():
+        yield sys.modules["cupy"]
 
 
-def test_results_and_plans_are_made_on_the_arrays_gpu(monkeypatch):
-    """Whatever calls `execute`, gradients too: allocation and choice happen where the first input is."""
-    there = SimpleNamespace(dtype=np.dtype(np.float32), device=Device())
-    made = []
+def placed(gpus, index, array):
+    with gpus.cuda.Device(index):
+        return gpus.ndarray(array)
 
-    def empty(shape, dtype):
-        made.append(there.device.current)
-        return np.empty(shape, dtype)
 
-    def plan_for(*_):
-        made.append(there.device.current)
-        return SimpleNamespace(run=lambda inputs, outputs: None)
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+def test_a_whole_call_on_the_gpu_and_its_gradients(gpus, layout):
+    problem = parse_problem("conv2d n2 c3 i7 oc4 k3 p1")
+    x, w = testing.integer_inputs(problem.replace(layout=layout))
+    (dy, _) = testing.integer_inputs(problem.replace(direction="dgrad", layout=layout))
+    expected, pullback = fc.vjp(fc.conv2d, x, w, padding=1)
+    for _ in range(2):  # the second time from memory
+        y, back = fc.vjp(fc.conv2d, placed(gpus, 1, x), placed(gpus, 1, w), padding=1)
+        assert y.device.id == 1
+        np.testing.assert_array_equal(y.array, expected)
+        for gradient, right in zip(back(placed(gpus, 1, dy)), pullback(dy), strict=True):
+            assert (gradient is None) == (right is None)
+            if right is not None:
+                assert gradient.device.id == 1
+                np.testing.assert_array_equal(gradient.array, right)
+    assert gpus.cuda.Device.current == 0
 
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(empty=empty))
-    monkeypatch.setattr(fc.dispatch, "plan_for", plan_for)
-    execute(parse_problem("conv2d n2 c3 i7 oc4 k3 cuda"), (there, there), current())
-    assert made == [True, True]
+
+def test_a_call_on_the_gpu_is_read_once_a_form(gpus, monkeypatch):
+    x, w = placed(gpus, 0, X), placed(gpus, 0, W)
+    expected = fc.conv2d(x, w, padding=1).array
+    monkeypatch.setattr(fc.call.Call, "run", None)
+    np.testing.assert_array_equal(fc.conv2d(x, w, padding=1).array, expected)
+    for other in (placed(gpus, 1, X), placed(gpus, 0, X[:, :, ::-1])):
+        with pytest.raises(TypeError, match="not callable"):  # so it is read anew
+            fc.conv2d(other, placed(gpus, other.device.id, W), padding=1)
+
+
+def test_every_gpu_has_plans_of_its_own(gpus, monkeypatch):
+    made_on = []
+    plan = fc.dispatch.Plan
+    monkeypatch.setattr(
+        "fastconv.backends.cuda.algorithm.Plan",
+        lambda *arguments: made_on.append(gpus.cuda.Device.current) or plan(*arguments),
+    )
+    arguments = {index: (placed(gpus, index, X), placed(gpus, index, W)) for index in (0, 1)}
+    for index in (0, 1, 0, 1):
+        assert fc.conv2d(*arguments[index]).device.id == index
+    assert made_on == [0, 1]
+    made = fc.plan(fc.conv2d, *arguments[1], stride=2)
+    assert made(arguments[1][0]).device.id == 1
+    assert made_on == [0, 1, 1]
+
+
+def test_warming_up_for_the_gpu_compiles(gpus):
+    fc.warmup("conv2d n1 c2 i5 oc3 k3 cuda")
 
 
 def runtime(capability, **attributes):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -221,17 +222,39 @@ def test_a_problem_is_planned_once():
 
 
 def test_plan_cache_is_bounded():
-    dispatch.plan_for.cache_clear()
-    limit = dispatch.plan_for.cache_info().maxsize
+    dispatch.forget()
+    limit = dispatch._planned.cache_info().maxsize
     assert limit is not None
     assert limit <= 1 << 16
     with registered(Fake("first")):
         for n in range(1, limit + 20):
             dispatch.plan_for(PROBLEM.replace(n=n), current())
-        info = dispatch.plan_for.cache_info()
+        info = dispatch._planned.cache_info()
         assert info.currsize == limit
         dispatch.plan_for(PROBLEM.replace(n=limit), current())
-        assert dispatch.plan_for.cache_info().hits == info.hits + 1
+        assert dispatch._planned.cache_info().hits == info.hits + 1
+
+
+def test_what_was_being_chosen_when_all_was_forgotten_is_not_found_afterwards():
+    """A thread that is about to choose meets one that registers, or tunes."""
+
+    class Slow(Fake):
+        def refuses(self, problem):
+            if threading.current_thread() is chooser:
+                asked.set()
+                assert forgotten.wait(60)
+            return super().refuses(problem)
+
+    asked, forgotten = threading.Event(), threading.Event()
+    chooser = threading.Thread(target=lambda: dispatch.plan_for(PROBLEM, current()))
+    with registered(Slow("slow", predicted=1e-9)):
+        dispatch.forget()
+        chooser.start()
+        assert asked.wait(60)
+        with registered(Fake("faster", predicted=1e-10)):
+            forgotten.set()
+            chooser.join()
+            assert dispatch.plan_for(PROBLEM, current()).algorithm.key == "fake/faster"
 
 
 def test_plan_cache_in_many_threads():

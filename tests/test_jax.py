@@ -307,6 +307,40 @@ def test_use_sends_a_program_to_fastconv_and_leaves_the_rest():
     assert any(key.startswith("reduce_window: JAX, since computation:") for key in counted)
 
 
+def test_use_leaves_jax_what_the_options_leave_nobody_for():
+    program = jax.jit(lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME").sum())
+    x, w = jnp.ones((1, 2, 4, 4)), jnp.ones((3, 2, 1, 1))
+    fj.stats(clear=True)
+    with fc.options(algorithm="winograd4"), fj.use():  # which is for kernels of 3x3
+        assert program(x, w) == 96
+    (why,) = fj.stats()
+    assert why.startswith("conv_general_dilated: JAX, since no algorithm for")
+
+
+def test_use_leaves_jax_what_is_on_other_devices(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    fj.stats(clear=True)
+    with fj.use():
+        assert lax.conv_general_dilated(jnp.ones((1, 2, 4, 4)), jnp.ones((3, 2, 1, 1)), (1, 1), "SAME").sum() == 96
+    assert list(fj.stats()) == ["conv_general_dilated: JAX, since JAX computes on gpu here, and fastconv on the CPU"]
+
+
+@pytest.mark.parametrize("norm", [2.0, 3.0])
+def test_windows_of_zeros_have_derivatives_of_any_order(norm):
+    """After a rectifier there are many: their norm has no slope, and no slope of that either."""
+    x = jnp.asarray(1 + np.abs(integers(RNG(3), 1, 1, 4, 4))).at[..., :2, :2].set(0)
+    v = jnp.ones_like(x)
+
+    def along(x):
+        return jax.jvp(lambda x: fj.lp_pool2d(x, norm, 2), (x,), (v,))[1].sum()
+
+    found = jax.grad(along)(x)
+    assert jnp.isfinite(found).all()
+    rest = x.at[..., :2, :2].set(1)
+    expected = jax.grad(along)(rest)
+    np.testing.assert_allclose(found[..., 2:, :], expected[..., 2:, :], rtol=1e-5)
+
+
 def test_the_handler_is_registered_without_a_warning():
     assert handler.register() is True
 

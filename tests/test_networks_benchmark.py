@@ -13,6 +13,7 @@ pytest.importorskip("rich")
 
 from benchmarks.networks import __main__ as command
 from benchmarks.networks import entrants, measuring, results, table
+from fastconv import nn
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -20,7 +21,7 @@ def test_entrants_agree_and_are_timed(training):
     job = entrants.Job("lenet5", 2, training, 1)
     names = ["fastconv", "torch", "torch channels-last", "torch within use()", "torch, compile_model"]
     names += ["onnxruntime"] * (find_spec("onnxruntime") is not None)
-    rows = {row.entrant: row for row in measuring.measure(job, names, 0.01, memory=False, layers=True)}
+    rows = {row.entrant: row for row in measuring.measure(job, names, 0.01, ["time", "layers"])}
     assert list(rows) == names
     trains = names[:4]
     for name in trains if training else names:
@@ -44,10 +45,10 @@ def test_every_part_of_a_training_step_is_timed():
 
 
 def test_a_wrong_result_is_told(monkeypatch):
-    wrong = entrants.Entrant("torch", (), True, lambda job: lambda: 2 * entrants.torch_run(job)())
+    wrong = entrants.Entrant("torch", (), True, lambda *given: lambda: 2 * entrants.torch_run(*given)())
     monkeypatch.setattr(measuring, "ENTRANTS", (entrants.ENTRANTS[0], wrong))
     job = entrants.Job("lenet5", 1, False, 1)
-    _, row = measuring.measure(job, ["fastconv", "torch"], 0.01, memory=False)
+    _, row = measuring.measure(job, ["fastconv", "torch"], 0.01, ["time"])
     assert "differs from fastconv's" in row.failure
 
 
@@ -59,19 +60,23 @@ def test_modules_run_within_a_context():
         entered.append(True)
         yield
 
-    run = entrants.torch_run(entrants.Job("lenet5", 1, True, 1), within=within)
+    run = entrants.torch_run(entrants.Job("lenet5", 1, True, 1), True, within=within)
     assert run() > run()
     assert len(entered) == 2
 
 
 def test_memory_of_a_process_alone():
-    job = entrants.Job("lenet5", 64, False, 1)
-    assert measuring._memory(job, "fastconv") >= 0
+    job = entrants.Job("alexnet", 1, False, 1)
+    weights = 4 * nn.build("alexnet").count()
+    for name in ("fastconv", "torch"):
+        # Its own weights, and what it makes of them, but nobody else's.
+        assert weights < measuring._memory(job, name) < 2.5 * weights
 
 
 def test_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(results, "RESULTS", tmp_path)
-    given = ["lenet5", "--inference", "1", "--training", "--threads", "1", "--seconds", "0.01", "--no-memory"]
+    given = ["lenet5", "--inference", "1", "--training", "--threads", "1", "--seconds", "0.01"]
+    given += ["--parts", "time"]
     assert command.main([*given, "--entrants", "fastconv", "torch", "--save", "here"]) == 0
     shown = capsys.readouterr().out
     assert "lenet5, inference of 1, 1 thread" in shown
@@ -83,6 +88,9 @@ def test_command(tmp_path, monkeypatch, capsys):
     again = json.loads((tmp_path / "here.json").read_text())["rows"]
     assert sorted(row["entrant"] for row in again) == ["fastconv", "torch"]
     assert next(row["seconds"] for row in again if row["entrant"] == "fastconv") == first  # kept
+    command.main([*given[:-1], "memory", "--entrants", "fastconv", "--save", "here"])
+    fastconv = json.loads((tmp_path / "here.json").read_text())["rows"][0]
+    assert (fastconv["seconds"], fastconv["memory"] is not None) == (first, True)
     capsys.readouterr()
     assert command.main(["--show", "here"]) == 0
     assert "| lenet5 | " in capsys.readouterr().out

@@ -32,6 +32,41 @@ def test_a_gradient_of_another_shape_is_refused_and_changes_nothing(name):
 
 
 @every_layer
+def test_a_gradient_of_another_dtype_is_refused_and_changes_nothing(name):
+    make, _, x = LAYERS[name]
+    layer = shaken(make())
+    y = layer.forward(x)
+    for dtype in (np.float32, np.float16):
+        with pytest.raises(TypeError, match=f"dy: expected dtype float64, got {np.dtype(dtype)}"):
+            layer.backward(y.astype(dtype))
+    assert all(parameter.gradient is None for parameter in layer.parameters().values())
+    assert layer.backward(y).shape == x.shape
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.BatchNorm2d(3), lambda: nn.Scale(0.5), lambda: nn.PReLU(3)])
+def test_images_in_the_field_of_a_record_are_read_where_they_lie(layer):
+    records = np.zeros(4, [("x", "f4", (3, 5, 5)), ("label", "u1")])  # each begins a byte further from whole elements
+    records["x"] = np.random.default_rng(0).standard_normal((4, 3, 5, 5), np.float32)
+    one, other = layer(), layer()
+    y = one(records["x"])
+    assert np.array_equal(y, other(records["x"].copy()))
+    assert np.array_equal(one.backward(y), other.backward(y))
+
+
+def test_a_seed_gives_the_layers_of_a_gate_numbers_of_their_own():
+    first, second = (
+        p.value.reshape(-1) for n, p in nn.SqueezeExcite(16, 2, random=0).parameters().items() if "weight" in n
+    )
+    assert abs(np.corrcoef(first, second)[0, 1]) < 0.5
+
+
+def tied():
+    one, other = nn.Linear(3, 3), nn.Linear(3, 3)
+    other.weight = one.weight
+    return nn.Sequential(one, other)
+
+
+@every_layer
 def test_what_is_no_array_of_floats_is_refused(name):
     make, _, x = LAYERS[name]
     layer = make()
@@ -277,6 +312,9 @@ BAD = [
     (lambda: nn.MaxPool2d(2, padding="sme"), ValueError, "padding"),
     (lambda: nn.MaxPool2d(2, ceil_mode="yes"), TypeError, "ceil_mode: expected True or False"),
     (lambda: nn.ConvTranspose2d(4, -2, 3), ValueError, "out_channels"),
+    (lambda: nn.ConvTranspose2d(4, 2, 3, 2, output_padding=2), ValueError, "output_padding: must be smaller than"),
+    (lambda: nn.ConvTranspose2d(4, 2, 3, 2, "same", 1), ValueError, "output_padding: must be 0 with padding='same'"),
+    (lambda: nn.ConvTranspose2d(4, 2, 3, padding=4).output_shape((4, 3, 3)), ValueError, "leaves an output of"),
     (lambda: nn.Linear(0, 3), ValueError, "in_features: must be at least 1"),
     (lambda: nn.LocallyConnected2d(1, 1, 3, 5), ValueError, "kernel_size: .* does not fit"),
     (lambda: nn.LocallyConnected2d(1, 1, "big", 5), TypeError, "input_size"),
@@ -292,6 +330,10 @@ BAD = [
     (lambda: nn.SqueezeExcite(8, 0), ValueError, "reduction: must be at least 1"),
     (lambda: nn.Concat(), ValueError, "takes one layer or more"),
     (lambda: nn.Sequential(nn.ReLU(), **{"0": nn.Tanh()}), ValueError, r"named: \['0'\]"),
+    (lambda: nn.Sequential(**{"a.b": nn.Tanh()}), ValueError, r"named: 'a\.b' is part of paths"),
+    (lambda: nn.Concat(**{"a/b": nn.Tanh()}), ValueError, "named: 'a/b' is part of paths"),
+    (lambda: nn.Sequential(**{"": nn.Tanh()}), ValueError, "named: '' is part of paths"),
+    (lambda: nn.SGD(tied(), 0.1), ValueError, "parameters: 0.weight and 1.weight are one parameter"),
     (lambda: nn.SGD({}, math.nan), ValueError, r"rate: expected a number in \[0, inf\), got nan"),
     (lambda: nn.SGD({}, math.inf), ValueError, "rate"),
     (lambda: nn.SGD({}, 0.1, weight_decay=-1), ValueError, "weight_decay"),
@@ -307,6 +349,7 @@ BAD = [
     (lambda: nn.SoftmaxCrossEntropy()(X, np.zeros(3, int)), ValueError, "outputs: expected shape"),
     (lambda: nn.SoftmaxCrossEntropy()(V, [0] * 5), ValueError, "targets: expected class numbers"),
     (lambda: nn.SoftmaxCrossEntropy()(V, np.full(5, -1)), ValueError, "from 0 to 11, got -1 to -1"),
+    (lambda: nn.accuracy(linear(), np.eye(4, dtype=np.float32), [0] * 4), ValueError, "labels: expected an array"),
     (lambda: nn.accuracy(linear(), np.eye(4, dtype=np.float32), np.zeros((4, 1), int)), ValueError, "labels"),
     (lambda: nn.predict(linear(), np.eye(4, dtype=np.float32), 0), ValueError, "size: must be at least 1"),
     (lambda: nn.minibatches(V, V, 0), ValueError, "size: must be at least 1"),

@@ -145,6 +145,35 @@ def test_fusing_changes_nothing(first, activation):
         assert_near(one.gradient, other.gradient, X.size)
 
 
+@pytest.mark.parametrize("dtype", [np.float64, np.float16])
+@pytest.mark.parametrize(
+    ("make", "other"),
+    [
+        (lambda kind: nn.LeakyReLU(), lambda: tnn.LeakyReLU()),
+        (lambda kind: nn.PReLU(8, 0.25, dtype=kind), lambda: tnn.PReLU(8, 0.25)),
+        (lambda kind: nn.Sequential(nn.Scale(1.0), nn.LeakyReLU()), lambda: tnn.LeakyReLU()),
+        (lambda kind: nn.Sequential(identity(kind), nn.LeakyReLU()), lambda: tnn.LeakyReLU()),
+        (lambda kind: nn.Sequential(nn.ReLU()), lambda: tnn.ReLU()),
+        (lambda kind: nn.Sequential(nn.Scale(1.0), nn.ReLU6()), lambda: tnn.ReLU6()),
+    ],
+)
+def test_slopes_at_zero_are_pytorchs(make, other, dtype):
+    x = np.where(X > 0, X, 0).astype(dtype)
+    x[0] = np.minimum(X[0], 0)
+    tensor = torch.from_numpy(x.astype(np.float64)).requires_grad_()
+    dy = np.ones(x.shape, dtype)
+    layer = make(dtype)
+    layer(x)
+    other().double()(tensor).backward(torch.from_numpy(dy.astype(np.float64)))
+    assert_near(layer.backward(dy), tensor.grad)
+
+
+def identity(dtype):
+    layer = nn.Conv2d(8, 8, 1, bias=True, random=0, dtype=dtype)
+    layer.weight.value[...] = np.eye(8)[:, :, None, None]
+    return layer
+
+
 @pytest.mark.parametrize("activations", [(), (nn.ReLU,)])
 @pytest.mark.parametrize(
     "make",
@@ -270,6 +299,40 @@ def test_optimisers_are_pytorchs(name):
         mine.step()
         other.step()
     assert_near(parameter.value, tensor, steps**2)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("make", [lambda p: nn.Adam(p, 0.01), lambda p: nn.SGD(p, 0.01, 0.9)])
+def test_half_types_are_changed_as_single_ones_are(make, dtype):
+    """Gradients of zero, and small ones whose squares float16 has not."""
+    start = (2.0 ** RNG.integers(-3, 3, 64)).astype(np.float32)
+    gradient = (RNG.standard_normal(64) * 2.0 ** RNG.integers(-14, 0, 64)).astype(dtype).astype(np.float32)
+    gradient[::4] = 0
+    parameters = [nn.Parameter(start.astype(dtype)), nn.Parameter(start.copy())]
+    for _ in range(5):
+        for parameter in parameters:
+            parameter.gradient = gradient.astype(parameter.value.dtype)
+            make({"v": parameter}).step()
+            parameter.value[...] = parameter.value.astype(dtype)
+    half, single = (parameter.value.astype(np.float32) for parameter in parameters)
+    assert np.abs(half - single).max() <= 5 * 2 * EPSILON[dtype] * np.abs(single).max()
+    assert np.array_equal(half[::4], start[::4])
+
+
+def test_a_parameter_whose_first_gradient_comes_late_begins_then():
+    early, late, alone = (nn.Parameter(V.copy()) for _ in range(3))
+    optimiser = nn.Adam({"early": early, "late": late}, 0.01)
+    early.gradient = V
+    for _ in range(20):
+        optimiser.step()
+    late.gradient = alone.gradient = V[::-1].copy()
+    early.gradient = V[:, :1]
+    with pytest.raises(ValueError, match="early: gradient"):
+        optimiser.step()  # refused, and so no step
+    early.gradient = None
+    optimiser.step()
+    nn.Adam({"alone": alone}, 0.01).step()
+    assert np.array_equal(late.value, alone.value)
 
 
 def test_max_norm():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 
@@ -234,15 +235,18 @@ def test_summary_counts_as_the_textbooks_do():
         nn.Linear(2560, 7),
     )  # fmt: skip
     table = nn.summary(network, (3, 32, 32))
-    conv, pool, inner, flatten, linear = table.rows
+    conv, pool, inner, total, flatten, linear = table.rows
     assert (conv.parameters, conv.output, conv.macs, conv.memory, conv.field) == (
         760, (10, 32, 32), 5 * 5 * 3 * 32 * 32 * 10, 4 * 32 * 32 * 10, (5, 5),
     )  # fmt: skip
     assert (pool.output, pool.field, pool.parameters) == ((10, 16, 16), (6, 6), 0)
     assert (inner.path, inner.field) == ("2.body", (10, 10))
+    assert (total.path, total.kind, total.output, total.field) == ("2", "Residual", (10, 16, 16), (10, 10))
+    assert (total.parameters, total.memory) == (0, inner.memory)
     assert (flatten.output, flatten.field) == ((2560,), None)
     assert (linear.parameters, linear.macs) == (2560 * 7 + 7, 2560 * 7)
     assert table.parameters == network.count()
+    assert table.flops == 2 * table.macs == sum(row.flops for row in table.rows)
     assert "2.body" in str(table)
     assert f"{table.parameters:,}" in str(table).splitlines()[-1]
 
@@ -260,6 +264,14 @@ def test_a_transposed_convolution_sees_less_and_a_linear_layer_all():
     # An output of the second sees two of the first, two pixels apart; three of those see one half-step further.
     assert [row.field for row in nn.summary(network, (1, 16, 16)).rows] == [(3, 3), (5, 5), (7, 7)]
     assert nn.summary(nn.Linear(4, 2), (4,)).rows[0].field is None
+
+
+def test_what_stands_side_by_side_takes_memory_and_a_norm_of_maps_sees_all():
+    network = nn.Sequential(nn.Concat(nn.Conv2d(2, 3, 3, padding=1), nn.Sequential()), nn.GroupNorm(1, 5), nn.ReLU())
+    rows = nn.summary(network, (2, 8, 8)).rows
+    assert [(row.kind, row.memory // 256, row.field) for row in rows] == [
+        ("Conv2d", 3, (3, 3)), ("Concat", 5, (3, 3)), ("GroupNorm", 5, None), ("ReLU", 5, None),
+    ]  # fmt: skip
 
 
 def test_a_container_of_the_users_own_is_one_row():
@@ -338,7 +350,31 @@ def test_vgg16_slides_over_384_as_the_textbook_says():
     assert sliding.output_shape((3, 384, 384)) == (1000, 6, 6)
 
 
+def test_flat_maps_are_flattened_again_and_auxiliaries_left_out():
+    network = nn.Sequential(
+        nn.Auxiliary(nn.Sequential(nn.Flatten(), nn.Linear(16, 2))),
+        nn.Conv2d(1, 4, 3, random=0), nn.Flatten(), nn.Linear(16, 5, random=1), nn.Flatten(), nn.Linear(5, 3, random=2),
+    )  # fmt: skip
+    x = np.random.default_rng(0).standard_normal((2, 1, 4, 4), np.float32)
+    sliding = nn.to_conv(network, (1, 4, 4))
+    assert list(sliding.children()) == ["1", "3", "5"]
+    assert np.abs(sliding(x)[:, :, 0, 0] - network.eval()(x)).max() <= ERROR_CONSTANT * EPSILON["float32"] * 4
+    labels = network(x).argmax(axis=1)
+    assert nn.accuracy(sliding, x, labels) == 1  # maps of 1x1 are numbers
+    with pytest.raises(
+        ValueError, match=r"network: expected a number for each class, got outputs of shape \(2, 3, 3, 3"
+    ):
+        nn.accuracy(sliding, np.zeros((2, 1, 6, 6), np.float32), labels)
+
+
 def test_what_does_not_slide():
+    for after in ((nn.Softmax(),), (nn.PReLU(16), nn.Linear(16, 2))):
+        with pytest.raises(ValueError, match=r"after a Flatten, and does not slide"):
+            nn.to_conv(nn.Sequential(nn.Flatten(), *after), (4, 2, 2))
+    with pytest.raises(ValueError, match="nothing fully connected follows its Flatten"):
+        nn.to_conv(nn.Sequential(nn.Flatten(), nn.ReLU()), (4, 2, 2))
+    with pytest.raises(ValueError, match=r"0 flattens \(4,\), which is no map"):
+        nn.to_conv(nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), (4,))
     with pytest.raises(ValueError, match="does not slide"):
         nn.to_conv(nn.Sequential(nn.Flatten(), nn.BatchNorm2d(4)), (1, 2, 2))
     with pytest.raises(ValueError, match="no Flatten before it"):
@@ -360,6 +396,71 @@ def test_inference_is_tied_to_the_examples_form():
     kept = first.copy()
     assert not np.array_equal(predict(2 * x), kept)
     assert np.array_equal(first, kept)  # a result is the caller's own
+
+
+def test_inference_notices_that_weights_have_changed():
+    """Some weights are packed and some read where they lie: a mixture of old and new would be no network at all."""
+    network, other = (nn.Sequential(nn.Conv2d(2, 3, 3, random=0), nn.Flatten(), nn.Linear(12, 2)) for _ in range(2))
+    x = np.ones((2, 2, 4, 4), np.float32)
+    predict, of_a_copy = nn.Inference(network, x), nn.Inference(copy.deepcopy(network), x)
+    before = predict(x)
+    for trained in (other, network):
+        nn.train_step(trained, nn.MeanSquaredError(), nn.SGD(trained, 0.1), x, np.ones((2, 2), np.float32))
+        if trained is other:
+            assert np.array_equal(predict(x), before)
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="network: its weights have changed since this Inference was made"):
+            predict(x)
+    assert np.array_equal(of_a_copy(x), before)
+    predict = nn.Inference(network, x)
+    network.load_state(other.state())
+    with pytest.raises(RuntimeError, match="weights have changed"):
+        predict(x)
+
+
+class Wrapped(nn.Layer):
+    """A container of a user's own."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def children(self):
+        return {"inner": self.inner}
+
+    def forward(self, x):
+        return self.inner.forward(x)
+
+    def backward(self, dy, wanted=True):
+        return self.inner.backward(dy, wanted)
+
+
+def test_inference_runs_a_users_container_in_evaluation_mode():
+    norm = nn.BatchNorm2d(2)
+    network = nn.Sequential(Wrapped(nn.Sequential(norm, nn.Dropout())))
+    x = np.random.default_rng(0).standard_normal((4, 2, 3, 3), np.float32)
+    network(x)
+    mean = norm.running_mean.copy()
+    predict = nn.Inference(network, x)
+    y = predict(x)
+    assert network.training and norm.training
+    assert np.array_equal(norm.running_mean, mean)
+    assert np.array_equal(y, network.eval()(x))
+
+
+def test_inference_holds_a_users_container_to_what_it_promises():
+    network = nn.Sequential(Wrapped(nn.GlobalAvgPool()))  # whose output_shape is that of the input
+    x = np.ones((1, 2, 3, 3), np.float32)
+    with pytest.raises(
+        ValueError, match=r"network: 0 returns float32 of shape \(1, 2, 1, 1\).* promises \(1, 2, 3, 3\)"
+    ):
+        nn.Inference(network, x)(x)
+
+
+def test_predicting_leaves_every_mode_as_it_is():
+    network = nn.Sequential(nn.BatchNorm2d(2), nn.Dropout())
+    network[0].eval()
+    nn.predict(network, np.ones((3, 2, 2, 2), np.float32))
+    assert [layer.training for _, layer in network.named_layers()] == [True, False, True]
 
 
 def test_inference_folds_and_fuses():

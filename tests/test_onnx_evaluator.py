@@ -145,6 +145,28 @@ def test_a_normalisation_alone_takes_any_dimensions():
         assert np.array_equal(session.run(None, {"x": x})[0], plain.run(None, {"x": x})[0])
 
 
+def test_a_normalisation_alone_takes_half_types_and_no_images():
+    """Its constants may be of another type than what it normalises."""
+    nodes = [norm("x", "n"), node("Relu", "n", "y")]
+    session, plain = (fastconv.onnx.Evaluator(used(nodes), fuse=fuse) for fuse in (True, False))
+    for x in (integers((2, C, 3, 5)).astype(np.float16), integers((0, C, 3, 5))):
+        (result,), (expected,) = session.run(None, {"x": x}), plain.run(None, {"x": x})
+        assert result.dtype == expected.dtype and np.array_equal(result, expected)
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_an_output_that_is_not_wanted_is_no_absent_input(constant):
+    """Here the unnamed values of a TopK must not become the lower limit of a Clip."""
+    top = helper.make_node("TopK", ["a" if constant else "x", "k"], ["", "places"])
+    clip = helper.make_node("Clip", ["x", "", "two"], ["y"])
+    cast = helper.make_node("Cast", ["places"], ["p"], to=1)
+    constants = {"k": np.array([1]), "two": np.float32(2), "a": CONSTANTS["a"]}
+    names = {name for n in (top, clip, cast) for name in n.input}
+    proto = model([top, cast, clip], {k: v for k, v in constants.items() if k in names}, outputs=("y", "p"))
+    session = fastconv.onnx.Evaluator(proto)
+    assert np.array_equal(session.run(["y"], {"x": X})[0], np.minimum(X, 2))
+
+
 def test_sums_of_any_number():
     for names in (["x"], ["x", "b"], ["x", "b", "a"]):
         proto = used([node("Sum", " ".join(names), "s"), node("Neg", "s", "y")])

@@ -141,7 +141,7 @@ def test_plan_survives_a_later_register_and_tune(monkeypatch, tmp_path):
             with fc.options(backend="fake"):
                 fc.tune(plan.problem)
             assert np.array_equal(plan(X), Y)
-        dispatch.plan_for.cache_clear()
+        dispatch.forget()
     assert plan.algorithm == "fake/first"
     runs = first.runs
     assert np.array_equal(plan(X), Y)
@@ -263,6 +263,18 @@ def test_bound_to_arrays_it_computes_from_what_they_hold():
         run()
         assert np.array_equal(wide[:, 2:8], fc.conv2d(x, W, B, residual=residual, **ARGUMENTS))
     assert np.isnan(wide[:, [0, 1, 8]]).all()
+
+
+def test_binding_what_would_be_a_copy():
+    """Seen as rows, features of some steps of a longer sequence lie apart in two ways."""
+    rows, w = np.ones((2, 4, 3), np.float32), np.ones((5, 3), np.float32)
+    plan = fc.plan(fc.linear, rows, w)
+    run = plan.bind(rows, out=np.empty((2, 4, 5), np.float32))
+    run()
+    with pytest.raises(ValueError, match=r"out: its elements, of shape \(2, 4, 5\) and strides .* without a copy"):
+        plan.bind(rows, out=np.empty((2, 6, 5), np.float32)[:, :4])
+    with pytest.raises(ValueError, match=r"input: its elements, of shape \(2, 4, 3\) .* without a copy"):
+        plan.bind(np.ones((2, 6, 3), np.float32)[:, :4], out=np.empty((2, 4, 5), np.float32))
 
 
 def test_binding_what_does_not_fit():

@@ -14,6 +14,7 @@ from fresh import python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastconv import registry, testing
 from fastconv.notation import format_problem, parse_problem
 from fastconv.problem import (
     ACTIVATIONS,
@@ -570,3 +571,26 @@ print(json.dumps([known[p] for p in pickle.loads(bytes.fromhex({sent!r}))]))
     assert [hash(p) for p in made]
     answer = python(code, PYTHONHASHSEED="12345").stdout
     assert json.loads(answer) == [format_problem(p) for p in made]
+
+
+@pytest.mark.parametrize(
+    ("text", "terms"),
+    [
+        ("conv1d n1 c1 iw5 oc2 k3 p2 replicate", 12),
+        ("conv1d n1 c1 iw5 oc2 k3 p2 reflect", 10),
+        ("conv1d n1 c1 iw3 oc1 k3 p3 circular", 7),
+        ("conv1d n1 c1 iw9 oc2 k3 p1", 6),
+    ],
+)
+def test_sums_behind_a_gradient_have_no_more_terms_than_said(text, terms):
+    """Counted by sums of ones."""
+    problem = parse_problem(text).replace(direction="dgrad")
+    ones = tuple(np.ones(operand.shape, np.float32) for operand in problem.inputs)
+    (dx,) = testing.run(registry.find("reference/einsum"), problem, ones)
+    assert dx.max() == terms <= problem.reduction
+
+
+def test_an_element_is_in_many_windows_where_an_adaptive_pool_enlarges():
+    problem = parse_problem("adaptive_avg_pool1d c1 iw1 o1000")
+    assert problem.replace(direction="dgrad").reduction >= 1000
+    assert problem.reduction == 2

@@ -19,8 +19,8 @@ CALLS = {
     "integers of NumPy": (fc.conv2d, (X, W), {"padding": np.int64(1)}),
     "padding before and after": (fc.conv2d, (X, W), {"padding": ((1, 0), (2, 1))}),
     "bias and activation": (fc.conv2d, (X, W, W[:, 0, 0, 0]), {"activation": "relu"}),
-    "linear": (fc.linear, (ROWS, ROWS), {}),
-    "linear, residual": (fc.linear, (ROWS, ROWS), {"residual": np.ones((2, 2), np.float32)}),
+    "linear": (fc.linear, (ROWS, ROWS + 1), {}),
+    "linear, residual": (fc.linear, (ROWS, ROWS + 1), {"residual": np.ones((2, 2), np.float32)}),
     "pool": (fc.max_pool2d, (X, 2), {}),
 }
 
@@ -96,3 +96,51 @@ def test_results_are_new_arrays_and_weights_are_read_again():
         expected = fc.conv2d(X, weight, padding=1, backend="reference")
     assert not np.shares_memory(first, second)
     assert np.array_equal(second, expected)
+
+
+SAME = {  # of one array in two places, and of two
+    "linear": (fc.linear, lambda a, b: ((a, b), {})),
+    "residual": (fc.conv2d, lambda a, b: ((a, np.eye(3, dtype=np.float32)[:, :, None, None]), {"residual": b})),
+    "weight gradient": (fc.grad.conv2d_weight, lambda a, b: ((a, (3, 3, 1, 1), b), {})),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_one_array_in_two_places_is_not_two_arrays_another_time(name):
+    function, arguments = SAME[name]
+    one = ROWS if name == "linear" else X
+    other = np.ascontiguousarray(one[::-1]) + 3
+    for first, second in ((one, one), (one, other), (other, one), (other, other)):
+        args, kwargs = arguments(first, second)
+        expected = function(*args, backend="reference", **kwargs)
+        for _ in range(2):
+            assert np.array_equal(function(*args, **kwargs), expected)
+            y, pullback = fc.vjp(function, *args, **kwargs)
+            assert np.array_equal(y, expected)
+            gradients = fc.vjp(function, *args, backend="reference", **kwargs)[1](y)
+            for mine, right in zip(pullback(y), gradients, strict=True):
+                assert (mine is None) == (right is None) and (mine is None or np.allclose(mine, right))
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [
+        (fc.conv2d, lambda n: ((X, W), {"stride": np.array([n, n])})),
+        (fc.conv2d, lambda n: ((X, W), {"padding": np.array(n)})),
+        (fc.max_pool2d, lambda n: ((X, np.array([n, n])), {})),
+        (fc.adaptive_avg_pool2d, lambda n: ((X, np.array([n, 1])), {})),
+        (fc.grad.conv2d_input, lambda n: ((np.array([2, 3, 7 + n, 8]), W, X[:, :1, : 5 + n, :6].repeat(4, 1)), {})),
+    ],
+)
+def test_sizes_in_arrays_are_read_every_time(function, arguments):
+    for n in (1, 2, 1, 3):
+        args, kwargs = arguments(n)
+        expected = function(*args, backend="reference", **kwargs)
+        result = function(*args, **kwargs)
+        assert result.shape == expected.shape and np.allclose(result, expected)
+
+
+def test_sizes_in_arrays_are_refused_after_a_good_call_too():
+    fc.conv2d(X, W, stride=np.array([1, 1]))
+    with pytest.raises(ValueError, match="stride"):
+        fc.conv2d(X, W, stride=np.array([-1, 1]))

@@ -198,3 +198,38 @@ def test_a_value_that_dwarfs_the_rest(key, text, dtype):
         largest = np.broadcast_to(expected.magnitude.max(), expected.magnitude.shape)
         expected = expected._replace(magnitude=largest)
     testing.compare(problem, testing.run(algorithm, problem, inputs), expected, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize("backend", [*general_backends(), "numba"])
+@pytest.mark.parametrize(("norm", "low"), [(1.5, -1.0), (0.5, 0.0), (4.0, 1e13)])
+def test_what_no_window_reads_has_no_gradient_whatever_its_power(backend, norm, low):
+    x = np.full((1, 2, 7, 7), 2, np.float32)
+    x[:, :, 2::3], x[..., 2::3] = low, low  # between windows of 2 that are 3 apart
+    with np.errstate(all="ignore"):
+        _, pullback = fc.vjp(fc.lp_pool2d, x, norm, 2, stride=3)
+        dy = np.ones((1, 2, 2, 2), np.float32)
+        with fc.options(backend=backend):
+            (dx,) = pullback(dy)
+    assert np.isfinite(dx).all()
+    assert not dx[:, :, 2::3].any() and not dx[..., 2::3].any()
+
+
+@pytest.mark.parametrize("backend", [*general_backends(), "numba"])
+def test_a_norm_of_zero_has_no_slope_even_for_an_infinite_gradient(backend):
+    x = np.ones((1, 1, 4, 4), np.float32)
+    x[..., :2, :2] = 0
+    with fc.options(backend=backend):
+        _, pullback = fc.vjp(fc.lp_pool2d, x, 2.0, 2)
+        (dx,) = pullback(np.array([[[[np.inf, 1], [1, 1]]]], np.float32))
+    assert np.isfinite(dx).all()
+
+
+@pytest.mark.parametrize("activation", ["relu", "relu6"])
+@pytest.mark.filterwarnings("error")
+def test_a_rectifier_lets_nothing_pass_even_if_it_is_infinite(activation):
+    x, w = np.array([[-1, 1.0]], np.float32), np.eye(2, dtype=np.float32)
+    _, pullback = fc.vjp(fc.linear, x, w, activation=activation)
+    for special in (np.inf, np.nan):
+        dx, dw = pullback(np.array([[special, 1]], np.float32))[:2]
+        assert np.array_equal(dx, [[0, 1]])
+        assert np.isfinite(dw).all()

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -260,3 +261,26 @@ def test_a_child_forked_while_blas_is_limited_has_no_limit():
 
 def _first(exact: testing.Exact) -> tuple:
     return exact.results[:1], exact.magnitude
+
+
+def test_threads_that_begin_at_once_start_one_team(monkeypatch):
+    """Workers look at their board for ever: another team's must not be let go."""
+    from fastconv.backends.cpu import threads
+
+    made, together = [], threading.Barrier(8)
+
+    def slowly(lent):
+        made.append(lent)
+        time.sleep(0.05)
+        return threads.Board(0)
+
+    def first(_):
+        together.wait(60)
+        return threads._board(-1, None)
+
+    monkeypatch.setattr(threads, "_made", slowly)
+    monkeypatch.setattr(threads, "_boards", {})
+    with ThreadPoolExecutor(8) as pool:
+        boards = list(pool.map(first, range(8)))
+    assert made == [None]
+    assert all(board is boards[0] for board in boards)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 
@@ -154,6 +155,79 @@ def test_modules_that_do_more_are_left_alone():
     assert not packed(check(settled(Hooked())))
 
 
+def doubled(module, args, output):
+    return output * 2
+
+
+def test_hooks_of_what_is_traced_run():
+    model = settled(Block())
+    model.register_forward_hook(doubled)
+    check(model)
+    layer = settled(nn.Conv2d(4, 4, 3))
+    layer.register_forward_hook(doubled)
+    assert not packed(check(layer))
+    branching = settled(Branching())
+    branching.inner.register_forward_hook(doubled)
+    check(branching)
+    branching.inner[0].register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    check(branching)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*")
+def test_weights_that_a_hook_makes_are_made():
+    """By hooks, `weight_norm` makes the weight in every call: after loading it is still the old one."""
+    model, other = (settled(Branching()) for _ in range(2))
+    for each in (model, other):
+        nn.utils.weight_norm(each.inner[0])
+    with torch.no_grad():
+        other.inner[0].weight_v.normal_()
+    model.load_state_dict(other.state_dict())
+    torch.testing.assert_close(ft.compile_model(model)(X), other(X))
+
+
+@pytest.mark.parametrize("name", ["forward", "_conv_forward"])
+def test_functions_of_a_modules_own_are_called(name):
+    """Tiling patterns and offloading are often made so."""
+    model = settled(nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU()))
+    original = getattr(model[0], name)
+    setattr(model[0], name, lambda *args: original(*args) + 1)
+    assert not packed(check(model))
+    branching = settled(Branching())
+    inner = branching.inner.forward
+    branching.inner.forward = lambda x: inner(x) - 1
+    check(branching)
+
+
+class Making(nn.Module):
+    """Begins a sum with something new."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.conv, self.change = nn.Conv2d(4, 4, 3), change
+
+    def forward(self, x):
+        return self.change(torch.zeros(2, 4, 7, 7), self.conv(x))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda new, y: new.add_(y),
+        lambda new, y: operator.iadd(new, y),
+        lambda new, y: operator.iadd(new[:, :2], y[:, :2]),
+        lambda new, y: torch.add(new, y.detach(), out=new),
+        lambda new, y: new + y,
+    ],
+)
+def test_what_a_call_begins_with_is_made_in_every_call(change):
+    model = settled(Making(change))
+    before = set(vars(model))
+    compiled = check(model)
+    assert set(vars(model)) == before
+    for _ in range(2):
+        torch.testing.assert_close(compiled(X), model(X))
+
+
 class Branching(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -169,6 +243,97 @@ def test_what_cannot_be_traced_is_compiled_by_its_parts():
     compiled = check(settled(Branching()))
     assert len(packed(compiled)) == 1
     torch.testing.assert_close(compiled(X, 2.0), 2 * compiled(X))
+
+
+class Asking(nn.Module):
+    """Cannot be traced, and wants more of its parts than to be called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Conv2d(4, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 3))
+        self.norm, self.encoder = nn.GroupNorm(2, 4), Encoder()
+
+    def forward(self, x):
+        if x.sum() > 0:
+            x = -x
+        assert len(self.layers) == 3 and self.layers[0].out_channels == 6
+        for layer in self.layers:
+            x = layer(x)
+        return self.encoder.encode(x) * self.norm.eps + self.norm(x) + self.encoder(x) * self.encoder.conv.out_channels
+
+
+class Encoder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def encode(self, x):
+        return self.conv(x) + 1
+
+    def forward(self, x):
+        return F.relu(self.conv(x))
+
+
+def test_parts_can_still_be_asked_for_what_they_are():
+    model = settled(Asking())
+    compiled = check(model)
+    assert len(packed(compiled)) == 3
+    assert type(compiled.norm) is nn.GroupNorm  # nothing in it is fastconv's
+    for again in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        torch.testing.assert_close(again(X), model(X))
+    with pytest.raises(AttributeError, match="colour"):
+        compiled.encoder.colour  # noqa: B018
+    with pytest.raises(TypeError, match="no parts"):
+        len(ft.compile_model(settled(Block())))
+
+
+def test_a_transformer_runs():
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+    check(nn.TransformerEncoder(layer, 2).eval(), torch.randn(2, 5, 16))
+
+
+class Shifted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x, shift=0.5):
+        return torch.relu(self.conv(x) + shift) + x.shape[0]
+
+
+def test_numbers_are_added():
+    model = settled(Shifted())
+    compiled = check(model)
+    torch.testing.assert_close(compiled(X, 1.5), model(X, 1.5))
+    torch.testing.assert_close(compiled(X.clone().requires_grad_(), 1.5), model(X, 1.5))
+
+
+class Late(nn.Module):
+    """What the convolution reads is overwritten before its result is used."""
+
+    def __init__(self, activation) -> None:
+        super().__init__()
+        self.conv, self.activation = nn.Conv2d(4, 4, 3, padding=1), activation
+
+    def forward(self, x):
+        y = self.conv(x)
+        s = self.activation(x)
+        return F.relu(y + s)
+
+
+def overwriting(x):
+    return x.mul_(2)
+
+
+torch.fx.wrap("overwriting")
+
+
+@pytest.mark.parametrize(
+    "activation",
+    [lambda x: F.relu(x, True), lambda x: F.leaky_relu(x, 0.2, True), lambda x: F.relu(x, inplace=True), overwriting],
+)
+def test_convolutions_are_not_moved_behind_what_overwrites_their_input(activation):
+    check(settled(Late(activation)))
 
 
 class Optional(nn.Module):
@@ -236,6 +401,11 @@ def test_copies_dtypes_and_other_programs():
     y = compiled(X)
     torch.testing.assert_close(copy.deepcopy(compiled)(X), y)
     torch.testing.assert_close(pickle.loads(pickle.dumps(compiled))(X), y)
+    model = settled(Fork())
+    again = pickle.loads(pickle.dumps(pickle.loads(pickle.dumps(ft.compile_model(model)))))
+    ft.stats(reset=True)
+    torch.testing.assert_close(run_all(again, X), run_all(model, X))
+    assert {"max_pool2d", "adaptive_avg_pool2d"} <= ft.stats().computed.keys()
     torch.testing.assert_close(copy.deepcopy(compiled).double()(X.double()).float(), y)
     torch.testing.assert_close(torch.func.vmap(compiled)(X[None])[0], y)
     torch.testing.assert_close(torch.compile(compiled, fullgraph=True, backend="aot_eager")(X), y)

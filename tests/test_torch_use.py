@@ -183,6 +183,23 @@ def test_other_threads_and_inference_mode():
     assert ft.stats().computed["conv2d"] == 6 and len(results) == 3
 
 
+def test_biases_at_one_address_are_told_apart():
+    """What a packed parameter is found by: other elements of an array begin where these do."""
+    torch.manual_seed(0)
+    weight, biases = nn.Parameter(torch.randn(4, 3, 3, 3)), torch.randn(8)
+    with torch.no_grad(), ft.use():
+        for bias in (biases[:4], biases[::2], biases[:1].expand(4), biases[:4]):
+            torch.testing.assert_close(F.conv2d(X, weight, bias), bound_by_name(X, weight, None) + bias[:, None, None])
+        with pytest.raises(RuntimeError):
+            F.conv2d(X, weight, biases[:3])
+
+
+def test_a_weight_of_too_few_axes_is_pytorchs_error():
+    x, weight = torch.ones(3, 8, 8, requires_grad=True), torch.ones(4, 3, 3)
+    with ft.use(), pytest.raises(RuntimeError):
+        F.conv2d(x, weight)
+
+
 def test_channels_last_is_kept():
     net = model().to(memory_format=torch.channels_last)
     x = X.contiguous(memory_format=torch.channels_last)

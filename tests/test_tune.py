@@ -15,6 +15,7 @@ from subject import FORMS, PROBLEM, TEXT, W, X, Y, candidate, conv
 
 import fastconv as fc
 from fastconv import dispatch, testing, tuning
+from fastconv.machine import machine
 
 pytestmark = pytest.mark.usefixtures("cache_dir")
 
@@ -175,15 +176,54 @@ def test_measurements_hold_for_one_version_of_the_libraries():
 
 @pytest.mark.parametrize("call", [fc.tune, fc.warmup])
 def test_too_large_a_problem_is_told_apart(call, monkeypatch):
-    monkeypatch.setattr(testing, "_free_bytes", lambda: PROBLEM.bytes)
-    with pytest.raises(ValueError, match=rf"^problem: {TEXT} takes {3 * PROBLEM.bytes} bytes .* {PROBLEM.bytes} are"):
+    monkeypatch.setattr(testing, "free_bytes", lambda: PROBLEM.bytes)
+    with pytest.raises(ValueError, match=rf"^problem: {TEXT} takes \d+ bytes .* {PROBLEM.bytes} are"):
         call(PROBLEM)
     with fc.autotune():  # the arrays are there, after all
         assert np.array_equal(conv(), Y)
 
 
 def test_free_memory_is_known():
-    assert testing._free_bytes() > PROBLEM.bytes
+    assert testing.free_bytes() > PROBLEM.bytes
+
+
+def test_a_limit_of_a_cgroup_counts(monkeypatch, tmp_path):
+    limit, used = tmp_path / "limit", tmp_path / "used"
+    monkeypatch.setattr("fastconv.machine._CGROUP_MEMORY", ((limit, used),))
+    used.write_text("1000\n")
+    assert testing.free_bytes() > 1000  # no limit is known
+    limit.write_text("max\n")
+    assert testing.free_bytes() > 1000
+    for most, free in (("3500\n", 2500), ("500\n", 0)):
+        limit.write_text(most)
+        assert testing.free_bytes() == free
+
+
+def test_what_cannot_be_tested_is_computed_all_the_same(quick):
+    """Unpooled into fewer places, elements meet, and algorithms may differ in which stays."""
+    x, indices = np.ones((1, 2, 4, 4), np.float32), np.zeros((1, 2, 4, 4), np.int64)
+    expected = fc.max_unpool2d(x, indices, 2, stride=1, padding=1)
+    with fc.autotune():
+        assert np.array_equal(fc.max_unpool2d(x, indices, 2, stride=1, padding=1), expected)
+    with pytest.raises(ValueError, match="puts 16 elements in 9 places"):
+        fc.warmup(fc.max_unpool2d, x, indices, 2, stride=1, padding=1)
+
+
+def test_memory_that_runs_out_while_tuning_stops_no_call(quick, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(testing, "exact", fail)
+    with fc.autotune():
+        assert np.array_equal(conv(), Y)
+
+
+def test_measurements_of_narrower_vectors_are_not_those_of_the_machines(monkeypatch):
+    own = dispatch.measured_on()
+    monkeypatch.setenv("FASTCONV_SIMD", "none")
+    assert dispatch.measured_on() == f"{own}, as none"
+    monkeypatch.setenv("FASTCONV_SIMD", machine().simd)
+    assert dispatch.measured_on() == own
 
 
 def test_hopeless_candidates_are_not_measured(quick):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from benchmarks.networks import results, table
 from benchmarks.networks.entrants import ENTRANTS, Job
-from benchmarks.networks.measuring import Row, measure, title
+from benchmarks.networks.measuring import PARTS, Row, measure, title
 from benchmarks.places import OUT, RESULTS
 from fastconv import networks, progress
 from fastconv.machine import available_cores
@@ -42,8 +42,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each job's rounds go on (default: 2)")
     known = [entrant.name for entrant in ENTRANTS]
     parser.add_argument("--entrants", nargs="+", choices=known, default=known, help="(default: all)")
-    parser.add_argument("--layers", action="store_true", help="show where fastconv's time goes, layer by layer")
-    parser.add_argument("--no-memory", action="store_true", help="leave out the memory, which takes more processes")
+    known_parts = ", ".join(PARTS)
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        choices=PARTS,
+        default=["time", "memory"],
+        metavar="PART",
+        help=f"what to measure, of {known_parts} (default: time memory); layers tells where fastconv's time goes",
+    )
     parser.add_argument(
         "--save",
         metavar="NAME",
@@ -65,9 +72,7 @@ def _measure(args: argparse.Namespace) -> int:
     ]
     rows: list[Row] = []
     for job, detail in progress.track(jobs, "networks", title):
-        rows += measure(
-            job, args.entrants, args.seconds, memory=not args.no_memory, layers=args.layers, progress=detail
-        )
+        rows += measure(job, args.entrants, args.seconds, args.parts, progress=detail)
         if args.save:  # after every job: hours may be lost otherwise
             results.save(rows, args.save)
     if args.save:

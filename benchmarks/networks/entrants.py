@@ -5,9 +5,13 @@ All have the same weights.
 
 from __future__ import annotations
 
-import io
+import multiprocessing
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -57,16 +61,17 @@ class Entrant(NamedTuple):
         What must be installed.
     trains : bool
     prepare : callable
-        ``prepare(job)`` returns the run: it returns the outputs, or the loss of a training step.
+        ``prepare(job, same)`` returns the run: it returns the outputs, or the loss of a training step. With ``same`` it
+        has the weights that all others have; without, those that it begins with, so that nobody else's are in memory.
     """
 
     name: str
     needs: tuple[str, ...]
     trains: bool
-    prepare: Callable[[Job], Run]
+    prepare: Callable[[Job, bool], Run]
 
 
-def _fastconv(job: Job) -> Run:
+def _fastconv(job: Job, same: bool) -> Run:
     network, x = job.built(), job.images()
     with options(threads=job.threads):
         if not job.training:
@@ -83,6 +88,7 @@ def _fastconv(job: Job) -> Run:
 
 def torch_run(
     job: Job,
+    same: bool,
     *,
     channels_last: bool = False,
     made: Callable[[Any], Any] = lambda module: module,
@@ -95,7 +101,8 @@ def torch_run(
 
     torch.set_num_threads(job.threads)
     module = torch_modules.build(job.network)
-    torch_modules.load(module, job.built().state())
+    if same:
+        torch_modules.load(module, job.built().state())
     for part in module.modules():
         if isinstance(part, torch.nn.Dropout):
             part.p = 0.0
@@ -129,53 +136,58 @@ def torch_run(
     return step
 
 
-def _onnxruntime(job: Job) -> Run:
+def _onnxruntime(job: Job, same: bool) -> Run:
     import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = job.threads, 1
+    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    settings.add_session_config_entry("session.force_spinning_stop", "1")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "network.onnx")
+        # Whoever runs a file has not made it in the same process.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+            process.submit(_export, job, path).result()
+        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    name, x = session.get_inputs()[0].name, job.images()
+    return lambda: session.run(None, {name: x})[0]
+
+
+def _export(job: Job, path: Path) -> None:
+    """Write a network as an ONNX file."""
     import torch
 
     from benchmarks.networks import torch_modules
 
     module = torch_modules.build(job.network)
     torch_modules.load(module, job.built().state())
-    x, file = job.images(), io.BytesIO()
-    torch.onnx.export(module.eval(), (torch.from_numpy(x),), file, dynamo=False, opset_version=17)
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads, settings.inter_op_num_threads = job.threads, 1
-    settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    settings.add_session_config_entry("session.force_spinning_stop", "1")
-    session = onnxruntime.InferenceSession(file.getvalue(), settings, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda: session.run(None, {name: x})[0]
+    torch.onnx.export(module.eval(), (torch.from_numpy(job.images()),), path, dynamo=False, opset_version=17)
 
 
-def _channels_last(job: Job) -> Run:
-    return torch_run(job, channels_last=True)
-
-
-def _torch_compile(job: Job) -> Run:
+def _torch_compile(job: Job, same: bool) -> Run:
     import torch
 
     torch.compiler.reset()  # it gives up compiling a function that it has compiled for eight networks
-    return torch_run(job, made=torch.compile)
+    return torch_run(job, same, made=torch.compile)
 
 
-def _within_use(job: Job) -> Run:
+def _within_use(job: Job, same: bool) -> Run:
     import fastconv.torch
 
-    return torch_run(job, within=fastconv.torch.use)
+    return torch_run(job, same, within=fastconv.torch.use)
 
 
-def _compile_model(job: Job) -> Run:
+def _compile_model(job: Job, same: bool) -> Run:
     import fastconv.torch
 
-    return torch_run(job, made=fastconv.torch.compile_model)
+    return torch_run(job, same, made=fastconv.torch.compile_model)
 
 
 FASTCONV, COMPILED, ONNXRUNTIME = "fastconv", "torch.compile", "onnxruntime"
 ENTRANTS = (
     Entrant(FASTCONV, (), True, _fastconv),
     Entrant("torch", ("torch",), True, torch_run),
-    Entrant("torch channels-last", ("torch",), True, _channels_last),
+    Entrant("torch channels-last", ("torch",), True, partial(torch_run, channels_last=True)),
     Entrant(COMPILED, ("torch",), True, _torch_compile),
     Entrant("torch within use()", ("torch",), True, _within_use),
     Entrant("torch, compile_model", ("torch",), False, _compile_model),

@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,12 +21,16 @@ from benchmarks.networks.entrants import ENTRANTS, FASTCONV, Entrant, Job, Run
 from fastconv import nn, tuning
 from fastconv.algorithm import ERROR_CONSTANT
 
+# What can be measured.
+PARTS = ("time", "memory", "layers")
 # How long another library's threads may spin when they have nothing more to do.
 _SPINNING = 0.02
 # How long a turn goes on at least: small networks run again and again, as whoever trains or serves them does.
 _TURN = 0.05
 # How many processes measure their memory at once: most of their time goes into importing and preparing.
 _TOGETHER = 2
+# Steps of training whose losses are compared.
+_STEPS = 3
 # The largest error of an output, as a share of the largest: what Winograd's bound makes of many layers.
 _DEVIATION = ERROR_CONSTANT * 2.0**-10
 
@@ -43,7 +47,7 @@ class Row:
     images : float or None
         A second.
     memory : int or None
-        Bytes that the process grew by at most, from before the network was made.
+        Bytes that a process of its own grew by at most, from before the network was made.
     refusal, failure : str or None
         Why it was not measured, or what was wrong with its result.
     layers : list of (path, what, seconds)
@@ -76,28 +80,59 @@ def measure(
     job: Job,
     names: Sequence[str],
     seconds: float,
-    *,
-    memory: bool = True,
-    layers: bool = False,
+    parts: Collection[str] = ("time", "memory"),
     progress: Callable[[str], None] = lambda part: None,
 ) -> list[Row]:
-    """Return a row for every entrant, compared with fastconv's result and timed in rounds with it."""
-    rows = {name: Row(*job, name) for name in names}
+    """Return a row for every entrant.
+
+    Parameters
+    ----------
+    job : Job
+    names : sequence of str
+        The entrants'.
+    seconds : float
+        How long the rounds go on.
+    parts : collection of str
+        Of `PARTS`: ``time`` compares results with fastconv's and times them in rounds; ``memory`` and ``layers`` stand
+        for the fields of a row.
+    progress : callable, optional
+        Called with what is being done.
+    """
+    able: dict[str, Entrant] = {}
+    rows: dict[str, Row] = {}
+    for entrant in (e for e in ENTRANTS if e.name in names):
+        row = rows[entrant.name] = Row(*job, entrant.name, refusal=_refusal(entrant, job))
+        if row.refusal is None:
+            able[entrant.name] = entrant
+    if "time" in parts:
+        _time(job, able, rows, seconds, progress)
+    if "memory" in parts:
+        progress("memory")
+        left = [name for name in able if rows[name].refusal is None]
+        with ThreadPoolExecutor(_TOGETHER) as pool:
+            for name, peak in zip(left, pool.map(lambda name: _memory(job, name), left), strict=True):
+                rows[name].memory = peak
+    if "layers" in parts and FASTCONV in rows:
+        progress("layers")
+        rows[FASTCONV].layers = time_layers(job)
+    return [rows[name] for name in names]
+
+
+def _time(
+    job: Job, able: dict[str, Entrant], rows: dict[str, Row], seconds: float, progress: Callable[[str], None]
+) -> None:
+    """Fill in the times of rows, and whether a result is wrong."""
     runs: dict[str, Run] = {}
     results: dict[str, Any] = {}
     with pinned(job.threads):
-        for entrant in (e for e in ENTRANTS if e.name in rows):
-            progress(entrant.name)
-            row = rows[entrant.name]
-            row.refusal = _refusal(entrant, job)
-            if row.refusal is not None:
-                continue
+        for name, entrant in able.items():
+            progress(name)
             try:
-                run = entrant.prepare(job)
-                results[entrant.name] = np.asarray(run())
-                runs[entrant.name] = run
+                run = entrant.prepare(job, True)
+                results[name] = _first_results(run, job)
+                runs[name] = run
             except Exception as error:  # noqa: BLE001 - other libraries fail in many ways
-                row.refusal = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+                rows[name].refusal = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         for name, result in results.items():
             rows[name].failure = _difference(result, results.get(FASTCONV, result))
         progress("rounds")
@@ -105,16 +140,6 @@ def measure(
             taken = _timed(runs, seconds, _SPINNING if job.threads > 1 else 0.0)
     for name, value in taken.items():
         rows[name].seconds, rows[name].images = value, job.batch / value
-    if memory:
-        progress("memory")
-        runs.clear()
-        with ThreadPoolExecutor(_TOGETHER) as pool:
-            for name, peak in zip(taken, pool.map(lambda name: _memory(job, name), taken), strict=True):
-                rows[name].memory = peak
-    if layers and FASTCONV in rows:
-        progress("layers")
-        rows[FASTCONV].layers = time_layers(job)
-    return list(rows.values())
 
 
 def _timed(runs: dict[str, Run], seconds: float, pause: float) -> dict[str, float]:
@@ -130,6 +155,11 @@ def _timed(runs: dict[str, Run], seconds: float, pause: float) -> dict[str, floa
     return tuning.measure(runs, max(seconds, 2 * longest), pause, warm=True, turn=_TURN) if runs else {}
 
 
+def _first_results(run: Run, job: Job) -> Any:
+    """Return the outputs; of training the losses of a few steps, which tell of gradients, too."""
+    return np.array([run() for _ in range(_STEPS)]) if job.training else np.asarray(run())
+
+
 def _refusal(entrant: Entrant, job: Job) -> str | None:
     if job.training and not entrant.trains:
         return "does not train"
@@ -138,7 +168,7 @@ def _refusal(entrant: Entrant, job: Job) -> str | None:
 
 
 def _difference(result: Any, expected: Any) -> str | None:
-    """Say what is wrong with a result: the first loss, or the outputs."""
+    """Say what is wrong with a result: the outputs, or the first losses."""
     if result.shape != expected.shape or not np.isfinite(result).all():
         return f"its result has shape {result.shape}, or is not finite"
     share = float(np.abs(result - expected).max() / np.abs(expected).max())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from benchmarks.networks.measuring import Row
@@ -16,16 +16,27 @@ SCHEMA = 2
 
 
 def save(rows: list[Row], name: str) -> None:
-    """Write rows to ``benchmarks/results/NAME.json``, with those of other jobs that were taken on this machine."""
+    """Write rows to ``benchmarks/results/NAME.json``, with those of other jobs that are there.
+
+    What was taken on another machine, or with other versions of the libraries, does not stay beside them.
+    """
     report = Report("python -m benchmarks.networks")
     about = {"machine": report.machine, "versions": report.versions}
-    new = {_key(row) for row in rows}
-    kept = [row for row in _found(name, about) if _key(row) not in new]
+    merged = {_key(row): row for row in _found(name, about)}
+    for row in rows:
+        merged[_key(row)] = _completed(row, merged.get(_key(row)))
     data = {"format": FORMAT, "schema": SCHEMA, "recorded": report.recorded, **about}
-    data["rows"] = [asdict(row) for row in sorted(kept + rows, key=_place)]
+    data["rows"] = [asdict(row) for row in sorted(merged.values(), key=_place)]
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace(path, json.dumps(data, indent=1) + "\n")
+
+
+def _completed(row: Row, old: Row | None) -> Row:
+    """Return a row with what was measured of it before and not now."""
+    if old is None or row.seconds is not None or row.refusal is not None:
+        return row
+    return replace(old, memory=row.memory or old.memory, layers=row.layers or old.layers)
 
 
 def load(name: str) -> list[Row]:

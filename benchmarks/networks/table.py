@@ -52,9 +52,9 @@ def show(rows: list[Row]) -> None:
 
 
 def _cells(row: Row, own: float | None) -> list[str]:
-    if row.seconds is None:
-        return [row.refusal or "", "", "", ""]
     memory = "" if row.memory is None else f"{row.memory / 2**20:.{1 if row.memory < 10 << 20 else 0}f}"
+    if row.seconds is None:
+        return [row.refusal or "", "", memory, ""]
     times = "" if own is None else f"{row.seconds / own:.2f}"
     wrong = f"  WRONG: {row.failure}" if row.failure else ""
     return [f"{1e3 * row.seconds:.4g}", f"{row.images:.4g}", memory, times + wrong]

@@ -19,15 +19,16 @@ class Torch(Peer):
 
     name = "torch"
     library = "torch"
-    ops: ClassVar[frozenset[str]] = CONVOLUTIONS | _POOLS
+    ops: ClassVar[frozenset[str]] = CONVOLUTIONS | _POOLS | {"unfold"}
     directions: ClassVar[tuple[str, ...]] = ("fprop", "dgrad", "wgrad")
     dtypes: ClassVar[tuple[str, ...]] = ("float32", "float64")
 
     def limits(self, problem: AnyProblem) -> Iterator[tuple[bool, str]]:
         yield from super().limits(problem)
         yield not symmetric(problem), "pads both sides alike"
+        yield problem.op == "unfold" and problem.ndim != 2, "unfolds maps of two axes only"
         backward = problem.direction != "fprop"
-        known = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+        known = {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "unfold"}
         yield backward and isinstance(problem, PoolProblem) and problem.op not in known, "has no operator for this pool"
         yield backward and getattr(problem, "bias", "none") != "none", "is measured without a bias in gradients"
 
@@ -46,12 +47,24 @@ class Torch(Peer):
         """Return a tensor in the memory order of this row."""
         return tensor
 
+    def step(self, problem: ConvProblem, arrays: tuple[Any, Any, Any], threads: int) -> Callable[[], tuple[Any, ...]]:
+        """Return a run of a convolution's forward and backward pass, from x, w and dy to dx and dw, by autograd."""
+        import torch
+
+        torch.set_num_threads(threads)
+        x, w, dy = (self.laid_out(torch.from_numpy(array)) for array in arrays)
+        leaves = [x.requires_grad_(), w.requires_grad_()]
+        forward = _forward(problem, leaves)
+        return lambda: torch.autograd.grad(forward(), leaves, dy)
+
     def _backward(self, problem: ConvProblem, tensors: list[Any]) -> Callable[[], Any]:
         import torch
 
         if problem.op == "linear":
             first, second = tensors
             return (lambda: first @ second) if problem.direction == "dgrad" else (lambda: second.T @ first)
+        if problem.direction == "dgrad" and problem.prepacked:
+            return _transposed(problem, tensors)
         if problem.direction == "dgrad":
             dy, w = tensors
             # Only its shape is looked at, as autograd's saved input would be.
@@ -75,6 +88,8 @@ class Torch(Peer):
         import torch
 
         aten, dy = torch.ops.aten, tensors[0]
+        if problem.op == "unfold":
+            return lambda: torch.nn.functional.fold(dy, problem.input_size, **_windows(problem))
         x = self.laid_out(torch.zeros(problem.x_shape, dtype=dy.dtype))
         if problem.is_adaptive:
             return lambda: aten._adaptive_avg_pool2d_backward(dy, x)
@@ -111,9 +126,42 @@ def _forward(problem: ConvProblem, tensors: list[Any]) -> Callable[[], Any]:
     return lambda: convolve(x, w, bias, problem.stride, padding, problem.dilation, problem.groups)
 
 
+def _transposed(problem: ConvProblem, tensors: list[Any]) -> Callable[[], Any]:
+    """Return the run of a transposed convolution: who packs its weight beforehand asks for no gradient."""
+    from torch.nn import functional
+
+    dy, w = tensors
+    convolve = getattr(functional, problem.op.replace("conv", "conv_transpose"))
+    padding = [before for before, _ in problem.padding]
+    axes = zip(
+        problem.input_size,
+        problem.output_size,
+        problem.stride,
+        problem.dilation,
+        problem.kernel_size,
+        problem.padding,
+        strict=True,
+    )
+    # What the forward convolution's stride leaves unread.
+    rest = [size - ((out - 1) * s + d * (k - 1) + 1 - sum(pad)) for size, out, s, d, k, pad in axes]
+    return lambda: convolve(dy, w, None, problem.stride, padding, rest, problem.groups, problem.dilation)
+
+
+def _windows(problem: PoolProblem) -> dict[str, Any]:
+    padding = tuple(before for before, _ in problem.padding)
+    return {
+        "kernel_size": problem.kernel_size,
+        "dilation": problem.dilation,
+        "padding": padding,
+        "stride": problem.stride,
+    }
+
+
 def _pool(problem: PoolProblem, x: Any) -> Callable[[], Any]:
     from torch.nn import functional
 
+    if problem.op == "unfold":
+        return lambda: functional.unfold(x, **_windows(problem))
     pool = getattr(functional, problem.op)
     if problem.is_adaptive:
         return lambda: pool(x, problem.output_size)

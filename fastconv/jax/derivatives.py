@@ -148,7 +148,9 @@ def _push(tangent: Any, *saved: Any, problem: PoolProblem, options: Options) -> 
         x, y = saved
         power = problem.norm_type
         mean = _mean(problem, options, x ** (power - 1) * tangent, "fprop")
-        return jnp.where(y == 0, 0, mean * math.prod(problem.kernel_size) * y ** (1 - power))
+        # Of what is not taken there must be a derivative, too.
+        root = jnp.where(y == 0, 1, y)
+        return jnp.where(y == 0, 0, mean * math.prod(problem.kernel_size) * root ** (1 - power))
     (indices,) = saved
     # To take elements by their indices is what an unpool's gradient does.
     gather = PoolProblem(

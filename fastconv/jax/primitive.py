@@ -17,6 +17,7 @@ from jax.experimental.buffer_callback import buffer_callback
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
 
+from fastconv import dispatch
 from fastconv.algorithm import AnyProblem
 from fastconv.jax import handler
 from fastconv.options import Options
@@ -30,6 +31,8 @@ def run(problem: AnyProblem, options: Options, *inputs: Any) -> list[Any]:
     """Return the outputs of a problem, traced or computed; `fastconv.algorithm` has the table of inputs."""
     if problem.n == 0:
         return [jnp.zeros(o.shape, handler.dtype_in_jax(o)) for o in problem.outputs]
+    if options.backend or options.algorithm or options.strict or options.deterministic:
+        dispatch.plan_for(problem, options)  # nothing may be allowed: to say so now, JAX can still do without
     return list(run_p.bind(*inputs, problem=problem, options=options))
 
 

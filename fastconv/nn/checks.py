@@ -58,15 +58,17 @@ def batch(
         raise ValueError(f"x: {who} is for {channels} channels, got shape {x.shape}")
 
 
-def alike(name: str, array: Any, shape: Shape) -> None:
-    """Check that an array of numbers has a shape, the output's say.
+def alike(name: str, array: Any, shape: Shape, dtype: Any = None) -> None:
+    """Check that an array of numbers has a shape, and a dtype if one is given: the output's say.
 
     Raises
     ------
     TypeError, ValueError
-        If it is no array of floating-point numbers, or its shape is another one.
+        If it is no array of floating-point numbers, or another one.
     """
     floats(name, array)
+    if dtype is not None and array.dtype != dtype:
+        arrays.check_dtype(name, array, dtype.name)
     if array.shape != shape:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
 

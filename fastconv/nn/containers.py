@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from fastconv import arguments
 from fastconv.arrays import Array
 from fastconv.nn import checks
@@ -25,6 +27,9 @@ def _named(unnamed: tuple[Layer, ...], named: dict[str, Layer]) -> dict[str, Lay
     for name, layer in (*enumerate(unnamed), *named.items()):
         if not isinstance(layer, Layer):
             raise TypeError(f"{name}: expected a layer, got {layer!r}")
+    for name in named:
+        if not name or "." in name or "/" in name:
+            raise ValueError(f"named: {name!r} is part of paths, and must be no empty word and have no '.' and no '/'")
     found = {str(i): layer for i, layer in enumerate(unnamed)}
     taken = sorted(found.keys() & named.keys())
     if taken:
@@ -156,7 +161,7 @@ class Residual(Ending):
             y = body.forward(x, activation, skip)
         else:
             along = body.forward(x)
-            checks.alike("residual", skip, along.shape)
+            checks.alike("residual", skip, along.shape, along.dtype)
             y = for_array(along).add(along, skip, activation, OP_SLOPE)
         self._keep(y, y if activation else None, activation)
         return y
@@ -279,9 +284,9 @@ class Gate(Ending):
     def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
         checks.batch(self, x)
         factors = self.gate.forward(x)
-        checks.alike("gate", factors, x.shape[:2])
+        checks.alike("gate", factors, x.shape[:2], x.dtype)
         if residual is not None:
-            checks.alike("residual", residual, x.shape)
+            checks.alike("residual", residual, x.shape, x.dtype)
         y = for_array(x).gate(x, factors, activation, residual)
         own = None if residual is not None else activation
         self._keep(y, x, factors, y if own else None, own)
@@ -328,6 +333,7 @@ class SqueezeExcite(Gate):
 
     def __init__(self, channels: int, reduction: int = 16, *, random: Random = None, dtype: Any = "float32") -> None:
         narrow = arguments.integer("channels", channels, 1) // arguments.integer("reduction", reduction, 1)
+        random = np.random.default_rng(random)  # a seed would give both layers the same numbers
         if narrow < 1:
             raise ValueError(f"reduction: {channels} channels cannot be made {reduction} times fewer")
         super().__init__(

@@ -16,7 +16,7 @@ from fastconv.nn import memory
 from fastconv.nn.activations import OP_SLOPE, Activation
 from fastconv.nn.compute import for_array
 from fastconv.nn.graph import Graph, Operation, Value
-from fastconv.nn.layer import Layer
+from fastconv.nn.layer import Layer, Parameter
 from fastconv.nn.pools import Pool
 from fastconv.nn.weighted import Weighted
 from fastconv.options import Options, applied, current
@@ -50,8 +50,10 @@ class Inference:
     and dropout and auxiliary classifiers are left out. Algorithms are chosen and weights packed here, once; a few
     buffers serve all intermediate results, and what is concatenated is computed in its place.
 
-    The weights are those that the network has now: make another `Inference` when they have changed. The options in
-    force now hold for every run. One `Inference` runs in one thread at a time.
+    The weights are those that the network has now, and some are read where they lie: when an optimiser or `load_state`
+    has changed them, a run raises an error, and another `Inference` is to be made. Of a network that goes on learning,
+    make it of a copy (`copy.deepcopy`). The options in force now hold for every run. One `Inference` runs in one thread
+    at a time.
 
     Parameters
     ----------
@@ -80,6 +82,8 @@ class Inference:
     def __init__(self, network: Layer, example: Array) -> None:
         array, self._kind = arrays.read("example", example)
         self._options = current()
+        self._versions = [(parameter, parameter.version) for parameter in network.parameters().values()]
+        self._changes = Parameter.changes
         graph = Graph(array.shape)
         output = network.trace(graph, graph.input)
         found = memory.places(graph)
@@ -105,7 +109,11 @@ class Inference:
         ------
         TypeError, ValueError
             If the input is not like the example.
+        RuntimeError
+            If the network's weights are others by now.
         """
+        if self._changes != Parameter.changes:
+            self._check_weights()
         array = arrays.read_as("x", x, self._kind, "the example")
         if array.shape != self._input.shape:
             raise ValueError(f"x: expected the example's shape {self._input.shape}, got {array.shape}")
@@ -115,6 +123,14 @@ class Inference:
             for step in self.steps:
                 step.run()
         return self._kind.give_back(self._output.copy())
+
+    def _check_weights(self) -> None:
+        if any(parameter.version != version for parameter, version in self._versions):
+            raise RuntimeError(
+                "network: its weights have changed since this Inference was made, which has packed some of them: "
+                "make another one, or make it of a copy of the network"
+            )
+        self._changes = Parameter.changes
 
     def profile(self, x: Array, repeat: int = 1) -> list[tuple[Step, float]]:
         """Run the network, and return every step with the least of its times, in seconds."""
@@ -205,11 +221,14 @@ def _forward(operation: Operation, x: Any, out: Any) -> Callable[[], object]:
     assert layer is not None
 
     def run() -> None:
-        mode, layer.training = layer.training, False
-        try:
-            out[...] = layer.forward(x)
-        finally:
-            layer.training = mode
+        with layer.evaluating():
+            y = layer.forward(x)
+        if y.shape != out.shape or y.dtype != out.dtype:
+            raise ValueError(
+                f"network: {operation.path} returns {y.dtype} of shape {y.shape} for an input of shape {x.shape}, "
+                f"where its output_shape promises {out.shape} and the network computes in {out.dtype}"
+            )
+        out[...] = y
 
     return run
 

@@ -20,12 +20,17 @@ Initialisation: TypeAlias = "str | Callable[[tuple[int, ...], int, int, np.rando
 def xavier(shape: tuple[int, ...], fan_in: int, fan_out: int, generator: np.random.Generator) -> Any:
     """Uniform with variance ``2 / (fan_in + fan_out)``: for sigmoid and tanh (Glorot and Bengio, 2010)."""
     limit = math.sqrt(6 / (fan_in + fan_out))
-    return (2 * limit) * generator.random(shape, np.float32) - np.float32(limit)
+    values = generator.random(shape, np.float32)
+    values *= 2 * limit
+    values -= np.float32(limit)
+    return values
 
 
 def he(shape: tuple[int, ...], fan_in: int, fan_out: int, generator: np.random.Generator) -> Any:
     """Normal with variance ``2 / fan_in``: for rectifiers (He et al., 2015)."""
-    return generator.standard_normal(shape, np.float32) * np.float32(math.sqrt(2 / fan_in))
+    values = generator.standard_normal(shape, np.float32)
+    values *= np.float32(math.sqrt(2 / fan_in))
+    return values
 
 
 def real(dtype: Any) -> Any:
@@ -58,8 +63,9 @@ def draw(how: Initialisation, shape: tuple[int, ...], fan_in: int, fan_out: int,
     if function is None:
         raise ValueError(f"initialisation: expected {', '.join(_KNOWN)} or a function, got {how!r}")
     kind = real(dtype)
-    # A copy of its own, in C order: optimisers change it in place.
-    values = np.array(function(shape, fan_in, fan_out, np.random.default_rng(random)), kind, order="C")
+    given = function(shape, fan_in, fan_out, np.random.default_rng(random))
+    # In C order, and of nobody else: optimisers change it in place.
+    values = np.array(given, kind, order="C", copy=None if isinstance(how, str) else True)
     if values.shape != shape:
         raise ValueError(f"initialisation: expected weights of shape {shape}, got {values.shape}")
     return values

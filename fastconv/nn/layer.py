@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 
@@ -35,20 +36,31 @@ class Parameter:
         Optimisers change it in place.
     gradient : array or None
         Of the loss with respect to it, as the last backward pass left it; None before the first.
+    version : int
+        How often the value has been changed by an optimiser or by loading.
     filters : (shape, axes) or None
         How max-norm sees filters in it: the value in that shape, where these axes are within one filter. By default
         the first axis counts filters. None for what it does not limit: biases, and a normalisation's factors.
     """
 
-    __slots__ = ("filters", "gradient", "value")
+    __slots__ = ("filters", "gradient", "value", "version")
+
+    changes: ClassVar[int] = 0
+    """How often any parameter has been changed: while it stays, nobody need look at versions."""
 
     def __init__(
         self, value: Array, filters: tuple[Shape, tuple[int, ...]] | None = None, *, limited: bool = True
     ) -> None:
         self.value = value
+        self.version = 0
         self.gradient: Array | None = None
         by_default = (value.shape, tuple(range(1, value.ndim))) if limited and value.ndim > 1 else None
         self.filters = by_default if filters is None else filters
+
+    def note_change(self) -> None:
+        """Count that the value has been changed in place."""
+        self.version += 1
+        Parameter.changes += 1
 
     def __repr__(self) -> str:
         return f"Parameter{self.value.shape}"
@@ -113,7 +125,7 @@ class Layer(ABC):
 
     def _keep(self, y: Array, *values: Any) -> None:
         """Keep what `backward` needs, in training mode; y is the output."""
-        self._kept = (y.shape, values) if self.training else None
+        self._kept = (y.shape, y.dtype, values) if self.training else None
 
     def _take(self, dy: Array) -> Any:
         """Return what was kept, once, if dy is a gradient for the output."""
@@ -122,8 +134,8 @@ class Layer(ABC):
                 f"backward: {type(self).__name__} has kept nothing; it takes a forward pass in training mode before, "
                 f"and a layer that stands in two places of a network keeps only the last"
             )
-        shape, values = self._kept
-        checks.alike("dy", dy, shape)
+        shape, dtype, values = self._kept
+        checks.alike("dy", dy, shape, dtype)
         self._kept = None
         return values
 
@@ -149,8 +161,8 @@ class Layer(ABC):
         }
 
     def count(self) -> int:
-        """Return how many numbers are learned."""
-        return sum(parameter.value.size for parameter in self.parameters().values())
+        """Return how many numbers are learned; a parameter that layers share counts once."""
+        return sum({id(parameter): parameter.value.size for parameter in self.parameters().values()}.values())
 
     def state(self) -> dict[str, Array]:
         """Return every learned array and every running statistic, by path: the arrays themselves, no copies."""
@@ -180,6 +192,8 @@ class Layer(ABC):
             checks.alike(f"state: {name}", state[name], value.shape)
         for name, value in own.items():
             value[...] = state[name]
+        for parameter in self.parameters().values():
+            parameter.note_change()
 
     # ------------------------------------------------------------------------------------- what it is set to
 
@@ -193,6 +207,18 @@ class Layer(ABC):
     def eval(self) -> Self:
         """Put this layer and all inside into evaluation mode; return it."""
         return self.train(False)
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Put this layer and all inside into evaluation mode for a while, and then each back into its own."""
+        modes = [(layer, layer.training) for _, layer in self.named_layers()]
+        for layer, _ in modes:
+            layer.training = False
+        try:
+            yield
+        finally:
+            for layer, mode in modes:
+                layer.training = mode
 
     def convert(self, function: Callable[[Array], Array]) -> Self:
         """Replace every array of the state by what a function makes of it, ``cupy.asarray`` say; return the layer."""

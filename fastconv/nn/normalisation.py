@@ -66,7 +66,7 @@ class BatchNorm2d(Ending):
         w, b = self.weight.value, self.bias.value
         checks.batch(self, x, len(w), like=w)
         if residual is not None:
-            checks.alike("residual", residual, x.shape)
+            checks.alike("residual", residual, x.shape, x.dtype)
         compute = for_array(x)
         if not self.training:
             return compute.affine(x, *self.scale_and_shift(), activation, OP_SLOPE, residual)
@@ -103,7 +103,7 @@ class BatchNorm2d(Ending):
         return f"{len(self.weight.value)}"
 
 
-class _RowNorm(Layer):
+class RowNorm(Layer):
     """Normalisation of parts of one image at a time, then a scale and a shift of each segment of it."""
 
     def __init__(self, shape: Shape, epsilon: float, dtype: Any) -> None:
@@ -138,7 +138,7 @@ class _RowNorm(Layer):
         return f"{len(self.weight.value)}"
 
 
-class GroupNorm(_RowNorm):
+class GroupNorm(RowNorm):
     """Group normalisation (Wu and He, 2018): every image's channels in groups, then each channel scaled and shifted.
 
     Parameters
@@ -188,7 +188,7 @@ class InstanceNorm(GroupNorm):
         super().__init__(channels, channels, epsilon, dtype=dtype)
 
 
-class LayerNorm(_RowNorm):
+class LayerNorm(RowNorm):
     """Layer normalisation (Ba et al., 2016) over the last axes, then a scale and a shift for every element of them.
 
     Parameters

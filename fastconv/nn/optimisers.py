@@ -21,11 +21,21 @@ class Optimiser(ABC):
     Attributes
     ----------
     parameters : dict of str to Parameter
+
+    Raises
+    ------
+    ValueError
+        If two names are of the same parameter.
     """
 
     def __init__(self, parameters: Layer | Mapping[str, Parameter], rate: float, max_norm: float | None) -> None:
         found = parameters.parameters() if isinstance(parameters, Layer) else parameters
         self.parameters = dict(found)
+        names: dict[int, str] = {}
+        for name, parameter in self.parameters.items():
+            first = names.setdefault(id(parameter), name)
+            if first != name:
+                raise ValueError(f"parameters: {first} and {name} are one parameter, whose gradients would not add up")
         self.rate = rate
         self.max_norm = None if max_norm is None else arguments.inside("max_norm", max_norm, "(0, inf)")
         self._memory: dict[str, Any] = {}
@@ -58,16 +68,18 @@ class Optimiser(ABC):
             if self.max_norm is not None and parameter.filters is not None:
                 shape, axes = parameter.filters
                 _limit(parameter.value, self.max_norm, shape, axes)
+            parameter.note_change()
 
     @abstractmethod
     def _update(self, name: str, parameter: Parameter) -> None:
         """Change one parameter."""
 
     def _remembered(self, name: str, parameter: Parameter, count: int) -> Any:
-        """Return arrays like the parameter that last from step to step, zero at first."""
+        """Return arrays like the parameter that last from step to step, zero at first: of float32 for half types."""
         if name not in self._memory:
             zeros, value = namespace(parameter.value).zeros, parameter.value
-            self._memory[name] = [zeros(value.shape, value.dtype) for _ in range(count)]
+            dtype = np.result_type(value.dtype, np.float32)
+            self._memory[name] = [zeros(value.shape, dtype) for _ in range(count)]
         return self._memory[name]
 
 
@@ -155,16 +167,14 @@ class Adam(Optimiser):
         self.betas = tuple(arguments.inside("betas", beta, "[0, 1)") for beta in betas)
         self.epsilon = arguments.inside("epsilon", epsilon, "(0, inf)")
         self.weight_decay, self.decoupled = arguments.inside("weight_decay", weight_decay, "[0, inf)"), decoupled
-        self.steps = 0
-
-    def step(self) -> None:
-        self.steps += 1
-        super().step()
+        # Of each parameter by itself: one that has no gradient at first begins later.
+        self._steps: dict[str, int] = {}
 
     def _update(self, name: str, parameter: Parameter) -> None:
         value = parameter.value
         first, second = self._remembered(name, parameter, 2)
-        how = self.rate, *self.betas, self.epsilon, self.weight_decay, self.decoupled, self.steps
+        step = self._steps[name] = self._steps.get(name, 0) + 1
+        how = self.rate, *self.betas, self.epsilon, self.weight_decay, self.decoupled, step
         for_array(value).adam(value, parameter.gradient, first, second, *how)
 
 

@@ -54,7 +54,7 @@ def _slope_at(output: Any, activation: str | None, slope: float) -> Any:
     if activation == "relu":
         return xp.where(output <= 0, 0, 1)
     if activation == "leaky_relu":
-        return xp.where(output < 0, slope, 1)
+        return xp.where(output > 0, 1, slope)
     if activation == "relu6":
         return xp.where((output <= 0) | (output >= 6), 0, 1)
     if activation == "sigmoid":
@@ -144,8 +144,8 @@ def prelu(x: Any, slopes: Any) -> Any:
 
 def prelu_gradient(dy: Any, x: Any, slopes: Any) -> tuple[Any, Any]:
     xp = namespace(x)
-    dx = xp.where(x < 0, _stored(wide(dy) * _shaped(slopes, x), x), dy)
-    along = xp.where(x < 0, wide(dy) * wide(x), 0)
+    dx = xp.where(x > 0, dy, _stored(wide(dy) * _shaped(slopes, x), x))
+    along = xp.where(x > 0, 0, wide(dy) * wide(x))
     dslopes = along.sum(axis=_planes(x)) if len(slopes) > 1 else along.sum().reshape(1)
     return dx, _stored(dslopes, x)
 
@@ -169,33 +169,33 @@ def dropout(x: Any, key: int, share: float) -> Any:
     mixed = (mixed ^ (mixed >> u64(30))) * u64(0xBF58476D1CE4E5B9)
     mixed = (mixed ^ (mixed >> u64(27))) * u64(0x94D049BB133111EB)
     kept = ((mixed ^ (mixed >> u64(31))) >> u64(32)) >= u64(round(share * 2**32))
-    scaled = x.dtype.type(1 / (1 - share)) * x
-    return xp.where(kept.reshape(x.shape), scaled, x.dtype.type(0))
+    return _stored(xp.where(kept.reshape(x.shape), wide(x) * (1 / (1 - share)), 0), x)
 
 
 def sgd(value: Any, gradient: Any, velocity: Any, rate: float, momentum: float, nesterov: bool, decay: float) -> None:
-    step = gradient + decay * value
+    step = wide(gradient) + decay * wide(value)
     if velocity is not None:
         velocity *= momentum
         velocity += step
         step = step + momentum * velocity if nesterov else velocity
-    value -= rate * step
+    value[...] = wide(value) - rate * step
 
 
 def adam(
     value: Any, gradient: Any, first: Any, second: Any, rate: float, beta1: float, beta2: float, epsilon: float,
     decay: float, decoupled: bool, step: int,
 ) -> None:  # fmt: skip
+    gradient, new = wide(gradient), wide(value)
     if decoupled:
-        value *= 1 - rate * decay
+        new = new * (1 - rate * decay)
     else:
-        gradient = gradient + decay * value
+        gradient = gradient + decay * new
     first *= beta1
     first += (1 - beta1) * gradient
     second *= beta2
     second += (1 - beta2) * gradient * gradient
     rate, scale = rate / (1 - beta1**step), 1 / (1 - beta2**step) ** 0.5
-    value -= rate * first / (second**0.5 * scale + epsilon)
+    value[...] = new - rate * first / (second**0.5 * scale + epsilon)
 
 
 def normalise(

@@ -58,7 +58,7 @@ class Scale(Ending):
     def forward(self, x: Array, activation: str | None = None, residual: Array | None = None) -> Array:
         checks.batch(self, x)
         if residual is not None:
-            checks.alike("residual", residual, x.shape)
+            checks.alike("residual", residual, x.shape, x.dtype)
         y = self._scaled(x, activation, residual)
         own = None if residual is not None else activation
         self._keep(y, y if own else None, own)

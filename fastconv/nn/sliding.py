@@ -9,7 +9,7 @@ import numpy as np
 
 from fastconv import arguments
 from fastconv.nn.activations import Activation, PReLU, Softmax
-from fastconv.nn.containers import Gate, Sequential
+from fastconv.nn.containers import Auxiliary, Gate, Sequential
 from fastconv.nn.layer import Layer, Parameter, Shape
 from fastconv.nn.shapes import Dropout, Flatten
 from fastconv.nn.weighted import Conv2d, Linear
@@ -32,25 +32,31 @@ def to_conv(network: Sequential, input_shape: Shape) -> Sequential:
     Returns
     -------
     Sequential
-        In evaluation mode. Its layers have the names that they had; there is no `Flatten` among them.
+        In evaluation mode. Its layers have the names that they had; neither a `Flatten` nor an `Auxiliary`, which does
+        nothing then, is among them.
 
     Raises
     ------
     TypeError
         If the network is no `Sequential`.
     ValueError
-        If a `Flatten` is followed by something other than fully connected layers, activations and dropout, or comes
-        inside a block; or if the network does not take such an input.
+        If a `Flatten` is followed by something other than fully connected layers, activations and dropout, of which
+        one is fully connected, or comes inside a block; or if the network does not take such an input.
     """
     if not isinstance(network, Sequential):
         raise TypeError(f"network: expected a Sequential, got {type(network).__name__}")
     shared = {id(p): p for p in network.parameters().values()} | {id(a): a for a in network.state().values()}
     layers: dict[str, Layer] = {}
+    # What was flattened: a map, until a fully connected layer has made a pixel of it.
     flat, shape = None, arguments.shape("input_shape", input_shape)
     for name, layer in _opened(network):
         after = layer.output_shape(shape)
+        if isinstance(layer, Auxiliary):
+            continue
         if isinstance(layer, Flatten):
-            flat = shape
+            flat = flat or shape
+            if len(flat) != 3:
+                raise ValueError(f"network: {name} flattens {shape}, which is no map of (channels, height, width)")
         elif flat is None:
             _check_not_flat(name, layer)
             layers[name] = copy.deepcopy(layer, shared.copy())
@@ -58,11 +64,13 @@ def to_conv(network: Sequential, input_shape: Shape) -> Sequential:
             # What one output saw of the map before becomes the kernel; from then on a pixel has all features.
             layers[name] = _as_conv(layer, flat)
             flat = (layer.weight.value.shape[0], 1, 1)
-        elif isinstance(layer, Activation | PReLU | Softmax | Dropout):
+        elif isinstance(layer, Activation | Dropout) or (isinstance(layer, PReLU | Softmax) and flat[1:] == (1, 1)):
             layers[name] = copy.deepcopy(layer, shared.copy())
         else:
             raise ValueError(f"network: {name} is a {type(layer).__name__} after a Flatten, and does not slide")
         shape = after
+    if flat is not None and flat[1:] != (1, 1):
+        raise ValueError("network: nothing fully connected follows its Flatten, so that nothing slides")
     return _nested(layers).eval()
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from fastconv import arguments
 from fastconv.nn.containers import Auxiliary, Concat, Gate, Residual, Sequential
 from fastconv.nn.layer import Distance, Layer, Shape
+from fastconv.nn.normalisation import RowNorm
 from fastconv.nn.pools import GlobalAvgPool
 from fastconv.nn.shapes import Flatten
 from fastconv.nn.weighted import Linear
@@ -24,7 +25,7 @@ class Field(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One layer.
+    """One layer, or what a container makes of the outputs of those inside: a sum, a product, a concatenation.
 
     Attributes
     ----------
@@ -50,6 +51,11 @@ class Row(NamedTuple):
     memory: int
     field: tuple[int, int] | None
 
+    @property
+    def flops(self) -> int:
+        """Operations for one image: a multiplication and an addition for each multiply-add."""
+        return 2 * self.macs
+
 
 class Summary(NamedTuple):
     """The layers of a network; prints as a table."""
@@ -67,12 +73,17 @@ class Summary(NamedTuple):
         return sum(row.macs for row in self.rows)
 
     @property
+    def flops(self) -> int:
+        """All operations for one image."""
+        return 2 * self.macs
+
+    @property
     def memory(self) -> int:
         """Bytes of all outputs of one image: what a backward pass may have to keep."""
         return sum(row.memory for row in self.rows)
 
     def __str__(self) -> str:
-        table = [("layer", "kind", "output", "parameters", "multiply-adds", "memory", "sees")]
+        table = [("layer", "kind", "output", "parameters", "multiply-adds", "FLOPs", "memory", "sees")]
         table += [
             (
                 row.path,
@@ -80,12 +91,14 @@ class Summary(NamedTuple):
                 "x".join(map(str, row.output)),
                 f"{row.parameters:,}",
                 f"{row.macs:,}",
+                f"{row.flops:,}",
                 _bytes(row.memory),
                 "all" if row.field is None else "x".join(map(str, row.field)),
             )
             for row in self.rows
         ]
-        table.append(("total", "", "", f"{self.parameters:,}", f"{self.macs:,}", _bytes(self.memory), ""))
+        totals = f"{self.parameters:,}", f"{self.macs:,}", f"{self.flops:,}"
+        table.append(("total", "", "", *totals, _bytes(self.memory), ""))
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = [
             "  ".join(
@@ -142,13 +155,15 @@ class _Walker:
             rows = [row for more, _, _ in branches for row in more]
             if isinstance(layer, Auxiliary):
                 return rows, shape, field
-            result = layer.output_shape(shape)
-            return rows, result, _widest([after for _, _, after in branches])
+            result, after = layer.output_shape(shape), _widest([after for _, _, after in branches])
+            return [*rows, self._row(layer, path, result, 0, 0, after)], result, after
         result, after = layer.output_shape(shape), _seen(layer, shape, field)
-        size = math.prod(result) * self.itemsize
-        seen = None if after is None else (math.ceil(after.size[0]), math.ceil(after.size[1]))
-        learned = layer.count()  # of what is inside, too: a container of the user's own is one row
-        return [Row(path, type(layer).__name__, result, learned, layer.macs(shape), size, seen)], result, after
+        # What is learned inside, too: a container of the user's own is one row.
+        return [self._row(layer, path, result, layer.count(), layer.macs(shape), after)], result, after
+
+    def _row(self, layer: Layer, path: str, result: Shape, learned: int, macs: int, field: Field | None) -> Row:
+        seen = None if field is None else (math.ceil(field.size[0]), math.ceil(field.size[1]))
+        return Row(path, type(layer).__name__, result, learned, macs, math.prod(result) * self.itemsize, seen)
 
 
 def _joined(path: str, name: str) -> str:
@@ -158,7 +173,7 @@ def _joined(path: str, name: str) -> str:
 def _seen(layer: Layer, shape: Shape, field: Field | None) -> Field | None:
     """Return what an output of a layer sees, given what an input sees."""
     window = layer.window()
-    whole = isinstance(layer, GlobalAvgPool | Flatten) and math.prod(shape[1:]) > 1
+    whole = isinstance(layer, GlobalAvgPool | Flatten | RowNorm) and math.prod(shape[1:]) > 1
     if field is None or whole or isinstance(layer, Linear):
         return None
     if window is None:

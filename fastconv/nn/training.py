@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -54,15 +55,11 @@ def train_step(network: Layer, loss: Loss, optimiser: Optimiser, x: Array, targe
 
 
 def predict(network: Layer, x: Array, size: int = 256) -> Array:
-    """Return a network's outputs in evaluation mode, computed in batches; the network's mode stays as it was."""
+    """Return a network's outputs in evaluation mode, computed in batches; every layer's mode stays as it was."""
     arguments.integer("size", size, 1)
-    mode = network.training
-    network.eval()
-    try:
+    with network.evaluating():
         # Of no images, one empty batch, which has the outputs' shape.
         parts = [network.forward(x[start : start + size]) for start in range(0, max(len(x), 1), size)]
-    finally:
-        network.train(mode)
     return namespace(x).concatenate(parts)
 
 
@@ -72,11 +69,15 @@ def accuracy(network: Layer, x: Array, labels: Array, size: int = 256) -> float:
     Raises
     ------
     ValueError
-        If there is not one label for each input, or there is none.
+        If there is not one label for each input, or there is none; or if an output is a map of more than 1x1.
     """
-    if not len(x) or labels.shape != (len(x),):
-        raise ValueError(f"labels: expected one for each of {len(x)} inputs, got shape {labels.shape}")
-    best = predict(network, x, size).argmax(axis=1)
+    shape = getattr(labels, "shape", None)
+    if not len(x) or shape != (len(x),):
+        raise ValueError(f"labels: expected an array with one for each of {len(x)} inputs, got shape {shape}")
+    outputs = predict(network, x, size)
+    if outputs.ndim < 2 or math.prod(outputs.shape[2:]) != 1:
+        raise ValueError(f"network: expected a number for each class, got outputs of shape {outputs.shape}")
+    best = outputs.reshape(len(x), -1).argmax(axis=1)
     return float((best == namespace(best).asarray(labels)).mean())
 
 

@@ -15,7 +15,7 @@ from fastconv.nn import checks
 from fastconv.nn.compute import for_array
 from fastconv.nn.initialisation import Initialisation, Random, draw
 from fastconv.nn.layer import Ending, Parameter, Shape, Window
-from fastconv.ops import conv2d, conv_transpose2d, linear, locally_connected2d
+from fastconv.ops import conv2d, conv_transpose2d, linear, locally_connected2d, transposed_size
 from fastconv.problem import PADDING_MODES
 from fastconv.sizes import conv_output_size
 
@@ -234,42 +234,24 @@ class ConvTranspose2d(Weighted):
         kernel = arguments.sizes("kernel_size", kernel_size, 2)
         window = math.prod(kernel)
         fans = in_channels // groups * window, out_channels // groups * window
+        steps, holes = arguments.sizes("stride", stride, 2), arguments.sizes("dilation", dilation, 2)
+        pads, extra = checks.padding(padding, kernel), arguments.sizes("output_padding", output_padding, 2, 0)
+        # What is refused does not depend on the input's size.
+        some = tuple(sum(pair) + 2 for pair in arguments.padding(pads, kernel, kernel, steps, holes))
+        transposed_size(some, kernel, steps, pads, extra, holes)
         weight = draw(initialisation, (in_channels, out_channels // groups, *kernel), *fans, random, dtype)
         super().__init__(
             weight,
             np.zeros(out_channels, dtype) if bias else None,
-            {
-                "stride": arguments.sizes("stride", stride, 2),
-                "padding": checks.padding(padding, kernel),
-                "output_padding": arguments.sizes("output_padding", output_padding, 2, 0),
-                "groups": groups,
-                "dilation": arguments.sizes("dilation", dilation, 2),
-            },
+            {"stride": steps, "padding": pads, "output_padding": extra, "groups": groups, "dilation": holes},
         )
 
     def output_shape(self, shape: Shape) -> Shape:
         ic, oc, *kernel = self.weight.value.shape
         _check_map(self, shape, ic)
-        settings = self.settings
-        if settings["padding"] == "same":
-            size = [i * s for i, s in zip(shape[1:], settings["stride"], strict=True)]
-        else:
-            pads = arguments.padding(
-                settings["padding"], shape[1:], tuple(kernel), settings["stride"], settings["dilation"]
-            )
-            size = [
-                (i - 1) * s - before - after + d * (k - 1) + extra + 1
-                for i, k, s, d, extra, (before, after) in zip(
-                    shape[1:],
-                    kernel,
-                    settings["stride"],
-                    settings["dilation"],
-                    settings["output_padding"],
-                    pads,
-                    strict=True,
-                )
-            ]
-        return checks.not_empty(self, shape, (oc * settings["groups"], *size))
+        names = ("stride", "padding", "output_padding", "dilation")
+        size, _ = transposed_size(shape[1:], tuple(kernel), *(self.settings[name] for name in names))
+        return (oc * self.settings["groups"], *size)
 
     def macs(self, shape: Shape) -> int:
         return int(math.prod(shape) * math.prod(self.weight.value.shape[1:]))

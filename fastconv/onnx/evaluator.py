@@ -166,7 +166,8 @@ class Evaluator(ReferenceEvaluator):  # type: ignore[misc]
         for step, done in zip(self.rt_nodes_, self._last_uses, strict=True):
             inputs = [results[name] for name in step.input]
             made = step.run(*inputs, context=results) if step.need_context() else step.run(*inputs)
-            results.update(zip(step.output, made, strict=False))
+            # An output without a name is not wanted; an input without one is absent, whatever came before.
+            results.update((name, value) for name, value in zip(step.output, made, strict=False) if name)
             for name in done:  # memory, and caches
                 results.pop(name, None)
             del inputs, made

@@ -62,8 +62,9 @@ def fold(nodes: Iterable[Any], constants: dict[str, Any]) -> list[Any]:
             continue
         made = node.run(*[None if name == "" else constants[name] for name in node.input])
         for name, value in zip(node.output, made, strict=False):
-            freeze(value)
-            constants[name] = value
+            if name:
+                freeze(value)
+                constants[name] = value
     return left
 
 

@@ -114,7 +114,8 @@ class ScaleShift:
     scale, shift : ndarray, shape (C,)
     activation : str or None
     otherwise : callable
-        Computes the same node by node, for an input that has not as many dimensions as the nodes' constants assume.
+        Computes the same node by node, for an input that is empty, of another dtype than the constants, or has not as
+        many dimensions as they assume.
     ndim : int or None
         That number of dimensions; None if any will do.
     """
@@ -128,7 +129,9 @@ class ScaleShift:
         self._convolve = Packed(conv1d)
 
     def __call__(self, x: Any) -> Any:
-        if x.ndim < 3 or (self._ndim is not None and x.ndim != self._ndim) or x.shape[1] != len(self._constants[1]):
+        scale, shift = self._constants
+        other = x.ndim < 3 or (self._ndim is not None and x.ndim != self._ndim) or x.shape[1] != len(shift)
+        if other or not x.size or x.dtype != scale.dtype:
             return self._otherwise(x)
         lines = x.reshape(*x.shape[:2], -1)
         return self._convolve(lines, self._constants, None, self._arguments).reshape(x.shape)

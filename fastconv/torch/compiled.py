@@ -12,6 +12,7 @@ from torch import fx, nn
 from torch.nn import functional
 
 from fastconv.torch.functional import OFFERS
+from fastconv.torch.graph import FUNCTIONS, Compiled
 from fastconv.torch.packed import Geometry, PackedConv
 from fastconv.torch.stretch import join
 from fastconv.torch.tensors import Tensor
@@ -50,7 +51,8 @@ _POOL_MODULES: dict[type, tuple[str, tuple[str, ...]]] = {
     for kind, attributes in _POOLS.items()
     for ndim in (1, 2, 3)
 }
-_FUNCTIONS = {getattr(functional, name): ours for name, ours in OFFERS.items()}
+
+_OURS = frozenset(OFFERS.values())
 
 # An activation by function or method, if it is the one that fastconv means by that name.
 _ACTIVATION_FUNCTIONS: dict[Any, str] = {
@@ -70,6 +72,14 @@ _ACTIVATION_FUNCTIONS: dict[Any, str] = {
     "tanh_": "tanh",
 }
 _ACTIVATION_MODULES: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
+# Where functions come from that change nothing in place but by names that say so; and tensors that share memory.
+_KNOWN = {"torch", "_operator", "operator", "builtins", "math", "fastconv"}
+_VIEWS = {
+    *("getitem", "getattr", "view", "view_as", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "flatten"),
+    *("unflatten", "transpose", "permute", "swapaxes", "movedim", "t", "narrow", "select", "chunk", "split", "unbind"),
+    *("detach", "contiguous", "to", "float"),
+}
+
 _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 
@@ -78,14 +88,17 @@ def compile_model(model: nn.Module) -> nn.Module:
 
     The model's graph is taken by `torch.fx`. Batch norms are folded into the convolutions before them; a sum with
     another map (a residual) and ReLU, ReLU6, sigmoid or tanh become part of the layer before; pools are fastconv's.
-    All else stays as it is. A model that cannot be traced is compiled module by module, as far as each can be.
+    All else stays as it is. A model that cannot be traced, or that has hooks or a ``forward`` of its own, is compiled
+    module by module, as far as each can be.
 
-    Weights are packed when the first input of a shape arrives, so the first call of each shape takes longer.
+    A trace has no data: what the model makes without looking at its input, random numbers among it, is made once, now,
+    and is the same in every call. Weights are packed when the first input of a shape arrives, so the first call of each
+    shape takes longer.
 
     Parameters
     ----------
     model : Module
-        In evaluation mode (``model.eval()``). It is not changed. Its parameters are shared where nothing was folded
+        In evaluation mode (``model.eval()``). It stays as it is. Its parameters are shared where nothing was folded
         into them and must not be changed afterwards.
 
     Returns
@@ -109,15 +122,25 @@ def compile_model(model: nn.Module) -> nn.Module:
 
 
 def _compiled(model: nn.Module) -> nn.Module:
-    if isinstance(model, nn.ModuleList | nn.ModuleDict):
+    if isinstance(model, nn.ModuleList | nn.ModuleDict) or does_more(model):
         return _by_children(model)
+    root = copy.copy(model)  # what is set while tracing is set there
     try:
-        graph = fx.Tracer().trace(model, concrete_args=_defaults(model))
-        traced = fx.GraphModule(model, graph)
+        graph = fx.Tracer().trace(root, concrete_args=_defaults(model))
+        traced = Compiled(root, graph)
     except Exception:  # noqa: BLE001 - whatever a model's code raises when it is given no data
         return _by_children(model)
-    _Fusion(traced).apply()
+    fusion = _Fusion(traced)
+    if fusion.changes_a_constant():
+        return _by_children(model)
+    fusion.apply()
     return traced.eval()
+
+
+def does_more(module: nn.Module) -> bool:
+    """Whether a call of a module is more than its class says: it has hooks, or functions of its own."""
+    hooks = module._forward_hooks or module._forward_pre_hooks or getattr(module, "parametrizations", None)
+    return bool(hooks) or not {"forward", "_conv_forward"}.isdisjoint(vars(module))
 
 
 def _defaults(model: nn.Module) -> dict[str, Any]:
@@ -129,7 +152,21 @@ def _by_children(model: nn.Module) -> nn.Module:
     """Return a copy of a module that shares all but its children, which are compiled."""
     copied = copy.copy(model)
     copied._modules = {name: None if m is None else _compiled(m) for name, m in model._modules.items()}
+    for name, child in copied._modules.items():
+        if isinstance(child, Compiled):
+            original = model._modules[name]
+            assert original is not None
+            if not _is_new(child):
+                copied._modules[name] = original
+            else:  # the parent may ask it for more than to be called
+                child.stands_for = (original,)
     return copied
+
+
+def _is_new(graph: Compiled) -> bool:
+    """Whether anything in a graph is fastconv's."""
+    offered = any(node.target in _OURS for node in graph.graph.nodes if node.op == "call_function")
+    return offered or any(isinstance(module, PackedConv) for module in graph.modules())
 
 
 class _Chain(NamedTuple):
@@ -147,6 +184,17 @@ class _Fusion:
     def __init__(self, traced: fx.GraphModule) -> None:
         self.traced, self.graph = traced, traced.graph
         self.modules = dict(traced.named_modules())
+
+    def changes_a_constant(self) -> bool:
+        """Whether something changes in place, in every call anew, what was made once, while the model was traced."""
+        reached = [n for n in self.graph.nodes if n.op == "get_attr" and str(n.target).startswith("_tensor_constant")]
+        for node in reached:  # grows
+            for user in node.users:
+                if self._in_place(user):
+                    return True
+                if _word(user) in _VIEWS and user not in reached:
+                    reached.append(user)
+        return False
 
     def apply(self) -> None:
         """Fuse, and put fastconv's functions in the place of PyTorch's."""
@@ -169,9 +217,7 @@ class _Fusion:
 
     def _bare(self, node: fx.Node) -> bool:
         """Whether a module's call does what its class says and no more, on one tensor."""
-        module = self.modules[str(node.target)]
-        hooks = module._forward_hooks or module._forward_pre_hooks or getattr(module, "parametrizations", None)
-        return not hooks and len(node.args) == 1 and not node.kwargs
+        return not does_more(self.modules[str(node.target)]) and len(node.args) == 1 and not node.kwargs
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" and self._bare(node) else None
@@ -244,9 +290,11 @@ class _Fusion:
             module = self.modules[str(node.target)]
             known = type(module).__module__.startswith("torch.nn") or isinstance(module, PackedConv)
             return not known or bool(getattr(module, "inplace", False))
-        name = str(getattr(node.target, "__name__", node.target))
+        name = _word(node)
         augmented = name in ("setitem", "delitem", "setattr") or (name[0] == "i" and hasattr(operator, name[1:]))
-        return augmented or name.endswith("_") or bool(node.kwargs.get("inplace")) or "out" in node.kwargs
+        if augmented or name.endswith("_") or "out" in node.kwargs:
+            return True
+        return node.op == "call_function" and _may_change(node)
 
     def _activation(self, node: fx.Node, module: nn.Module | None) -> str | None:
         if module is not None:
@@ -261,8 +309,8 @@ class _Fusion:
 
     def _offer(self, node: fx.Node) -> None:
         """Put fastconv's function in the place of PyTorch's pool, or of a convolution that was not fused."""
-        if node.op == "call_function" and node.target in _FUNCTIONS:
-            node.target = _FUNCTIONS[node.target]
+        if node.op == "call_function" and node.target in FUNCTIONS:
+            node.target = FUNCTIONS[node.target]
             return
         module = self._module(node)
         if type(module) not in _POOL_MODULES:
@@ -273,6 +321,23 @@ class _Fusion:
             offered = self.graph.call_function(OFFERS[name], (*node.args, *arguments))
         node.replace_all_uses_with(offered)
         self.graph.erase_node(node)
+
+
+def _word(node: fx.Node) -> str:
+    """Return the name of what a node calls."""
+    return str(getattr(node.target, "__name__", node.target))
+
+
+def _may_change(node: fx.Node) -> bool:
+    """Whether a function may change an argument in place: it is told to, or nothing is known of it."""
+    module = getattr(node.target, "__module__", None)
+    if module is not None and module.partition(".")[0] not in _KNOWN:
+        return True
+    try:
+        given = inspect.signature(node.target).bind(*node.args, **node.kwargs).arguments  # type: ignore[arg-type]
+    except (TypeError, ValueError):  # PyTorch's own in C++ have none, nor do they take the word
+        return False
+    return bool(given.get("inplace"))
 
 
 def _other_summand(node: fx.Node, one: fx.Node) -> fx.Node | None:

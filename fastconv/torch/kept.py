@@ -93,7 +93,7 @@ def packed(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window
         x.stride(),
         x.dtype,
         window,
-        None if bias is None else bias.data_ptr(),
+        None if bias is None else (bias.data_ptr(), bias.shape, bias.stride(), bias.dtype),
         torch.get_num_threads(),
         current(),
         dispatch.generation(),

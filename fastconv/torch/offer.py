@@ -115,7 +115,7 @@ class Offer:
         x, *others = tensors
         if x.dim() != self.ndim + 1:
             raise ValueError(f"input: expected {self.ndim + 1} or {self.ndim + 2} dimensions")
-        if others and others[0].dim() == x.dim():  # indices lie as the map does; a weight has one axis more
+        if self.name.startswith("max_unpool"):  # indices lie as the map does
             others = [t.unsqueeze(0) for t in others]
         result = self.through(call, x.unsqueeze(0), *others, *window)
         return tuple(r.squeeze(0) for r in result) if isinstance(result, tuple) else result.squeeze(0)

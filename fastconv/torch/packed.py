@@ -78,9 +78,10 @@ class PackedConv(torch.nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
         self._plans: OrderedDict[Any, BoundPlan] = OrderedDict()
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """Return the layer's result for x, with the residual added and the activation applied."""
-        if torch.compiler.is_compiling() or not eager() or type(x) not in PLAIN:
+    def forward(self, x: Tensor, residual: Any = None) -> Tensor:
+        """Return the layer's result for x, with the residual (a number, too) added and the activation applied."""
+        plain = type(x) in PLAIN and (residual is None or type(residual) in PLAIN)
+        if torch.compiler.is_compiling() or not eager() or not plain:
             return self.unfused(self.geometry.offered, x, residual)
         if torch.is_grad_enabled() and (x.requires_grad or (residual is not None and residual.requires_grad)):
             return self.unfused(self.geometry.offered, x, residual)
@@ -91,7 +92,7 @@ class PackedConv(torch.nn.Module):
         computed[self.geometry.name] += 1
         return result
 
-    def unfused(self, function: Any, x: Tensor, residual: Tensor | None = None) -> Tensor:
+    def unfused(self, function: Any, x: Tensor, residual: Any = None) -> Tensor:
         """Return the same, one thing after the other."""
         y = function(x, self.weight, self.bias, *self.geometry.arguments)
         if residual is not None:

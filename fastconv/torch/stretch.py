@@ -23,6 +23,7 @@ from fastconv.choice import BoundPlan
 from fastconv.options import current
 from fastconv.torch.counting import computed
 from fastconv.torch.functional import OFFERS
+from fastconv.torch.graph import Compiled
 from fastconv.torch.packed import PackedConv, changes
 from fastconv.torch.tensors import PLAIN, Tensor, array, eager, optional_array, run, tensor
 
@@ -224,7 +225,7 @@ def _replace(traced: fx.GraphModule, run: list[fx.Node], results: list[fx.Node])
     name = f"stretch{sum(isinstance(module, Stretch) for module in traced.children())}"
     while hasattr(traced, name):
         name += "_"
-    traced.add_module(name, Stretch(fx.GraphModule(traced, inside)))
+    traced.add_module(name, Stretch(Compiled(traced, inside)))
     with graph.inserting_after(run[-1]):
         joined = graph.call_module(name, tuple(given))
     parts = [joined]

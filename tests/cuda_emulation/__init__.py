@@ -6,6 +6,7 @@
         testing.check_problem(registry.find("cuda/direct"), problem)
 """
 
+from cuda_emulation import fake_cupy
 from cuda_emulation.emulator import ORDERS, EmulationError, Emulator, Program, build, emulated
 
-__all__ = ["ORDERS", "EmulationError", "Emulator", "Program", "build", "emulated"]
+__all__ = ["ORDERS", "EmulationError", "Emulator", "Program", "build", "emulated", "fake_cupy"]

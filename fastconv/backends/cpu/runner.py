@@ -12,6 +12,7 @@ from fastconv import arrays, epilogue
 from fastconv.backends.cpu import job, scratch
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.buffers import aligned
 from fastconv.problem import AXES, ConvProblem, Sizes
 
 # Bytes of a packed weight up to which a thread keeps the room for the next call: new memory takes longer than packing.
@@ -22,8 +23,8 @@ _MOST_RECORDS = 64
 
 
 def fresh(size: int) -> Any:
-    """Return new memory of so many bytes."""
-    return np.empty(size, np.uint8)
+    """Return new memory of so many bytes, which begins with a line of the cache: no vector crosses two."""
+    return aligned(size)
 
 
 def _kept(size: int) -> Any:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -290,12 +289,37 @@ def _address(library: Any, name: str) -> int:
     return value
 
 
-@cache
+# None is ever let go: workers look at their board as long as the process lives.
+_boards: dict[tuple[int, borrowed.Team | None], Board] = {}
+_making = threading.Lock()
+
+
 def _board(process: int, lent: borrowed.Team | None) -> Board:
     """Return the threads of a process: a forked child's are not its parent's. None help where there are no others."""
+    try:
+        return _boards[process, lent]
+    except KeyError:
+        pass
+    with _making:  # two threads that began at once would each start workers
+        if (process, lent) not in _boards:
+            _boards[process, lent] = _made(lent)
+        return _boards[process, lent]
+
+
+def _made(lent: borrowed.Team | None) -> Board:
     if lent is not None:
         return _Borrowed(lent)
     return _Own(available_cores() - 1) if os.name == "posix" else Board(0)
+
+
+def _after_fork() -> None:
+    """In a child, where only the thread that forked lives on: nobody is left to release a lock."""
+    global _making
+    _making = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def acquire() -> Board | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -107,6 +108,16 @@ def properties(index: int) -> Properties:
         shared_bytes=known.get("sharedMemPerBlockOptin", 48 << 10),
         l2_bytes=known.get("l2CacheSize", 4 << 20),
     )
+
+
+def using(index: int | None) -> AbstractContextManager[Any]:
+    """Return a context in which a GPU is the current one; None leaves it as it is."""
+    if index is None:
+        return nullcontext()
+    import cupy
+
+    context: AbstractContextManager[Any] = cupy.cuda.Device(index)
+    return context
 
 
 def state() -> dict[str, Any]:

@@ -361,18 +361,23 @@ def _lp_dgrad(work: _Job, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> 
         is_zero = share == 0
         with np.errstate(divide="ignore"):
             np.power(share, 1 - p, out=share)
+        with np.errstate(invalid="ignore"):
+            share *= dy[here]
         np.copyto(share, 0, where=is_zero)
-        share *= dy[here]
         share /= _divisor(work, part)
         return _same_for_every_tap(work, share)
 
     def finish(total: Any, images: Sequence[Range], scratch: Scratch) -> None:
         source = x[slices(images)]
-        if p != 2:
-            power = scratch.take("power", source.shape, work.map_order)
-            power[...] = source
-            source = np.power(power, p - 1, out=power)
-        total *= source
+        # What no window reads has no gradient, whatever its power would be.
+        unread = (total == 0) & np.isfinite(source)
+        with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+            if p != 2:
+                power = scratch.take("power", source.shape, work.map_order)
+                power[...] = source
+                source = np.power(power, p - 1, out=power)
+            total *= source
+        np.copyto(total, 0, where=unread)
 
     _fold_blocks(work, outputs[0], columns_of, finish)
 

@@ -320,9 +320,9 @@ def _prelu_gradient(start, stop, dy, dy_step, x, x_step, slopes, dx, n, channels
             source = x[image * x_step + channel * length :][:length]
             target = dx[(image * channels + channel) * length :][:length]
             for i in range(length):
-                negative = source[i] < 0
-                target[i] = gradient[i] * slope if negative else gradient[i]
-                total += np.float64(gradient[i]) * np.float64(source[i]) if negative else 0.0
+                positive = source[i] > 0
+                target[i] = gradient[i] if positive else gradient[i] * slope
+                total += 0.0 if positive else np.float64(gradient[i]) * np.float64(source[i])
         dslopes[channel] = total
 
 

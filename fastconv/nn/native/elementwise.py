@@ -38,7 +38,7 @@ def slope_at(output, kind, slope):
     if kind == _RELU:
         return zero if output <= 0 else one
     if kind == _LEAKY:
-        return slope if output < 0 else one
+        return one if output > 0 else slope
     if kind == _RELU6:
         return zero if output <= 0 or output >= 6 else one
     if kind == _SIGMOID:

@@ -25,10 +25,12 @@ class Flat(NamedTuple):
 
 def flat(array: Any) -> Flat:
     """Return an array (N, ...) as kernels take it: without a copy if every image is contiguous."""
-    if array.flags.c_contiguous or not array.size:
-        return Flat(array.reshape(-1), array.size // max(len(array), 1))
+    if not array.size:
+        return Flat(array.reshape(-1), 0)
     if not images_are_contiguous(array):
-        return flat(np.ascontiguousarray(array))
+        return flat(np.array(array, order="C"))
+    if array.flags.c_contiguous:
+        return Flat(array.reshape(-1), array.size // len(array))
     step = array.strides[0] // array.itemsize
     span = (len(array) - 1) * step + math.prod(array.shape[1:])
     return Flat(as_strided(array, (span,), (array.itemsize,), writeable=array.flags.writeable), step)
@@ -36,10 +38,11 @@ def flat(array: Any) -> Flat:
 
 def images_are_contiguous(array: Any) -> bool:
     """Whether `flat` takes an array as it lies in memory."""
-    if array.flags.c_contiguous:
-        return True
-    inside: tuple[int, ...] = array.strides[1:]
-    return array.strides[0] >= 0 and inside == contiguous_strides(array.shape[1:], array.itemsize)
+    if array.flags.c_contiguous or not array.flags.aligned:
+        return bool(array.flags.aligned)
+    step, inside = array.strides[0], array.strides[1:]
+    whole = step >= 0 and step % array.itemsize == 0  # in a record's field images may lie otherwise
+    return whole and bool(inside == contiguous_strides(array.shape[1:], array.itemsize))
 
 
 def contiguous_strides(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -47,7 +47,8 @@ class GroupedRunner(Runner):
         table = source_line(rows).astype(np.int64)
         read = {row * rows.dilation % rows.stride for row in range(rows.kernel)}
         table[[h for h in range(table.size) if h % rows.stride not in read]] = -2
-        return table
+        # The first row of every phase is looked at, be there one or not.
+        return np.concatenate([table, np.full(rows.stride, -2)])
 
     def _table_of_columns(self) -> Any:
         """Return the input column of every padded one, -1 for zeros and behind the end; a row of -1 after that."""

@@ -164,7 +164,9 @@ class Work(ConvWork):
     @property
     def sums_bytes(self) -> int:
         """Bytes of a bundle's sums: whole vectors of channels are read."""
-        return _whole(-(-self.bundle * self.outputs // self.lanes) * self.lanes * self.line)
+        # A line's last rows are read by whole vectors, too.
+        spare = self.lanes * self.size
+        return _whole(-(-self.bundle * self.outputs // self.lanes) * self.lanes * self.line + spare)
 
     @cached_property
     def band(self) -> int:

@@ -132,7 +132,7 @@ def outer_product(typingctx, rows, vectors, lanes, format, fused, dy, next_dy, x
 
     Literal integers as of `multiply`. Values: dy (address, a row's gradient after another's; images ``next_dy`` bytes
     apart), x (address of windows ``image`` bytes apart), how many images, dw (address; rows ``row`` bytes apart), the
-    elements to store of a row if these are fewer than a vector.
+    elements to store of a row if these are fewer than there are.
     """
     shape = literals(rows, vectors, lanes, format, fused)
     if shape is None:
@@ -155,13 +155,14 @@ def outer_product(typingctx, rows, vectors, lanes, format, fused, dy, next_dy, x
 
         total = e.loop(images, [dy, x, *[e.zero] * (rows * vectors)], one)[2:]
         places = [e.at(dw, e.times(row, i), v * lanes * outer.bytes) for i in range(rows) for v in range(vectors)]
-        with builder.if_else(builder.icmp_signed(">=", count, I64(lanes)), likely=True) as (whole, part):
+        with builder.if_else(builder.icmp_signed(">=", count, I64(vectors * lanes)), likely=True) as (whole, part):
             with whole:
                 for value, place in zip(total, places, strict=True):
                     outer.store(value, place)
             with part:
-                for value, place in zip(total[::vectors], places[::vectors], strict=True):
-                    outer.store_masked(value, place, e.first(count))
+                masks = [e.first(builder.sub(count, I64(v * lanes))) for v in range(vectors)]
+                for i, (value, place) in enumerate(zip(total, places, strict=True)):
+                    outer.store_masked(value, place, masks[i % vectors])
         return context.get_dummy_value()
 
     return types.void(rows, vectors, lanes, format, fused, *(types.int64,) * 8), codegen

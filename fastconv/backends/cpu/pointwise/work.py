@@ -233,7 +233,7 @@ class Work(ConvWork):
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
         packing = 0.0 if self.problem.prepacked else machine.moving(2 * self.packed_size * self.size)
-        moving = machine.moving(self.problem.bytes, self.pieces)
+        moving = machine.moving(self.bytes, self.pieces)
         computing = self.cycles / machine.hertz
         together = max(computing, moving) + _EXPOSED * min(computing, moving)
         return _OVERHEAD + packing + together / (self.workers * self._balance(self.parts))

@@ -76,7 +76,8 @@ class Runner:
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         (x, dy), (dw,) = inputs, outputs
-        flat = dw.reshape(dw.shape[0], -1) if dw[0].flags.c_contiguous and dw.flags.aligned else None
+        fits = dw[0].flags.c_contiguous and dw.flags.aligned and dw.strides[0] >= 0
+        flat = dw.reshape(dw.shape[0], -1) if fits else None
         if flat is None or not (x.flags.aligned and dy.flags.aligned):
             result = np.empty(dw.shape, dw.dtype)
             self.run((aligned(x), aligned(dy)), (result,))

@@ -56,7 +56,7 @@ def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int, turned: 
                 source = job.w + (group * job.oc + first) * job.stride
                 target = job.packed + unit * job.wblock + v * width
                 for c in range(job.ic if turned else 0):
-                    source = job.w + c * job.down + first * job.stride
+                    source = job.w + c * job.down + (group * job.oc + first) * job.stride
                     for e in range(0, elements, lanes):
                         gather_lanes(
                             lanes, bits, source + e * size, job.stride, rows, min(lanes, elements - e),
