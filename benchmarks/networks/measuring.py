@@ -31,6 +31,8 @@ _TURN = 0.05
 _TOGETHER = 2
 # Steps of training whose losses are compared.
 _STEPS = 3
+# Seconds that a process may take to measure its memory: some compile for minutes.
+_LONGEST = 1800
 # The largest error of an output, as a share of the largest: what Winograd's bound makes of many layers.
 _DEVIATION = ERROR_CONSTANT * 2.0**-10
 
@@ -243,6 +245,6 @@ def _memory(job: Job, name: str) -> int | None:
     """Return by how much a process of its own grows at most when an entrant prepares and runs."""
     command = [sys.executable, "-m", "benchmarks.networks.peak_memory", name, json.dumps(job)]
     with suppress(subprocess.SubprocessError, ValueError, IndexError):
-        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
+        result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_LONGEST)
         return int(result.stdout.split()[-1])
     return None
