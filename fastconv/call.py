@@ -72,7 +72,8 @@ class Call:
         if self.out is not None:
             target = arrays.read("out", self.out)[0]
             if not arrays.may_overlap(target, outputs[0]):
-                target[...] = shaped[0]
+                with arrays.at(target):
+                    target[...] = shaped[0]
             results[0] = self.out
         return results[0] if len(results) == 1 else tuple(results)
 
@@ -100,14 +101,15 @@ class Call:
     def remember(
         self,
         form: repeat.Form,
+        lower: Any,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         entry: Callable[[repeat.Repeat], Any] = lambda again: again,
     ) -> None:
-        """Remember how to make the call again, or what ``entry`` makes of that, if it depends on its form alone."""
+        """Remember how to make a lowering's call again, or what ``entry`` makes of that, if its form tells all."""
         if self.depends_on_form:
             plan = dispatch.plan_for(self.problem, self.options, self.kind.gpu)
-            again = repeat.repeated(plan, tuple(self.inputs.values()), args, kwargs)
+            again = repeat.repeated(plan, self.inputs, _parameters(lower), args, kwargs)
             if again is not None:
                 repeat.remember(form, entry(again))
 
@@ -118,6 +120,11 @@ class Call:
     def with_inputs(self, inputs: dict[str, Any], out: Any = None) -> Call:
         """Return the call with other arrays of the same shapes."""
         return replace(self, inputs=inputs, out=out)
+
+
+@functools.cache
+def _parameters(lower: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(lower).parameters)
 
 
 def lies_over(target: Any, operand: Any) -> bool:
@@ -144,7 +151,8 @@ def execute(
         outputs = tuple(arrays.empty(o, problem.layout, inputs[0]) for o in problem.outputs)
     if problem.n == 0:
         for output in outputs:  # gradients of weights over no images are zero; all else is empty
-            output[...] = 0
+            with arrays.at(output):
+                output[...] = 0
         return outputs
     (plan or dispatch.plan_for(problem, options, arrays.gpu_of(inputs[0]))).run(inputs, outputs)
     return outputs
@@ -162,7 +170,7 @@ def op(lower: Callable[P, Call]) -> Callable[P, Array]:
         call = lower(*args, **kwargs)
         result = call.run()
         if form is not None:
-            call.remember(form, args, kwargs)
+            call.remember(form, lower, args, kwargs)
         return result
 
     function.lower = lower  # type: ignore[attr-defined]

@@ -290,6 +290,8 @@ def warmup(
 ) -> None:
     """Run problems once on random data, so that kernels are compiled and plans made before they are needed.
 
+    For a problem on a GPU, the current one, nothing runs: its plan compiles the kernels.
+
     Parameters
     ----------
     subject, *args, **kwargs

@@ -290,6 +290,8 @@ def plan_for(problem: AnyProblem, options: Options, gpu: int | None = None) -> P
     ValueError
         If the environment variable ``FASTCONV_VERBOSE`` cannot be read.
     """
+    if gpu is None and problem.device == "cuda":
+        gpu = device.current()
     return _planned(problem, options, gpu, _generation)
 
 

@@ -94,5 +94,6 @@ def activation_gradient(activation: str | None, grad_output: Any, output: Any) -
     dtype = np.result_type(output.dtype, np.float32)
     slope = _ACTIVATIONS[activation][1](output.astype(dtype, copy=False))
     if slope.dtype == bool:  # nothing passes, be it infinite or NaN
-        return np.where(slope, grad_output, grad_output.dtype.type(0))
+        passed = np.where(slope, grad_output.astype(dtype, copy=False), dtype.type(0))
+        return passed.astype(grad_output.dtype, copy=False)
     return np.multiply(grad_output, slope, dtype=dtype).astype(grad_output.dtype, copy=False)

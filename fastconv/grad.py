@@ -73,7 +73,7 @@ def vjp(
     names = tuple(n for n in _array_arguments(function) if n in call.inputs or n != "residual")
     rule = _Rule(call, names)
     if form is not None:
-        call.remember(form, args, kwargs, lambda again: _Known(again, rule, hidden_indices))
+        call.remember(form, lower, args, kwargs, lambda again: _Known(again, rule, hidden_indices))
     return y, _Pullback(rule, tuple(call.inputs.values()), outputs)
 
 
@@ -138,10 +138,11 @@ class _Pullback:
         if grad.shape != rule.shape:
             raise ValueError(f"grad_output: expected the output's shape {rule.shape}, got {grad.shape}")
         arrays.check_dtype("grad_output", grad, expected.dtype)
-        grad = grad.reshape(expected.shape)
-        if isinstance(rule.problem, ConvProblem):
-            grad = activation_gradient(rule.problem.activation, grad, self._saved.get(expected.name))
-        return tuple(self._gradient(name, grad) if name in wanted else None for name in rule.names)
+        with arrays.at(grad):
+            grad = grad.reshape(expected.shape)
+            if isinstance(rule.problem, ConvProblem):
+                grad = activation_gradient(rule.problem.activation, grad, self._saved.get(expected.name))
+            return tuple([self._gradient(name, grad) if name in wanted else None for name in rule.names])
 
     def _gradient(self, name: str, grad: Any) -> Any:
         rule = self._rule

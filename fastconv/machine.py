@@ -143,18 +143,21 @@ def free_bytes() -> float:
         free = next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), free)
     except (OSError, ValueError):
         pass
-    for limit, used in _CGROUP_MEMORY:
+    for folder, limit, used, total in _CGROUPS:
         try:
-            free = min(free, float(Path(limit).read_text()) - float(Path(used).read_text()))
+            room = float(Path(folder, limit).read_text()) - float(Path(folder, used).read_text())
+            stated = dict(line.split() for line in Path(folder, "memory.stat").read_text().splitlines())
         except (OSError, ValueError):  # there is no such file, or no limit in it but the word "max"
             continue
+        # Files that are kept in memory make room for programs.
+        free = min(free, room + sum(float(stated.get(f"{total}{kind}_file", 0)) for kind in ("active", "inactive")))
     return max(0.0, free)
 
 
-# Of either version: the limit, and what is used of it.
-_CGROUP_MEMORY = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+# Of either version: where the limit stands, what is used of it, and how the sums over its children begin.
+_CGROUPS = (
+    ("/sys/fs/cgroup", "memory.max", "memory.current", ""),
+    ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
 )
 
 

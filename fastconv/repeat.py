@@ -99,16 +99,32 @@ def remember(form: Form, entry: Any) -> None:
     _known[form] = entry
 
 
-def repeated(plan: Plan, inputs: Sequence[Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Repeat | None:
-    """Return how to make a call again, if its form tells: every array among the arguments is one input, itself.
+def repeated(
+    plan: Plan, inputs: Mapping[str, Any], names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> Repeat | None:
+    """Return how to make a call again, if its form tells: every array among the arguments is an input, as it is.
 
-    Otherwise None: of arrays that are no inputs (sizes, say) the form does not tell what they hold, and one that stands
-    for two inputs may be two arrays another time.
+    Otherwise None: an input may have been made from an argument, and of arrays that are no inputs (sizes, say) the form
+    does not tell what they hold.
+
+    Parameters
+    ----------
+    plan : Plan
+    inputs : mapping of str to array
+        The problem's, by the parameters that they came by.
+    names : sequence of str
+        The function's parameters.
+    args, kwargs
+        What it was called with.
     """
     kinds = np.ndarray, _gpu_arrays()
-    named: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    places = {id(value): place for place, value in named if type(value) in kinds}
-    given = [id(value) for _, value in named if type(value) in kinds]
-    if sorted(given) != sorted(map(id, inputs)) or len(places) < len(given):
+    places: dict[str, int | str] = {
+        **{name: at for at, name in enumerate(names[: len(args)])},
+        **{k: k for k in kwargs},
+    }
+    given = {name: args[place] if isinstance(place, int) else kwargs[place] for name, place in places.items()}
+    if any(given.get(name) is not array for name, array in inputs.items()):
         return None
-    return Repeat(plan, tuple(places[id(array)] for array in inputs), new_outputs(plan.problem))
+    if sum(type(value) in kinds for value in given.values()) != len(inputs):
+        return None
+    return Repeat(plan, tuple(places[name] for name in inputs), new_outputs(plan.problem))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from fresh import python
@@ -10,6 +12,7 @@ import fastconv as fc
 from fastconv import registry, testing
 from fastconv.backends.cpu.local.work import Work
 from fastconv.backends.cpu.registers import Simd
+from fastconv.machine import machine
 from fastconv.notation import parse_problem
 
 LOCAL = registry.find("numba/local")
@@ -26,7 +29,6 @@ SHAPES = [
     "locally_connected2d n20 c6 i9 oc8 g2 k3 d2 p2 leaky_relu",
     "locally_connected2d n33 c2 i5 oc3 k3 p1 reflect d2",
     "locally_connected2d n70 c2 i4 oc3 k3 p2",
-    "locally_connected2d n48 c3 ih5 iw224 oc8 k5",  # whose channels a cache of 1 MiB holds in two uneven blocks
 ]
 
 
@@ -46,6 +48,15 @@ DTYPES += [(text, dtype) for first, dtype in enumerate(("float64", "float16", "b
 def test_shapes(text, dtype):
     checked = [testing.check_problem(LOCAL, problem) for problem in directions(text, dtype)]
     assert len(checked) >= 1
+
+
+def test_the_last_block_of_channels_is_smaller(monkeypatch):
+    """Its window fills some vectors of a tile, and not all."""
+    small = dataclasses.replace(machine(), l2_bytes=1 << 20)
+    monkeypatch.setattr("fastconv.backends.cpu.work.machine", lambda: small)
+    problem = parse_problem("locally_connected2d:wgrad n48 c3 ih5 iw224 oc8 k5")
+    assert Work.of(problem).channels == 2
+    testing.check_problem(LOCAL, problem)
 
 
 @pytest.mark.slow

@@ -254,8 +254,22 @@ def test_every_gpu_has_plans_of_its_own(gpus, monkeypatch):
     assert made_on == [0, 1, 1]
 
 
-def test_warming_up_for_the_gpu_compiles(gpus):
-    fc.warmup("conv2d n1 c2 i5 oc3 k3 cuda")
+def test_a_call_finds_what_was_warmed_up_on_its_gpu(gpus):
+    planned = fc.dispatch._planned.cache_info
+    for index in (0, 1):
+        with gpus.cuda.Device(index):
+            fc.warmup("conv2d n1 c2 i5 oc3 k3 cuda")
+        before = planned().misses
+        assert fc.conv2d(placed(gpus, index, X), placed(gpus, index, W)).device.id == index
+        assert planned().misses == before
+
+
+def test_no_images_and_residuals_are_handled_on_the_arrays_gpu(gpus):
+    x, w, dy = (placed(gpus, 1, np.zeros(shape, np.float32)) for shape in ((0, 2, 5, 5), (3, 2, 3, 3), (0, 3, 3, 3)))
+    assert not fc.grad.conv2d_weight(x, (3, 2, 3, 3), dy).array.any()
+    x, y = placed(gpus, 1, X), placed(gpus, 1, np.ones((1, 3, 3, 3), np.float32))
+    _, pullback = fc.vjp(fc.conv2d, x, w, residual=y)
+    assert np.array_equal(pullback(y)[-1].array, y.array)
 
 
 def runtime(capability, **attributes):

@@ -309,10 +309,11 @@ def test_half_types_are_changed_as_single_ones_are(make, dtype):
     gradient = (RNG.standard_normal(64) * 2.0 ** RNG.integers(-14, 0, 64)).astype(dtype).astype(np.float32)
     gradient[::4] = 0
     parameters = [nn.Parameter(start.astype(dtype)), nn.Parameter(start.copy())]
+    optimisers = [make({"v": parameter}) for parameter in parameters]
     for _ in range(5):
-        for parameter in parameters:
+        for parameter, optimiser in zip(parameters, optimisers, strict=True):
             parameter.gradient = gradient.astype(parameter.value.dtype)
-            make({"v": parameter}).step()
+            optimiser.step()
             parameter.value[...] = parameter.value.astype(dtype)
     half, single = (parameter.value.astype(np.float32) for parameter in parameters)
     assert np.abs(half - single).max() <= 5 * 2 * EPSILON[dtype] * np.abs(single).max()

@@ -198,6 +198,53 @@ def test_functions_of_a_modules_own_are_called(name):
     check(branching)
 
 
+@pytest.mark.parametrize("make", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_parametrized_modules_are_left_alone(make):
+    layer = settled(make(nn.Conv2d(4, 4, 3)))
+    assert ft.compile_model(layer) is layer
+    branching = settled(Branching())
+    make(branching.inner[0])
+    check(branching.eval())
+
+
+def test_hooks_of_blocks_run_in_every_call():
+    model, seen = settled(Nested()), []
+    model.block.register_forward_hook(lambda module, args, output: seen.append(output))
+    compiled = ft.compile_model(model)
+    assert not seen
+    for _ in range(2):
+        torch.testing.assert_close(compiled(X), model(X))
+    assert len(seen) == 4 and all(type(y) is torch.Tensor for y in seen)
+    assert len(packed(compiled)) == 2  # within the block, too
+
+
+class Nested(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.block, self.last = Remembering(), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        return self.last(self.block(x))
+
+
+class Remembering(Block):
+    """Sets an attribute and registers a buffer when it is called."""
+
+    def forward(self, x):
+        self.seen = x
+        self.register_buffer("also", x.detach(), persistent=False)
+        return super().forward(x)
+
+
+def test_what_is_set_while_tracing_is_set_no_longer():
+    model = settled(Nested())
+    before = copy.deepcopy(model.state_dict()), {name: set(vars(m)) for name, m in model.named_modules()}
+    ft.compile_model(model)
+    assert {name: set(vars(m)) for name, m in model.named_modules()} == before[1]
+    assert not hasattr(model.block, "seen") and not hasattr(model.block, "also")
+    assert model.state_dict().keys() == before[0].keys()
+
+
 class Making(nn.Module):
     """Begins a sum with something new."""
 
@@ -216,6 +263,8 @@ class Making(nn.Module):
         lambda new, y: operator.iadd(new, y),
         lambda new, y: operator.iadd(new[:, :2], y[:, :2]),
         lambda new, y: torch.add(new, y.detach(), out=new),
+        lambda new, y: new.type_as(y).ravel().view_as(y).add_(y),
+        lambda new, y: nn.Identity()(new.cpu()).add_(y),
         lambda new, y: new + y,
     ],
 )
@@ -281,6 +330,8 @@ def test_parts_can_still_be_asked_for_what_they_are():
     assert type(compiled.norm) is nn.GroupNorm  # nothing in it is fastconv's
     for again in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
         torch.testing.assert_close(again(X), model(X))
+    torch.testing.assert_close(copy.deepcopy(compiled).double()(X.double()).float(), model(X))
+    torch.testing.assert_close(compiled(X), model(X))
     with pytest.raises(AttributeError, match="colour"):
         compiled.encoder.colour  # noqa: B018
     with pytest.raises(TypeError, match="no parts"):

@@ -188,14 +188,14 @@ def test_free_memory_is_known():
 
 
 def test_a_limit_of_a_cgroup_counts(monkeypatch, tmp_path):
-    limit, used = tmp_path / "limit", tmp_path / "used"
-    monkeypatch.setattr("fastconv.machine._CGROUP_MEMORY", ((limit, used),))
-    used.write_text("1000\n")
-    assert testing.free_bytes() > 1000  # no limit is known
-    limit.write_text("max\n")
-    assert testing.free_bytes() > 1000
-    for most, free in (("3500\n", 2500), ("500\n", 0)):
-        limit.write_text(most)
+    monkeypatch.setattr("fastconv.machine._CGROUPS", ((tmp_path, "limit", "used", "total_"),))
+    (tmp_path / "used").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("total_active_file 300\ntotal_inactive_file 50\nactive_file 7\n")
+    assert testing.free_bytes() > 10000  # no limit is known
+    (tmp_path / "limit").write_text("max\n")
+    assert testing.free_bytes() > 10000
+    for most, free in (("3500\n", 2850), ("1000\n", 350), ("500\n", 0)):  # what is kept of files makes room
+        (tmp_path / "limit").write_text(most)
         assert testing.free_bytes() == free
 
 

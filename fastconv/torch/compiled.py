@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -72,12 +73,13 @@ _ACTIVATION_FUNCTIONS: dict[Any, str] = {
     "tanh_": "tanh",
 }
 _ACTIVATION_MODULES: dict[type, str] = {nn.ReLU: "relu", nn.ReLU6: "relu6", nn.Sigmoid: "sigmoid", nn.Tanh: "tanh"}
-# Where functions come from that change nothing in place but by names that say so; and tensors that share memory.
+# Where functions come from that change nothing in place but by names that say so.
 _KNOWN = {"torch", "_operator", "operator", "builtins", "math", "fastconv"}
-_VIEWS = {
-    *("getitem", "getattr", "view", "view_as", "reshape", "expand", "expand_as", "unsqueeze", "squeeze", "flatten"),
-    *("unflatten", "transpose", "permute", "swapaxes", "movedim", "t", "narrow", "select", "chunk", "split", "unbind"),
-    *("detach", "contiguous", "to", "float"),
+# What returns memory of its own; of all else that is not known.
+_FRESH = {
+    *("add", "sub", "mul", "truediv", "div", "floordiv", "pow", "matmul", "mod", "neg", "abs", "exp", "log", "sqrt"),
+    *("relu", "relu6", "sigmoid", "tanh", "gelu", "silu", "softmax", "where", "cat", "stack", "clone", "sum", "mean"),
+    *("max", "min", "conv1d", "conv2d", "conv3d", "linear", "interpolate"),
 }
 
 _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add", "add_")
@@ -124,17 +126,45 @@ def compile_model(model: nn.Module) -> nn.Module:
 def _compiled(model: nn.Module) -> nn.Module:
     if isinstance(model, nn.ModuleList | nn.ModuleDict) or does_more(model):
         return _by_children(model)
-    root = copy.copy(model)  # what is set while tracing is set there
     try:
-        graph = fx.Tracer().trace(root, concrete_args=_defaults(model))
-        traced = Compiled(root, graph)
+        with _unchanged(model):
+            traced = Compiled(model, _Tracer().trace(model, concrete_args=_defaults(model)))
     except Exception:  # noqa: BLE001 - whatever a model's code raises when it is given no data
         return _by_children(model)
     fusion = _Fusion(traced)
     if fusion.changes_a_constant():
         return _by_children(model)
     fusion.apply()
+    for node in traced.graph.nodes:
+        module = traced.get_submodule(node.target) if node.op == "call_module" else None
+        if module is not None and does_more(module) and module._modules:
+            traced.set_submodule(node.target, _by_children(module))
     return traced.eval()
+
+
+class _Tracer(fx.Tracer):
+    """Looks into no module whose call is more than its code."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return does_more(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+_TABLES = ("_modules", "_buffers", "_parameters")
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Give a model and its parts all attributes back in the end: code that is traced may set some."""
+    before = [(vars(m), dict(vars(m)), [dict(vars(m)[table]) for table in _TABLES]) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for own, attributes, tables in before:
+            own.clear()
+            own.update(attributes)
+            for name, table in zip(_TABLES, tables, strict=True):
+                own[name].clear()
+                own[name].update(table)
 
 
 def does_more(module: nn.Module) -> bool:
@@ -150,7 +180,10 @@ def _defaults(model: nn.Module) -> dict[str, Any]:
 
 def _by_children(model: nn.Module) -> nn.Module:
     """Return a copy of a module that shares all but its children, which are compiled."""
-    copied = copy.copy(model)
+    if getattr(model, "parametrizations", None):  # its weights are what its class makes of others
+        return model
+    copied = object.__new__(type(model))  # a class may copy itself in ways of its own
+    vars(copied).update(vars(model))
     copied._modules = {name: None if m is None else _compiled(m) for name, m in model._modules.items()}
     for name, child in copied._modules.items():
         if isinstance(child, Compiled):
@@ -192,9 +225,15 @@ class _Fusion:
             for user in node.users:
                 if self._in_place(user):
                     return True
-                if _word(user) in _VIEWS and user not in reached:
+                if user not in reached and self._may_share(user):
                     reached.append(user)
         return False
+
+    def _may_share(self, node: fx.Node) -> bool:
+        """Whether what a node returns may lie in its argument's memory."""
+        if node.op == "call_module":
+            return type(self.modules[str(node.target)]) in (*_NOTHING, nn.Flatten, nn.Unflatten)
+        return node.op in ("call_function", "call_method") and _word(node) not in _FRESH
 
     def apply(self) -> None:
         """Fuse, and put fastconv's functions in the place of PyTorch's."""

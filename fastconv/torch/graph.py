@@ -21,7 +21,7 @@ class Compiled(fx.GraphModule):
     ----------
     stands_for : tuple of Module
         The module whose place it has in a model that was not traced, if there is one: what a graph has not, its
-        attributes and its parts, are that module's.
+        attributes and its parts, are that module's. Another dtype reaches it, what is loaded into the graph does not.
     """
 
     stands_for: tuple[nn.Module, ...] = ()
@@ -50,6 +50,10 @@ class Compiled(fx.GraphModule):
         if not self.stands_for:
             raise TypeError("a compiled model has no parts")
         return self.stands_for[0]
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self.stands_for = tuple(copy.deepcopy(module)._apply(fn, recurse) for module in self.stands_for)
+        return super()._apply(fn, recurse)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Compiled:
         copied = super().__deepcopy__(memo)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, Self
 
 import numpy as np
@@ -42,6 +42,7 @@ class ndarray:  # noqa: N801 - CuPy's name
         return ndarray(self.array[index], self.device)
 
     def __setitem__(self, index: Any, value: Any) -> None:
+        assert Device.current == self.device.id, "written to on another GPU"
         self.array[index] = value
 
     def reshape(self, *shape: Any) -> ndarray:
@@ -51,6 +52,7 @@ class ndarray:  # noqa: N801 - CuPy's name
         return ndarray(self.array.transpose(*axes), self.device)
 
     def copy(self) -> ndarray:
+        assert Device.current == self.device.id, "copied on another GPU"
         return ndarray(self.array.copy(), self.device)
 
 
@@ -61,4 +63,5 @@ def module() -> ModuleType:
     made.empty = lambda shape, dtype: ndarray(np.empty(shape, dtype))  # type: ignore[attr-defined]
     made.cuda = ModuleType("cupy.cuda")  # type: ignore[attr-defined]
     made.cuda.Device = Device
+    made.cuda.runtime = SimpleNamespace(getDevice=lambda: Device.current, CUDARuntimeError=RuntimeError)
     return made

@@ -110,6 +110,18 @@ def properties(index: int) -> Properties:
     )
 
 
+def current() -> int | None:
+    """Return the current GPU's index; None without CuPy."""
+    if "cupy" not in sys.modules and find_spec("cupy") is None:
+        return None
+    import cupy
+
+    try:
+        return int(cupy.cuda.runtime.getDevice())
+    except cupy.cuda.runtime.CUDARuntimeError:
+        return None
+
+
 def using(index: int | None) -> AbstractContextManager[Any]:
     """Return a context in which a GPU is the current one; None leaves it as it is."""
     if index is None:
