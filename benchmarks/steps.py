@@ -19,6 +19,7 @@ from fastconv.notation import format_problem
 from fastconv.problem import ConvProblem
 
 _ASKED = 2.0
+# Of a gradient's norm: far above rounding, far below what a wrong one differs by.
 _DEVIATION = 1e-3
 
 

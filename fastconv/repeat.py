@@ -118,10 +118,8 @@ def repeated(
         What it was called with.
     """
     kinds = np.ndarray, _gpu_arrays()
-    places: dict[str, int | str] = {
-        **{name: at for at, name in enumerate(names[: len(args)])},
-        **{k: k for k in kwargs},
-    }
+    places: dict[str, int | str] = {name: at for at, name in enumerate(names[: len(args)])}
+    places |= {name: name for name in kwargs}
     given = {name: args[place] if isinstance(place, int) else kwargs[place] for name, place in places.items()}
     if any(given.get(name) is not array for name, array in inputs.items()):
         return None

@@ -44,7 +44,7 @@ def test_a_gradient_of_another_dtype_is_refused_and_changes_nothing(name):
 
 
 @pytest.mark.parametrize("layer", [lambda: nn.BatchNorm2d(3), lambda: nn.Scale(0.5), lambda: nn.PReLU(3)])
-def test_images_in_the_field_of_a_record_are_read_where_they_lie(layer):
+def test_images_in_the_field_of_a_record_are_those_of_a_copy(layer):
     records = np.zeros(4, [("x", "f4", (3, 5, 5)), ("label", "u1")])  # each begins a byte further from whole elements
     records["x"] = np.random.default_rng(0).standard_normal((4, 3, 5, 5), np.float32)
     one, other = layer(), layer()

@@ -124,7 +124,7 @@ def compile_model(model: nn.Module) -> nn.Module:
 
 
 def _compiled(model: nn.Module) -> nn.Module:
-    if isinstance(model, nn.ModuleList | nn.ModuleDict) or does_more(model):
+    if isinstance(model, nn.ModuleList | nn.ModuleDict) or _does_more(model):
         return _by_children(model)
     try:
         with _unchanged(model):
@@ -137,7 +137,7 @@ def _compiled(model: nn.Module) -> nn.Module:
     fusion.apply()
     for node in traced.graph.nodes:
         module = traced.get_submodule(node.target) if node.op == "call_module" else None
-        if module is not None and does_more(module) and module._modules:
+        if module is not None and _does_more(module) and module._modules:
             traced.set_submodule(node.target, _by_children(module))
     return traced.eval()
 
@@ -146,7 +146,7 @@ class _Tracer(fx.Tracer):
     """Looks into no module whose call is more than its code."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return does_more(m) or super().is_leaf_module(m, module_qualified_name)
+        return _does_more(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 _TABLES = ("_modules", "_buffers", "_parameters")
@@ -167,7 +167,7 @@ def _unchanged(model: nn.Module) -> Iterator[None]:
                 own[name].update(table)
 
 
-def does_more(module: nn.Module) -> bool:
+def _does_more(module: nn.Module) -> bool:
     """Whether a call of a module is more than its class says: it has hooks, or functions of its own."""
     hooks = module._forward_hooks or module._forward_pre_hooks or getattr(module, "parametrizations", None)
     return bool(hooks) or not {"forward", "_conv_forward"}.isdisjoint(vars(module))
@@ -256,7 +256,7 @@ class _Fusion:
 
     def _bare(self, node: fx.Node) -> bool:
         """Whether a module's call does what its class says and no more, on one tensor."""
-        return not does_more(self.modules[str(node.target)]) and len(node.args) == 1 and not node.kwargs
+        return not _does_more(self.modules[str(node.target)]) and len(node.args) == 1 and not node.kwargs
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules[str(node.target)] if node.op == "call_module" and self._bare(node) else None
