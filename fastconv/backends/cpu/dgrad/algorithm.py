@@ -21,8 +21,9 @@ from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-# Seconds of a call, of turning the weight, and of bringing phases together, whatever their size.
-_OVERHEAD, _TURNING, _WEAVING = 15e-6, 6e-6, 28e-6
+# Seconds beyond the forward convolutions, whatever their size: of a call, of a call that passes its arrays on, of
+# turning the weight, and of bringing phases together.
+_OVERHEAD, _PASSING, _TURNING, _WEAVING = 12e-6, 0.5e-6, 6e-6, 28e-6
 
 # Cycles, an element of a weight that is turned tap by tap, and a filter of one that is turned whole.
 _PICK_CYCLES, _FILTER_CYCLES = 2.0, 9.6
@@ -41,6 +42,8 @@ class Dgrad(Algorithm):
     forward: ClassVar[Algorithm]
     # Whether the forward algorithm packs a weight that is turned by its strides alone, as `Work` has it.
     views: ClassVar[int] = 0
+    # Whether it reads such a weight where it is.
+    in_place: ClassVar[bool] = False
 
     def refuses(self, problem: AnyProblem) -> str | None:
         common = refuses_all_but("dgrad", problem)
@@ -68,7 +71,9 @@ class Dgrad(Algorithm):
         work = self._work(problem)
         copied = work.as_view and self.views == 1
         forwards = [forward.replace(prepacked=forward.prepacked or copied) for forward in work.forward]
-        seconds = _OVERHEAD + work.rounds * sum(self.forward.predict(forward, machine) for forward in forwards)
+        seconds = (_PASSING if work.is_straight else _OVERHEAD) + work.rounds * sum(
+            self.forward.predict(forward, machine) for forward in forwards
+        )
         if not work.problem.prepacked:
             seconds += self._turning(work, machine)
         if work.interleaved:
@@ -86,7 +91,7 @@ class Dgrad(Algorithm):
     def _turning(self, work: Work, machine: Machine) -> float:
         """Return the seconds that it takes to turn and pack the weight, beyond what the forward convolutions take."""
         if work.as_view:
-            return work.weight_bytes / _COPY_RATE / work.workers
+            return 0.0 if self.in_place else work.weight_bytes / _COPY_RATE / work.workers
         elements = work.weight_bytes / work.size
         taps = math.prod(work.problem.kernel_size)
         cycles = elements * (_FILTER_CYCLES / taps if work.whole and 1 < taps <= work.lanes else _PICK_CYCLES)
@@ -144,6 +149,7 @@ class DgradGemv(Dgrad):
     name = "dgrad_gemv"
     forward = Gemv()
     views = 1
+    in_place = True
 
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)

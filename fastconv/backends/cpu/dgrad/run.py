@@ -38,8 +38,7 @@ class Runner:
     def __init__(self, work: Work, algorithm: Algorithm) -> None:
         self.work, self.problem = work, work.problem
         self._plans = [algorithm.plan(forward) for forward in work.forward]
-        # Padding multiplies the weight by zeros that no gradient has.
-        self._looks = any(group.is_padded for group in work.groups)
+        self._is_straight = work.is_straight
         # Offsets among vectors of input channels, one for each kernel position.
         width = work.lanes * work.size
         self._tables = [_table(self.problem.kernel_size, group, width) for group in work.groups]
@@ -50,7 +49,7 @@ class Runner:
         self._parts = np.array(parts, np.int64)
         self._turning = self._describe()
         self._turning_one_tap = math.prod(self.problem.kernel_size) == 1
-        self._look = weights.looking(work.lanes, work.format).address if work.as_view and self._looks else 0
+        self._look = weights.looking(work.lanes, work.format).address if work.as_view and work.is_padded else 0
         self._reads = [_part(group) for group in work.groups]
         if work.interleaved:
             self._zeros = np.zeros(
@@ -96,7 +95,7 @@ class Runner:
 
     def _is_special(self, w: Any) -> bool:
         """Return whether a weight that is not turned must not be multiplied by padding."""
-        if not self._looks:
+        if not self.work.is_padded:
             return False
         w = contiguous(w)
         found = np.array([0, 1], np.int64)
@@ -112,7 +111,7 @@ class Runner:
         kernel, known, units = self._turning
         parts, job = self._parts.copy(), known.copy()
         parts[:, 0] = [address(target) for target in targets]
-        job[_W], job[_PARTS], job[_SPECIAL] = address(w), address(parts), address(found) if self._looks else 0
+        job[_W], job[_PARTS], job[_SPECIAL] = address(w), address(parts), address(found) if self.work.is_padded else 0
         job[_ROOM] = scratch.take(int(job[_ROOM_BYTES]) * self.work.workers)
         threads.run(kernel, address(job), units, self.work.workers)
         return bool(found[0])
@@ -121,6 +120,9 @@ class Runner:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         p, work, (dx,) = self.problem, self.work, outputs
         dy, w, *rest = inputs
+        if self._is_straight:
+            self._plans[0].run((dy, w.weights[0] if p.prepacked else self._view(w), *rest), outputs)
+            return
         bias = rest[0] if p.bias != "none" else None
         places = self._places()
         packed = w if p.prepacked else self._packed(w, places)

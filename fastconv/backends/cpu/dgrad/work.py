@@ -61,6 +61,19 @@ class Work:
         return one_tap and math.prod(self.problem.kernel_size) == 1
 
     @property
+    def is_padded(self) -> bool:
+        """Whether the weight is multiplied by zeros that no gradient has."""
+        return any(group.is_padded for group in self.groups)
+
+    @property
+    def is_straight(self) -> bool:
+        """Whether one forward convolution is all there is to do, on the weight as it comes or as it was packed."""
+        if not self.is_one or self.is_padded or not (self.as_view or self.problem.prepacked):
+            return False
+        read = [(line.start, line.size) for line in self.groups[0].lines]
+        return read == [(0, size) for size in self.problem.output_size]
+
+    @property
     def image_bytes(self) -> int:
         """Bytes of the phases of one image."""
         positions = sum(math.prod(line.length for line in g.lines) * len(g.members) for g in self.groups)

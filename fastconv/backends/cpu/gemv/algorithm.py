@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
-from fastconv.backends.cpu.gemv.work import Work
+from fastconv.backends.cpu.gemv.work import Work, sees_all
 from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -23,13 +21,9 @@ class Gemv(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.groups > 1:
-            return "needs all channels in one group"
-        whole = problem.kernel_size == problem.input_size and all(pad == (0, 0) for pad in problem.padding)
-        if not whole and math.prod(problem.input_size) > 1:
-            return "needs a kernel that is as large as the input"
-        if not whole:
-            return "pads nothing"
+        why = sees_all(problem)
+        if why is not None:
+            return why
         return unfused_half(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:

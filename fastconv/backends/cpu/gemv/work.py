@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from fastconv.problem import ConvProblem
 
 _LINE = 64  # bytes of a cache line
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
-_OVERHEAD = 5e-6
+_OVERHEAD = 2.5e-6
 # Rows that are read side by side come slower than a weight that was packed for reading in one go.
 _SIDE_BY_SIDE = 1.25
 _LATENCY = 4  # cycles before a sum can be added to again
@@ -24,6 +25,16 @@ _ROWS, _MOST_IMAGES = (1, 2, 4, 8), 6
 _L2_RATE = 32
 # Cycles: a tile's beginning and end; those that are worth a thread of their own.
 _TILE_CYCLES, _WORTH = 30, 20_000
+
+
+def sees_all(problem: ConvProblem) -> str | None:
+    """Return why a problem is refused in which some output does not see the whole input."""
+    if problem.groups > 1:
+        return "needs all channels in one group"
+    whole = problem.kernel_size == problem.input_size and all(pad == (0, 0) for pad in problem.padding)
+    if not whole and math.prod(problem.input_size) > 1:
+        return "needs a kernel that is as large as the input"
+    return None if whole else "pads nothing"
 
 
 class Tile(NamedTuple):
