@@ -28,15 +28,20 @@ SHAPES = """
     conv2d n1 ic24 ih18 iw17 oc40 k3 p1 channels_last bias residual relu
     conv2d n1 ic4 ih40 iw41 oc20 k3 p1 circular
     conv2d n1 ic18 ih9 iw9 oc18 k3 p2:0 sigmoid bias
+    conv3d n2 ic20 id5 ih13 iw9 oc33 k3 p1 bias relu
+    conv3d n1 ic18 id9 ih10 iw11 oc40 kd2 kh3 kw3 sd2 dd3 ph1 pw1 g2 residual
+    conv3d n1 ic24 id4 ih12 iw10 oc20 kd3 kh3 kw3 p1 channels_last bias
+    conv3d n2 ic5 id3 ih14 iw12 oc17 kd3 kh3 kw3 p1 circular
 """.strip().splitlines()
 
 
 def fitted(text, algorithm):
     """Return the problem of a text with the algorithm's kernel, and with padding that leaves as much of the map."""
     larger = algorithm.taps - 3
-    problem = parse_problem(text.replace("k3", f"k{algorithm.taps}"))
-    padded = tuple((before + larger // 2, after + larger // 2) for before, after in problem.padding)
-    return problem.replace(padding=padded)
+    problem = parse_problem(text)
+    padded = tuple((before + larger // 2, after + larger // 2) for before, after in problem.padding[-2:])
+    depths = (problem.kernel_size[:-2], problem.padding[:-2])
+    return problem.replace(kernel_size=(*depths[0], *(algorithm.taps,) * 2), padding=(*depths[1], *padded))
 
 
 three = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
@@ -118,6 +123,30 @@ def test_nan_and_infinity_stay_where_they_belong(algorithm, threads, special):
 
 
 @three
+@pytest.mark.parametrize("threads", [1, 2])
+def test_padding_in_depth_multiplies_weights_that_are_not_finite(algorithm, threads):
+    """As the reference has it: zero times infinity is no number, at the first depth of the output alone."""
+    problem = fitted("conv3d n1 ic8 id4 ih12 iw12 oc20 k3 p1", algorithm)
+    x, w = testing.random_inputs(problem)
+    w[7, 3, 0] = np.inf
+    with fc.options(threads=threads):
+        outputs = testing.run(algorithm, problem, (x, w))
+    with np.errstate(invalid="ignore"):
+        exact = testing.exact(problem, (x, w))
+    testing.compare(problem, outputs, exact, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize("depths", ["id1 kd3 pd1", "id4 kd3 pd3", "id4 kd2 dd4 pd2"])
+def test_depths_of_the_output_that_see_few_products_are_refused(depths):
+    algorithm = Winograd4()
+    sees = fitted("conv3d n1 ic4 id4 ih12 iw12 oc20 kd3 kh3 kw3 pd1 ph1 pw1", algorithm)
+    assert algorithm.refuses(sees) is None
+    why = algorithm.refuses(parse_problem(f"conv3d n1 ic2 {depths} ih12 iw12 oc20 kh3 kw3 ph1 pw1"))
+    assert why is not None
+    assert "products" in why
+
+
+@three
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
 @pytest.mark.parametrize("activation", [None, "leaky_relu", "tanh"])
 def test_a_residual_may_lie_in_any_order(algorithm, layout, activation):
@@ -130,6 +159,14 @@ def test_a_residual_may_lie_in_any_order(algorithm, layout, activation):
     for given in (residual, mirrored):
         outputs = testing.run(algorithm, problem, (*others, given))
         testing.compare(problem, outputs, expected, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize("depths", [1, 2, 3])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_input_gradient_of_volumes(depths, packed):
+    """Its weight comes with all taps turned, those of the depth too."""
+    text = f"conv3d:dgrad n2 ic21 id5 ih11 iw9 oc18 kd{depths} kh3 kw3 pd{depths // 2} ph1 pw1"
+    testing.check_problem(registry.find("numba/dgrad_winograd4"), parse_problem(text).replace(prepacked=packed))
 
 
 @pytest.mark.parametrize("key", ["numba/winograd2", "numba/winograd4", "numba/winograd2_5x5"])

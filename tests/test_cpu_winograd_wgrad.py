@@ -29,6 +29,10 @@ SHAPES = """
     conv2d:wgrad n1 ic18 ih9 iw9 oc18 k3 p2:0 reflect
     conv2d:wgrad n20 ic30 ih16 iw16 oc36 k3 p1
     conv2d:wgrad n1 ic5 ih8 iw1200 oc7 k3 p1
+    conv3d:wgrad n2 ic20 id5 ih13 iw9 oc33 k3 p1
+    conv3d:wgrad n1 ic18 id9 ih10 iw11 oc40 kd2 kh3 kw3 sd2 dd3 ph1 pw1 g2
+    conv3d:wgrad n1 ic40 id4 ih12 iw10 oc20 k3 p1 channels_last
+    conv3d:wgrad n3 ic5 id12 ih14 iw30 oc17 k3 p1 circular
 """.strip().splitlines()
 
 each = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
@@ -120,7 +124,8 @@ def test_refusals(algorithm):
         "conv2d:wgrad n2 ic8 ih14 iw14 oc8 k3 s2",
         "conv2d:wgrad n2 ic8 ih14 iw14 oc8 k1",
         "conv2d:wgrad n1 ic8 ih4 iw4 oc8 k3 p1",  # few products behind the corners
-        "conv3d:wgrad n2 ic8 id5 ih14 iw14 oc8 k3",
+        "conv3d:wgrad n2 ic8 id5 ih14 iw14 oc8 k3 s2",
+        "conv3d:wgrad n1 ic8 id2 ih14 iw14 oc8 kd3 kh3 kw3 pd2 ph1 pw1 dd2",  # a depth of the kernel sees padding alone
         "max_pool2d:fprop n1 c5 ih6 iw6 kh2 kw2",
     ):
         assert algorithm.refuses(parse_problem(text))

@@ -1,4 +1,8 @@
-"""Winograd's convolution: fewer multiplications for 3x3 and 5x5 kernels at stride 1, at more rounding."""
+"""Winograd's convolution: fewer multiplications for 3x3 and 5x5 kernels at stride 1, at more rounding.
+
+Of a volume it is the planes that tiles cut, whatever the kernel's depth, stride and dilation along it are: planes that
+an output sees at another depth are as further input channels.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +14,14 @@ from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.backends.cpu.winograd.work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.geometry import taps as taps_of
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
 _OVERHEAD = 10e-6
 _EXPOSED = 0.5  # of the time that input and output take to move: what arithmetic does not hide
 # Second-level caches' worth of input and output, and of weights, that does not come from memory.
-_CACHED, _CACHED_WEIGHT = 4, 8
+_CACHED, _CACHED_WEIGHT = 4, 4
 _FILTER = 8.0  # instructions to transform a vector of the weight
 
 
@@ -27,7 +32,9 @@ _PRODUCTS = 12
 def _fewest_products(problem: ConvProblem, taps: int) -> int:
     """Return how many products that are not with padding are behind an output, at least."""
     products = problem.ic // problem.groups
-    for size, padding in zip(problem.input_size, problem.padding, strict=True):
+    for depths in taps_of(problem)[:-2]:
+        products *= int((depths >= 0).sum(axis=1).min())
+    for size, padding in zip(problem.input_size[-2:], problem.padding[-2:], strict=True):
         seen = min(taps - max(0, *padding), size) if problem.padding_mode == "zeros" else taps
         products *= max(seen, 0)
     return products
@@ -48,11 +55,11 @@ class Winograd(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.op != "conv2d":
+        if problem.op not in ("conv2d", "conv3d"):
             return f"works on planes, not on {problem.op}"
-        if problem.kernel_size != (self.taps, self.taps):
+        if problem.kernel_size[-2:] != (self.taps, self.taps):
             return f"takes {self.taps}x{self.taps} kernels, not {problem.kh}x{problem.kw}"
-        if problem.stride != (1, 1) or problem.dilation != (1, 1):
+        if problem.stride[-2:] != (1, 1) or problem.dilation[-2:] != (1, 1):
             return "takes kernels of stride 1 and dilation 1 only"
         if _fewest_products(problem, self.taps) < _PRODUCTS:
             return f"an output of fewer than {_PRODUCTS} products would have the error of its tile's larger ones"
@@ -72,7 +79,8 @@ class Winograd(Algorithm):
 
     def _packing_seconds(self, work: Work, machine: Machine) -> float:
         computing = work.packed_size / work.lanes * _FILTER / work.simd.fma_per_cycle / machine.hertz
-        moving = max(0, work.packed_size * work.size - _CACHED_WEIGHT * work.cache) / machine.bandwidth
+        # Memory is read before it is written.
+        moving = 2 * max(0, work.packed_size * work.size - _CACHED_WEIGHT * work.cache) / machine.bandwidth
         return (computing + moving) / work.workers
 
     def error_bound(self, problem: AnyProblem) -> float:

@@ -29,12 +29,15 @@ from fastconv.backends.cpu.winograd.transforms import (
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
-    x xn xg xc xh xw            | the input and its strides: image, group, channel, row, column
-    ic chunk chunks             | input channels of a group, of a chunk, and how many chunks
+    x xn xg xc xd xh xw         | the input and its strides: image, group, channel, depth, row, column
+    ic chunk pieces chunks      | input channels of a group, of a chunk, chunks of them, and chunks in all: so many for
+                                | every depth of the kernel
+    od step_d dilation_d        | output depths; padded depths from one to the next, and from one of the kernel's
+    table_d                     | input index of each padded depth, -1 for zero
     table_h table_w             | input index of each padded position, -1 for zero
     before first last           | padding before a row; the padded columns that are the input itself
     w wblock wpoint wlast       | the transformed weight; a block of output channels, a point of it, and of the last
-    y yn yk yh yw               | the output and its strides: image, channel, row, column
+    y yn yk yd yh yw            | the output and its strides: image, channel, depth, row, column
     oc oh ow                    | output channels of a group, output sizes
     bias activation             | addresses, 0 for none
     residual last_activation    | how far from y a summand lies, and the address of the activation after it; 0 for none
@@ -42,8 +45,8 @@ _FIELDS = """
     product product_last        | addresses of the compiled products for either
     enter leave points          | addresses of the compiled transforms; points of a tile
     blocks                      | blocks of output channels of a group
-    down across all_rows        | rows of tiles of an image, tiles of a row, rows of tiles of all images
-    rows cols                   | a block of tiles: rows, over image borders too, and tiles of a row
+    down across all_rows        | rows of tiles of a plane, tiles of a row, rows of tiles of all planes
+    rows cols                   | a block of tiles: rows, over planes' borders too, and tiles of a row
     row_bands col_bands         | blocks of tiles along rows and columns
     stage unit                  | 0: units are blocks of tiles; 1 and 2: stages of this one
     v v_bytes                   | where the transformed input is; how far apart those of workers are, 0 if they share it
@@ -103,15 +106,22 @@ def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start
     width = lanes * (bits // 8)
     slab, tiles = scratch + job.slab, job.rows * job.cols
     for piece in range(start, stop):
-        r, c = piece // job.chunks, piece % job.chunks
-        image, tile_row = (row + r) // job.down, (row + r) % job.down
-        x = job.x + image * job.xn + group * job.xg
+        r, chunk = piece // job.chunks, piece % job.chunks
+        plane, tile_row = (row + r) // job.down, (row + r) % job.down
+        depth, c = chunk // job.pieces, chunk % job.pieces
+        target = v + (chunk * tiles + r * job.cols) * width
+        source_d = word(job.table_d, plane % job.od * job.step_d + depth * job.dilation_d)
+        if source_d < 0:
+            for point in range(extent * extent):
+                clear(target + point * job.v_plane, job.cols * width)
+            continue
+        x = job.x + plane // job.od * job.xn + group * job.xg + source_d * job.xd
         channels = min(job.chunk, job.ic - c * job.chunk)
         # Meanwhile the next chunk is fetched, after the last one the next row of tiles.
-        ahead = (job.chunk if c < job.chunks - 1 else -c * job.chunk) * job.xc
-        ahead += 0 if c < job.chunks - 1 else m * job.xh
+        ahead = (job.chunk if c < job.pieces - 1 else -c * job.chunk) * job.xc
+        if c == job.pieces - 1:
+            ahead += m * job.xh if chunk == job.chunks - 1 else job.dilation_d * job.xd
         fill(m, extent, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * m, col * m)
-        target = v + (c * tiles + r * job.cols) * width
         for t in range(job.cols):
             source = slab + t * m * width
             transform_input(extent, lanes, bits, fused, source, job.slab_row, target + t * width, job.v_plane)
@@ -147,7 +157,8 @@ def leaving(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
         strip, strip_row = scratch + job.strip, job.cols * m * width
         special = 0
         for r in range(job.rows):
-            image, tile_row = (row + r) // job.down, (row + r) % job.down
+            plane, tile_row = (row + r) // job.down, (row + r) % job.down
+            to = job.y + plane // job.od * job.yn + plane % job.od * job.yd
             columns = min(job.cols * m, job.ow - col * m)
             for v in range(vectors):
                 first = (block * job.vectors + v) * lanes
@@ -156,7 +167,7 @@ def leaving(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
                 source = scratch + (r * job.cols * vectors + v) * width
                 for i in range(min(m, job.oh - tile_row * m) if job.yw == size else 0):
                     for k in range(channels):
-                        y = job.y + image * job.yn + (channel + first + k) * job.yk
+                        y = to + (channel + first + k) * job.yk
                         y += (tile_row * m + i) * job.yh + col * m * job.yw
                         for j in range(0, columns * size, 64):
                             will_write(y + j)
@@ -166,7 +177,7 @@ def leaving(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
                         strip + t * m * width, strip_row, bias, channels, job.activation,
                     )  # fmt: skip
                 for i in range(min(m, job.oh - tile_row * m)):
-                    y = job.y + image * job.yn + (channel + first) * job.yk
+                    y = to + (channel + first) * job.yk
                     y += (tile_row * m + i) * job.yh + col * m * job.yw
                     if job.yw == size:
                         for j in range(0, columns, lanes):

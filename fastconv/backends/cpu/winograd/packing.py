@@ -17,7 +17,8 @@ _FIELDS = """
     w stride down               | the weight: for each output channel adjacent elements, rows a stride apart; turned:
                                 | for each input channel, rows ``down`` apart, its filters a stride apart
     packed wblock wpoint wlast  | the result; a block of output channels, a point of it, and of the last
-    ic padded                   | input channels of a group, and with those of zero that fill the last chunk
+    ic padded depths            | input channels of a group, and with those of zero that fill the last chunk; so many
+                                | for every depth of the kernel
     oc blocks vectors tail      | output channels of a group, their blocks, vectors of a block and of the last
     scratch scratch_bytes       | where the workers' scratch begins, and how far apart they are
 """
@@ -37,7 +38,7 @@ def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int, turned: 
     size = bits // 8
     width = lanes * size
     points = extent**2
-    elements = (extent - m + 1) ** 2  # of a filter
+    elements = (extent - m + 1) ** 2  # of a filter's plane
     sources = fingerprint()
 
     @callback(task_type(JOB))
@@ -46,6 +47,7 @@ def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int, turned: 
             return
         job = carray(jobs, 1)[0]
         filters = job.scratch + worker * job.scratch_bytes
+        filter_ = job.depths * elements
         for unit in range(start, stop):
             group, block = unit // job.blocks, unit % job.blocks
             last = block == job.blocks - 1
@@ -55,28 +57,27 @@ def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int, turned: 
                 rows = min(lanes, job.oc - first)
                 source = job.w + (group * job.oc + first) * job.stride
                 target = job.packed + unit * job.wblock + v * width
-                for c in range(job.ic if turned else 0):
-                    source = job.w + c * job.down + (group * job.oc + first) * job.stride
-                    for e in range(0, elements, lanes):
-                        gather_lanes(
-                            lanes, bits, source + e * size, job.stride, rows, min(lanes, elements - e),
-                            filters + e * width, _AHEAD * job.down,
-                        )  # fmt: skip
-                    transform_filter(m, extent, lanes, bits, fused, 1, filters, target + c * count * width, point)
-                for c in range(0 if turned else job.ic):
-                    if c % lanes == 0:
-                        terms = min(lanes, job.ic - c) * elements
+                for c in range(job.ic):
+                    # Of a turned weight one channel's filters lie together, otherwise those of many.
+                    apart = 0 if turned else c % lanes
+                    if apart == 0:
+                        terms = (1 if turned else min(lanes, job.ic - c)) * filter_
+                        at = source + c * (job.down if turned else filter_ * size)
+                        ahead = _AHEAD * job.down if turned else lanes * filter_ * size
                         for e in range(0, terms, lanes):
                             gather_lanes(
-                                lanes, bits, source + (c * elements + e) * size, job.stride, rows,
-                                min(lanes, terms - e), filters + e * width, lanes * elements * size,
+                                lanes, bits, at + e * size, job.stride, rows, min(lanes, terms - e),
+                                filters + e * width, ahead,
                             )  # fmt: skip
-                    transform_filter(
-                        m, extent, lanes, bits, fused, 0,
-                        filters + c % lanes * elements * width, target + c * count * width, point,
-                    )  # fmt: skip
-                for c in range(job.ic, job.padded):
-                    for p in range(points):
-                        clear(target + c * count * width + p * point, width)
+                    for d in range(job.depths):
+                        at = apart * filter_ + (job.depths - 1 - d if turned else d) * elements
+                        transform_filter(
+                            m, extent, lanes, bits, fused, turned, filters + at * width,
+                            target + (d * job.padded + c) * count * width, point,
+                        )  # fmt: skip
+                for d in range(job.depths):
+                    for c in range(job.ic, job.padded):
+                        for p in range(points):
+                            clear(target + (d * job.padded + c) * count * width + p * point, width)
 
     return run

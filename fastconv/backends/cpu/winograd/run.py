@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from fastconv.backends.cpu.scratch import address, aligned, contiguous
 from fastconv.backends.cpu.winograd import loops, packing
 from fastconv.backends.cpu.winograd.product import products
 from fastconv.backends.cpu.winograd.work import Work
+from fastconv.problem import AXES
 
 # Where the fields are in a record.
 _AT = {name: i for i, name in enumerate(loops.JOB.names or ())}
@@ -64,15 +66,16 @@ class Runner:
         work = self.work
         turned = is_turned(w)
         if turned:
-            fields = {"w": w[:, :, ::-1, ::-1].ctypes.data, "stride": w.strides[0], "down": w.strides[1]}
+            forwards = (slice(None),) * 2 + (slice(None, None, -1),) * work.problem.ndim
+            fields = {"w": w[forwards].ctypes.data, "stride": w.strides[0], "down": w.strides[1]}
         else:
             rows = aligned(w).reshape(work.problem.oc, -1)
             if rows.strides[1] != work.size:
                 rows = np.ascontiguousarray(rows)
             fields = {"w": rows.ctypes.data, "stride": rows.strides[0]}
         fields["packed"] = packed
-        fields |= {"ic": work.inputs, "padded": work.chunks * work.chunk, "oc": work.outputs, "blocks": work.blocks}
-        fields |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
+        fields |= {"ic": work.inputs, "padded": work.pieces * work.chunk, "oc": work.outputs, "blocks": work.blocks}
+        fields |= {"depths": work.axes[0].kernel, "vectors": work.tile.vectors, "tail": work.tile.tail}
         fields |= {"scratch": room, "scratch_bytes": work.filters} | work.weight_strides
         job = record_of(packing.FIELDS, fields)
         kernel = packing.pack_kernel(work.m, work.extent, *self._kind, int(turned)).address
@@ -91,7 +94,7 @@ class Runner:
             room, plain = scratch.take(self._room + work.packed_size * work.size), named["w"]
             weight = room + self._room
             self._transform(plain, weight, room)
-        target = y if work.size in (y.strides[1], y.strides[3]) else np.empty(y.shape, y.dtype)
+        target = y if work.size in (y.strides[1], y.strides[-1]) else np.empty(y.shape, y.dtype)
         bias = contiguous(named["bias"]) if problem.bias != "none" else None
         residual = named.get("residual")
         job = self._record(x.strides, target.strides).copy()
@@ -133,7 +136,9 @@ class Runner:
         if known is None:
             if len(self._records) > _RECORDS:
                 self._records.clear()
-            fields = dict(zip(("xn", "xc", "xh", "xw", "yn", "yk", "yh", "yw"), x + y, strict=True))
+            missing = (0,) * (len(AXES) - self.work.problem.ndim)
+            fields = dict(zip(("xn", "xc", "xd", "xh", "xw"), (*x[:2], *missing, *x[2:]), strict=True))
+            fields |= dict(zip(("yn", "yk", "yd", "yh", "yw"), (*y[:2], *missing, *y[2:]), strict=True))
             fields["xg"] = x[1] * self.work.inputs
             known = self._records[x, y] = record_of(loops.FIELDS, self._fields | fields)
         return known
@@ -141,10 +146,12 @@ class Runner:
     def _describe(self) -> dict[str, int]:
         """Return the fields that are the same for all arrays."""
         work, block = self.work, self.work.block
-        table_h, table_w = self._tables
+        table_d, table_h, table_w = self._tables
+        depth = work.axes[0]
         first, last = work.inside
-        f = {"ic": work.inputs, "chunk": work.chunk, "chunks": work.chunks, "oc": work.outputs}
-        f |= {"oh": work.problem.oh, "ow": work.problem.ow}
+        f = {"ic": work.inputs, "chunk": work.chunk, "pieces": work.pieces, "chunks": work.chunks, "oc": work.outputs}
+        f |= {"od": depth.out, "oh": work.problem.oh, "ow": work.problem.ow}
+        f |= {"table_d": table_d.ctypes.data, "step_d": depth.stride, "dilation_d": depth.dilation}
         f |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
         f |= dict(zip(("product", "product_last"), (p.address for p in self._products), strict=True))
         f |= {"enter": loops.entering(work.m, work.extent, *self._kind).address, "points": work.extent**2}
@@ -160,4 +167,5 @@ class Runner:
 
 def is_turned(w: Any) -> bool:
     """Whether a weight is that of a gradient's convolution, turned by its strides alone: filters lie backwards."""
-    return bool(w.flags.aligned and w.strides[2:] == (-w.shape[-1] * w.itemsize, -w.itemsize))
+    backwards = tuple(-math.prod(w.shape[axis:]) * w.itemsize for axis in range(3, w.ndim + 1))
+    return bool(w.flags.aligned) and w.strides[2:] == backwards

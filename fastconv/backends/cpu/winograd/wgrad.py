@@ -9,6 +9,7 @@ from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.wgrad_work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.geometry import taps as taps_of
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -25,7 +26,10 @@ _PRODUCTS = 12
 def _fewest_products(problem: ConvProblem) -> int:
     """Return how many products that are not with padding are behind an element of the gradient, at least."""
     seen = problem.n
-    for size, out, padding in zip(problem.input_size, problem.output_size, problem.padding, strict=True):
+    for depths in taps_of(problem)[:-2]:
+        seen *= int((depths >= 0).sum(axis=0).min())
+    planes = (sizes[-2:] for sizes in (problem.input_size, problem.output_size, problem.padding))
+    for size, out, padding in zip(*planes, strict=True):
         seen *= max(min(out - max(0, *padding), size), 0) if problem.padding_mode == "zeros" else out
     return seen
 
@@ -45,11 +49,11 @@ class WinogradWgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.op != "conv2d":
+        if problem.op not in ("conv2d", "conv3d"):
             return f"works on planes, not on {problem.op}"
-        if problem.kernel_size != (self.taps, self.taps):
+        if problem.kernel_size[-2:] != (self.taps, self.taps):
             return f"takes {self.taps}x{self.taps} kernels, not {problem.kh}x{problem.kw}"
-        if problem.stride != (1, 1) or problem.dilation != (1, 1):
+        if problem.stride[-2:] != (1, 1) or problem.dilation[-2:] != (1, 1):
             return "takes kernels of stride 1 and dilation 1 only"
         if _fewest_products(problem) < _PRODUCTS:
             return f"a sum of fewer than {_PRODUCTS} products would have the error of its filter's larger ones"

@@ -24,13 +24,16 @@ from fastconv.backends.cpu.winograd.wgrad_transforms import transform_gradient, 
 # Addresses, sizes and (in bytes) strides. Of every block of tiles there are two records: of x, and of dy, which has
 # the fields of the first part only. They have the names that `fill` and `enter` know.
 _FIELDS = """
-    x xn xg xc xh xw            | the tensor and its strides: image, group, channel, row, column
-    ic chunk chunks             | its channels of a group, of a chunk, and how many chunks
+    x xn xg xc xd xh xw         | the tensor and its strides: image, group, channel, depth, row, column
+    ic chunk pieces chunks      | its channels of a group, of a chunk, chunks of them; chunks in all: so many for every
+                                | depth of the kernel
+    od step_d dilation_d        | output depths; padded depths from one to the next, and from one of the kernel's
+    table_d                     | its index at each padded depth, -1 for zero
     table_h table_w             | its index at each padded position, -1 for zero
     before first last           | padding before a row; the padded columns that are the tensor itself
     v v_plane                   | where it is transformed, and a point's stride
     slab slab_row               | offset in the scratch of what a row of tiles reads, and a row of that
-    down rows cols              | rows of tiles of an image; the block's rows, over image borders too, and columns
+    down rows cols              | rows of tiles of a plane; the block's rows, over planes' borders too, and columns
 
     group row col               | where the block begins
     oc kblocks vectors tail     | output channels of a group; blocks of them; their vectors, those of the last
@@ -72,8 +75,9 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
         slab, tiles = scratch + job.slab, job.rows * job.cols
         for piece in range(max(start, middle) - middle, stop - middle):
             r, k = piece // dy.chunks, piece % dy.chunks
-            image, tile_row = (job.row + r) // job.down, (job.row + r) % job.down
-            source = dy.x + image * dy.xn + job.group * dy.xg + k * lanes * dy.xc
+            plane, tile_row = (job.row + r) // job.down, (job.row + r) % job.down
+            source = dy.x + plane // job.od * dy.xn + plane % job.od * dy.xd
+            source += job.group * dy.xg + k * lanes * dy.xc
             channels = min(lanes, dy.ic - k * lanes)
             fill(m, m, lanes, bits, dy, slab, source, lanes * dy.xc, channels, tile_row * m, job.col * m)
             block = k // job.vectors
@@ -92,6 +96,7 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
         job = carray(jobs, 1)[0]
         strip = job.scratch + worker * job.scratch_bytes + job.strip
         special = 0
+        depths = job.chunks // job.pieces
         for unit in range(start, stop):
             block, first = unit % job.kblocks, unit // job.kblocks * job.part
             wide = job.tail if block == job.kblocks - 1 else job.vectors
@@ -99,20 +104,25 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
             for v in range(wide):
                 k = (block * job.vectors + v) * lanes
                 outputs = min(lanes, job.oc - k)
-                for c in range(first, min(first + job.part, job.chunks)):
+                for chunk in range(first, min(first + job.part, job.chunks)):
+                    depth, c = chunk // job.pieces, chunk % job.pieces
                     channels = min(job.chunk, job.ic - c * job.chunk)
-                    source = sums + (((c - first) if job.alone else c) * job.chunk * wide + v) * width
+                    source = sums + ((chunk - first if job.alone else chunk) * job.chunk * wide + v) * width
                     for i in range(channels):
                         special |= transform_sums(
                             m, taps, lanes, bits, fused,
                             source + i * wide * width, job.m_plane, strip + i * area * width,
                         )  # fmt: skip
-                    row = job.dw + (job.group * job.oc + k) * job.dwk + c * job.chunk * area * size
-                    for e in range(0, channels * area, lanes):
-                        scatter_lanes(
-                            lanes, bits, strip + e * width, min(lanes, channels * area - e),
-                            row + e * size, job.dwk, outputs, 0, 0,
-                        )  # fmt: skip
+                    row = job.dw + (job.group * job.oc + k) * job.dwk + c * job.chunk * depths * area * size
+                    # What lies together: all channels, or of each what one depth of its filter is.
+                    together = channels if depths == 1 else 1
+                    for i in range(0, channels, together):
+                        to = row + (i * depths + depth) * area * size
+                        for e in range(0, together * area, lanes):
+                            scatter_lanes(
+                                lanes, bits, strip + (i * area + e) * width, min(lanes, together * area - e),
+                                to + e * size, job.dwk, outputs, 0, 0,
+                            )  # fmt: skip
         if special:
             job.special = 1
 

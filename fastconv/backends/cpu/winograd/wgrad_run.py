@@ -12,6 +12,7 @@ from fastconv.backends.cpu.scratch import address, aligned
 from fastconv.backends.cpu.wgrad.algorithm import Wgrad
 from fastconv.backends.cpu.winograd.wgrad_loops import FIELDS, JOB, products, transforms
 from fastconv.backends.cpu.winograd.wgrad_work import Work
+from fastconv.problem import AXES
 
 # Where the fields are in a record.
 _AT = {name: i for i, name in enumerate(FIELDS)}
@@ -26,7 +27,9 @@ class Runner:
     def __init__(self, work: Work) -> None:
         self.work = work
         kind = (work.lanes, 8 * work.size, int(work.simd.fma))
-        self._enter, self._leave = (kernel.address for kernel in transforms(work.m, work.problem.kernel_size[0], *kind))
+        self._enter, self._leave = (
+            kernel.address for kernel in transforms(work.m, work.problem.kernel_size[-1], *kind)
+        )
         self._products = products(work.tile.cols, work.tile.vectors, work.tile.tail, *kind).address
         # The loops look at these by address.
         self._tables = work.tables()
@@ -77,18 +80,27 @@ class Runner:
 
     def _describe(self, x: tuple[int, ...], dy: tuple[int, ...], dwk: int) -> np.ndarray:
         work, tile, rooms = self.work, self.work.tile, self.work.rooms
-        x_rows, x_cols, dy_rows, dy_cols = map(address, self._tables)
+        x_depths, x_rows, x_cols, dy_rows, dy_cols = map(address, self._tables)
+        depth, missing = work.axes[0], (0,) * (len(AXES) - work.problem.ndim)
+        strides = ("xn", "xc", "xd", "xh", "xw")
         first, last = work.inside
         both = {"down": work.down}
-        of_x = dict(zip(("xn", "xc", "xh", "xw"), x, strict=True)) | {"xg": x[1] * work.inputs}
-        of_x |= {"ic": work.inputs, "chunk": work.chunk, "chunks": work.chunks, "v_plane": work.planes["v"]}
+        of_x = dict(zip(strides, (*x[:2], *missing, *x[2:]), strict=True)) | {"xg": x[1] * work.inputs}
+        of_x |= {
+            "ic": work.inputs,
+            "chunk": work.chunk,
+            "pieces": work.pieces,
+            "chunks": work.chunks,
+            "v_plane": work.planes["v"],
+        }
+        of_x |= {"od": depth.out, "table_d": x_depths, "step_d": depth.stride, "dilation_d": depth.dilation}
         of_x |= {"table_h": x_rows, "table_w": x_cols, "before": first, "first": first, "last": last}
         of_x |= {"oc": work.outputs, "kblocks": work.kblocks, "vectors": tile.vectors, "tail": tile.tail}
         of_x |= {"dwk": dwk, "scratch_bytes": rooms["scratch"] // work.workers, "strip": rooms["slab"]}
         of_x |= {"m_plane": work.planes["m"], "sums_bytes": rooms["sums"] // self._sets}
         of_x |= {"points": work.points, "parts": work.parts, "part": work.part}
         of_x |= {"alone": int(work.alone), "leave": self._leave}
-        of_dy = dict(zip(("xn", "xc", "xh", "xw"), dy, strict=True)) | {"xg": dy[1] * work.outputs}
+        of_dy = dict(zip(strides, (*dy[:2], *missing, *dy[2:]), strict=True)) | {"xg": dy[1] * work.outputs}
         of_dy |= {"ic": work.outputs, "chunk": work.lanes, "chunks": work.needed, "v_plane": work.planes["u"]}
         of_dy |= {"table_h": dy_rows, "table_w": dy_cols, "last": work.problem.ow}
         records = []

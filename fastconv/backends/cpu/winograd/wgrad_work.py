@@ -12,7 +12,7 @@ import numpy as np
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
 from fastconv.backends.cpu.work import ConvWork
-from fastconv.geometry import source_index
+from fastconv.geometry import source_index, source_line
 from fastconv.problem import ConvProblem
 
 _LINE = 64
@@ -36,7 +36,7 @@ _FAR_CYCLES, _SHARED_CYCLES = 2.0, 20.0
 
 
 class Block(NamedTuple):
-    """Tiles whose sums are taken together: rows of tiles of all images, and columns of them."""
+    """Tiles whose sums are taken together: rows of tiles of all planes, and columns of them."""
 
     row: int
     rows: int
@@ -57,15 +57,17 @@ class Work(ConvWork):
         super().__init__(problem, vectors, workers, cache)
         self.m = m
         self.width = self.lanes * self.size
-        self.extent = m + problem.kernel_size[0] - 1
+        self.extent = m + problem.kernel_size[-1] - 1
         self.points = self.extent**2
         self.needed = -(-self.outputs // self.lanes)
         self.tile = self._choose()
         self.chunk = self.tile.cols
-        self.chunks = -(-self.inputs // self.chunk)
+        # Chunks of inputs. Those at another depth of the kernel are as further inputs.
+        self.pieces = -(-self.inputs // self.chunk)
+        self.chunks = self.axes[0].kernel * self.pieces
         self.kblocks = -(-self.needed // self.tile.vectors)
-        self.down, self.across = (-(-size // m) for size in problem.output_size)
-        self.all_rows = problem.n * self.down
+        self.down, self.across = (-(-size // m) for size in problem.output_size[-2:])
+        self.all_rows = problem.n * self.axes[0].out * self.down
 
     def _choose(self) -> Tile:
         """Return the micro-kernel's tile: inputs as columns, vectors of output channels."""
@@ -157,7 +159,7 @@ class Work(ConvWork):
         squares = self.lanes * self.width
         row = (self.blocks[0].cols * self.m + self.extent - self.m) * self.width
         slab = _lines(self.extent * row + squares)
-        strip = _lines(self.chunk * self.taps * self.width + squares)
+        strip = _lines(self.chunk * math.prod(self.problem.kernel_size[-2:]) * self.width + squares)
         sums = _lines(self.points * self.planes["m"])
         return {
             "v": _lines(self.points * self.planes["v"]),
@@ -174,20 +176,21 @@ class Work(ConvWork):
     @property
     def inside(self) -> tuple[int, int]:
         """The padded columns that are the input itself."""
-        before, after = self.problem.padding[1]
+        before, after = self.problem.padding[-1]
         return before, before + self.problem.iw + min(after, 0)
 
     def tables(self) -> list[np.ndarray]:
-        """Return the indices of x at every padded position that tiles read, by rows and columns; then of dy."""
-        found = []
+        """Return the indices of x at every padded position that tiles read, by depths, rows and columns; then of dy."""
+        p = self.problem
+        found = [source_line(self.axes[0])]
         for size, (before, after), tiles in zip(
-            self.problem.input_size, self.problem.padding, (self.down, self.across), strict=True
+            p.input_size[-2:], p.padding[-2:], (self.down, self.across), strict=True
         ):
             position = np.arange(tiles * self.m + self.extent - self.m) - before
-            index = source_index(position, size, self.problem.padding_mode)
+            index = source_index(position, size, p.padding_mode)
             # The last tile may reach beyond what the convolution is defined on.
             found.append(np.where(position < size + after, index, -1))
-        for size, tiles in zip(self.problem.output_size, (self.down, self.across), strict=True):
+        for size, tiles in zip(p.output_size[-2:], (self.down, self.across), strict=True):
             position = np.arange(tiles * self.m)
             found.append(np.where(position < size, position, -1))
         return [np.ascontiguousarray(table, np.int64) for table in found]
@@ -209,7 +212,7 @@ class Work(ConvWork):
             products += _FAR_CYCLES * moved
         if not self.alone and self.all_sums > self.cache // 2:
             products += 2 * _FAR_CYCLES * len(self.blocks) * sums
-        leave = self.inputs * needed * (_OF_SUMS * self.points + turn * self.taps)
+        leave = self.inputs * needed * (_OF_SUMS * self.points * self.axes[0].kernel + turn * self.taps)
         total: float = self.problem.groups * (enter + self.points * products + leave)
         units = self.kblocks * (self.parts if self.alone else self.points)
         uneven = -(-units // self.workers) / units

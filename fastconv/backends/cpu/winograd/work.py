@@ -11,7 +11,7 @@ import numpy as np
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
 from fastconv.backends.cpu.work import ConvWork
-from fastconv.geometry import source_index
+from fastconv.geometry import source_index, source_line
 from fastconv.problem import ConvProblem
 
 _LINE = 64
@@ -95,13 +95,16 @@ class Work(ConvWork):
 
     def __init__(self, m: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
-        self.m, self.extent = m, m + problem.kernel_size[0] - 1
+        self.m, self.extent = m, m + problem.kernel_size[-1] - 1
         self.width = self.lanes * self.size
         self.points = self.extent**2
-        self.chunks = -(-self.inputs // self.lanes)
-        self.chunk = -(-self.inputs // self.chunks)
-        self.down, self.across = (-(-size // m) for size in problem.output_size)
-        self.all_rows = problem.n * self.down
+        # Chunks of input channels. Those at another depth of the kernel are as further channels.
+        self.pieces = -(-self.inputs // self.lanes)
+        self.chunk = -(-self.inputs // self.pieces)
+        depth = self.axes[0]
+        self.chunks = depth.kernel * self.pieces
+        self.down, self.across = (-(-size // m) for size in problem.output_size[-2:])
+        self.all_rows = problem.n * depth.out * self.down
 
     @cached_property
     def block(self) -> Block:
@@ -179,8 +182,9 @@ class Work(ConvWork):
     def weight_strides(self) -> dict[str, int]:
         """Bytes of the transformed weight: a block of output channels, a point of it, a point of the last block."""
         vector = self.chunks * self.chunk * self.width
-        whole = vector * self.tile.vectors
-        return {"wblock": whole * self.points, "wpoint": whole, "wlast": vector * self.tile.tail}
+        # A line more than needed, as in `scratch`: a filter is written to all points at once.
+        whole, last = (vector * count + _LINE for count in (self.tile.vectors, self.tile.tail))
+        return {"wblock": whole * self.points, "wpoint": whole, "wlast": last}
 
     @property
     def packed_size(self) -> int:
@@ -233,17 +237,14 @@ class Work(ConvWork):
     @property
     def inside(self) -> tuple[int, int]:
         """The padded columns that are the input itself."""
-        before, after = self.problem.padding[1]
+        before, after = self.problem.padding[-1]
         return before, before + self.problem.iw + min(after, 0)
 
     def tables(self) -> list[np.ndarray]:
-        """Return, for rows and columns, the input index of every padded position that tiles read."""
-        return [
-            self._table(size, padding, tiles)
-            for size, padding, tiles in zip(
-                self.problem.input_size, self.problem.padding, (self.down, self.across), strict=True
-            )
-        ]
+        """Return, for depths, rows and columns, the input index of every padded position that tiles read."""
+        p = self.problem
+        planes = zip(p.input_size[-2:], p.padding[-2:], (self.down, self.across), strict=True)
+        return [source_line(self.axes[0]), *(self._table(*axis) for axis in planes)]
 
     def _table(self, size: int, padding: tuple[int, int], tiles: int) -> np.ndarray:
         before, after = padding
