@@ -11,12 +11,12 @@ from fresh import python
 import fastconv as fc
 from fastconv import registry, testing
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4, Winograd6
+from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd3x2, Winograd4, Winograd6
 from fastconv.backends.cpu.winograd.points import matrices
 from fastconv.backends.cpu.winograd.work import Work
 from fastconv.notation import parse_problem
 
-ALGORITHMS = [Winograd2(), Winograd4(), Winograd6(), Winograd2x5()]
+ALGORITHMS = [Winograd2(), Winograd4(), Winograd6(), Winograd2x5(), Winograd3x2()]
 
 # Several chunks of channels with and without a smaller last one; maps that tiles fit and do not fit; several images.
 SHAPES = """
@@ -37,9 +37,11 @@ SHAPES = """
 
 def fitted(text, algorithm):
     """Return the problem of a text with the algorithm's kernel, and with padding that leaves as much of the map."""
-    larger = algorithm.taps - 3
     problem = parse_problem(text)
-    padded = tuple((before + larger // 2, after + larger // 2) for before, after in problem.padding[-2:])
+    larger = algorithm.taps - 3
+    padded = tuple(
+        (max(0, before + larger // 2), max(0, after + larger // 2)) for before, after in problem.padding[-2:]
+    )
     depths = (problem.kernel_size[:-2], problem.padding[:-2])
     return problem.replace(kernel_size=(*depths[0], *(algorithm.taps,) * 2), padding=(*depths[1], *padded))
 
@@ -169,15 +171,29 @@ def test_an_input_gradient_of_volumes(depths, packed):
     testing.check_problem(registry.find("numba/dgrad_winograd4"), parse_problem(text).replace(prepacked=packed))
 
 
-@pytest.mark.parametrize("key", ["numba/winograd2", "numba/winograd4", "numba/winograd2_5x5"])
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:dgrad n2 ic21 ih14 iw18 oc18 k4 s2 p1 bias relu",
+        "conv2d:dgrad n2 ic21 ih15 iw17 oc18 k4 s2 p1",
+        "conv2d:dgrad n1 ic24 ih12 iw12 oc40 k4 s2 p1 channels_last",
+        "conv2d:dgrad n1 ic24 ih13 iw12 oc40 k2",
+    ],
+)
+def test_phases_of_a_kernel_that_moves_by_two(text, packed):
+    testing.check_problem(registry.find("numba/dgrad_winograd3_2x2"), parse_problem(text).replace(prepacked=packed))
+
+
+@pytest.mark.parametrize("key", ["numba/winograd2", "numba/winograd4", "numba/winograd2_5x5", "numba/winograd3_2x2"])
 def test_a_flipped_weight_of_groups(key):
     """Its strides are those of the weight that an input gradient's convolution has."""
     k = registry.find(key).taps
     rng = np.random.default_rng(0)
     x = rng.integers(-3, 4, (2, 12, 13, 11)).astype(np.float32)
     w = rng.integers(-3, 4, (20, 6, k, k)).astype(np.float32)[:, :, ::-1, ::-1]
-    expected = fc.conv2d(x, w, padding=k // 2, groups=2, backend="reference")
+    expected = fc.conv2d(x, w, padding=(k - 1) // 2, groups=2, backend="reference")
     for plan in (False, True):
-        call = fc.plan(fc.conv2d, x, w, padding=k // 2, groups=2, algorithm=key) if plan else None
-        y = call(x) if call else fc.conv2d(x, w, padding=k // 2, groups=2, algorithm=key)
+        call = fc.plan(fc.conv2d, x, w, padding=(k - 1) // 2, groups=2, algorithm=key) if plan else None
+        y = call(x) if call else fc.conv2d(x, w, padding=(k - 1) // 2, groups=2, algorithm=key)
         assert np.abs(y - expected).max() <= 1e-3 * np.abs(expected).max()

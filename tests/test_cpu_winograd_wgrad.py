@@ -11,12 +11,12 @@ from fresh import python
 from fastconv import registry, testing
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.points import matrices
-from fastconv.backends.cpu.winograd.wgrad import WinogradWgrad4
+from fastconv.backends.cpu.winograd.wgrad import WinogradWgrad2x5, WinogradWgrad4
 from fastconv.backends.cpu.winograd.wgrad_work import Work
 from fastconv.notation import parse_problem
 from fastconv.options import options
 
-ALGORITHMS = [WinogradWgrad4()]
+ALGORITHMS = [WinogradWgrad4(), WinogradWgrad2x5()]
 
 # Chunks of inputs and blocks of outputs with and without a smaller last one; tiles that fit and do not; many images.
 SHAPES = """
@@ -39,7 +39,8 @@ each = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
 
 
 def _problems(algorithm):
-    return [parse_problem(text.replace("k3", f"k{algorithm.taps}")) for text in SHAPES]
+    for problem in map(parse_problem, SHAPES):
+        yield problem.replace(kernel_size=(*problem.kernel_size[:-2], *(algorithm.taps,) * 2))
 
 
 @each

@@ -16,7 +16,7 @@ from fastconv.backends.cpu.gemv.algorithm import Gemv
 from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd4
+from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd3x2, Winograd4
 from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
@@ -243,4 +243,13 @@ class DgradWinograd2x5(Dgrad):
     name = "dgrad_winograd2_5x5"
     strict = False
     forward = Winograd2x5()
+    views = 2
+
+
+class DgradWinograd3x2(Dgrad):
+    """By F(3x3, 2x2): of kernels of 4x4 that move by two, and of 2x2."""
+
+    name = "dgrad_winograd3_2x2"
+    strict = False
+    forward = Winograd3x2()
     views = 2

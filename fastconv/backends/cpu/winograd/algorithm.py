@@ -1,4 +1,4 @@
-"""Winograd's convolution: fewer multiplications for 3x3 and 5x5 kernels at stride 1, at more rounding.
+"""Winograd's convolution: fewer multiplications for 2x2, 3x3 and 5x5 kernels at stride 1, at more rounding.
 
 Of a volume it is the planes that tiles cut, whatever the kernel's depth, stride and dilation along it are: planes that
 an output sees at another depth are as further input channels.
@@ -120,6 +120,18 @@ class Winograd2x5(Winograd):
     m = 2
     taps = 5
     constant = 32.0
+
+
+class Winograd3x2(Winograd):
+    """F(3x3, 2x2): 2.25 times fewer multiplications, at the points of `Winograd2`.
+
+    Of such kernels are the phases of a transposed convolution whose kernel of 4x4 moves by two.
+    """
+
+    name = "winograd3_2x2"
+    m = 3
+    taps = 2
+    constant = 8.0
 
 
 class Winograd6(Winograd):

@@ -86,3 +86,11 @@ class WinogradWgrad4(WinogradWgrad):
     name = "winograd_wgrad4"
     m, taps = 4, 3
     constant = 8.0
+
+
+class WinogradWgrad2x5(WinogradWgrad):
+    """F(5x5, 2x2): 2.8 times fewer multiplications."""
+
+    name = "winograd_wgrad2_5x5"
+    m, taps = 2, 5
+    constant = 8.0
