@@ -23,7 +23,7 @@ from fastconv.problem import ConvProblem
 
 # Seconds beyond the forward convolutions, whatever their size: of a call, of a call that passes its arrays on, of
 # turning the weight, and of bringing phases together.
-_OVERHEAD, _PASSING, _TURNING, _WEAVING = 12e-6, 0.5e-6, 6e-6, 28e-6
+_OVERHEAD, _PASSING, _TURNING, _WEAVING = 8e-6, 0.5e-6, 6e-6, 28e-6
 
 # Cycles, an element of a weight that is turned tap by tap, and a filter of one that is turned whole.
 _PICK_CYCLES, _FILTER_CYCLES = 2.0, 9.6

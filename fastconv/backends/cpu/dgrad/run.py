@@ -48,7 +48,9 @@ class Runner:
         ]
         self._parts = np.array(parts, np.int64)
         self._turning = self._describe()
-        self._turning_one_tap = math.prod(self.problem.kernel_size) == 1
+        self._as_view, self._is_padded = work.as_view, work.is_padded
+        turned = (slice(None), slice(None), *(slice(None, None, -1),) * self.problem.ndim)
+        self._backwards = None if math.prod(self.problem.kernel_size) == 1 else turned
         self._look = weights.looking(work.lanes, work.format).address if work.as_view and work.is_padded else 0
         self._reads = [_part(group) for group in work.groups]
         if work.interleaved:
@@ -79,7 +81,7 @@ class Runner:
 
     def pack(self, w: Any) -> Packed:
         """Return the weight as `run` takes it where the problem is prepacked."""
-        if self.work.as_view:
+        if self._as_view:
             packed = [plan.pack(self._view(w)) for plan in self._plans]
             return Packed(packed, np.array(w) if self._is_special(w) else None)
         targets = [np.empty(forward.w_shape, w.dtype) for forward in self.work.forward]
@@ -90,12 +92,11 @@ class Runner:
     def _view(self, w: Any) -> Any:
         """Return the weight turned by its strides alone."""
         turned = w.swapaxes(0, 1)
-        backwards = (slice(None, None, -1),) * self.problem.ndim
-        return turned if self._turning_one_tap else turned[(slice(None), slice(None), *backwards)]
+        return turned if self._backwards is None else turned[self._backwards]
 
     def _is_special(self, w: Any) -> bool:
         """Return whether a weight that is not turned must not be multiplied by padding."""
-        if not self.work.is_padded:
+        if not self._is_padded:
             return False
         w = contiguous(w)
         found = np.array([0, 1], np.int64)
@@ -111,7 +112,7 @@ class Runner:
         kernel, known, units = self._turning
         parts, job = self._parts.copy(), known.copy()
         parts[:, 0] = [address(target) for target in targets]
-        job[_W], job[_PARTS], job[_SPECIAL] = address(w), address(parts), address(found) if self.work.is_padded else 0
+        job[_W], job[_PARTS], job[_SPECIAL] = address(w), address(parts), address(found) if self._is_padded else 0
         job[_ROOM] = scratch.take(int(job[_ROOM_BYTES]) * self.work.workers)
         threads.run(kernel, address(job), units, self.work.workers)
         return bool(found[0])
@@ -149,7 +150,7 @@ class Runner:
         shapes: list[tuple[int, ...]] = []
         if work.interleaved:
             shapes += [forward.y_shape for forward in work.forward]
-        if not p.prepacked and not work.as_view:
+        if not p.prepacked and not self._as_view:
             shapes += [forward.w_shape for forward in work.forward]
         if not shapes:
             return []
@@ -163,9 +164,9 @@ class Runner:
         return places
 
     def _packed(self, w: Any, places: list[Any]) -> Packed:
-        if self.work.as_view and self.work.rounds == 1:
+        if self._as_view and self.work.rounds == 1:
             return Packed([], w) if self._is_special(w) else Packed([self._view(w)] * len(self._plans), None)
-        if self.work.as_view:
+        if self._as_view:
             return self.pack(w)
         targets = places[-len(self._plans) :]
         if self._turn(w, targets):

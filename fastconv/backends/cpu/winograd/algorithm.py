@@ -18,7 +18,7 @@ from fastconv.geometry import taps as taps_of
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 10e-6
+_OVERHEAD = 6e-6
 _EXPOSED = 0.5  # of the time that input and output take to move: what arithmetic does not hide
 # Second-level caches' worth of input and output, and of weights, that does not come from memory.
 _CACHED, _CACHED_WEIGHT = 4, 4

@@ -27,20 +27,23 @@ from fastconv.backends.cpu.winograd.transforms import (
     will_write,
 )
 
-# Addresses, sizes and (in bytes) strides.
+# What every run fills in, addresses: input, output, transformed weight and bias, the constants of an activation and of
+# one after the residual, 0 for none, and how far from the output the residual lies; where the transformed input is, and
+# where the workers' scratch begins.
+HEAD = ("x", "y", "w", "bias", "residual", "activation", "last_activation", "v", "scratch")
+
+# Sizes and (in bytes) strides.
 _FIELDS = """
-    x xn xg xc xd xh xw         | the input and its strides: image, group, channel, depth, row, column
+    xn xg xc xd xh xw           | strides of the input: image, group, channel, depth, row, column
     ic chunk pieces chunks      | input channels of a group, of a chunk, chunks of them, and chunks in all: so many for
                                 | every depth of the kernel
     od step_d dilation_d        | output depths; padded depths from one to the next, and from one of the kernel's
     table_d                     | input index of each padded depth, -1 for zero
     table_h table_w             | input index of each padded position, -1 for zero
     before first last           | padding before a row; the padded columns that are the input itself
-    w wblock wpoint wlast       | the transformed weight; a block of output channels, a point of it, and of the last
-    y yn yk yd yh yw            | the output and its strides: image, channel, depth, row, column
+    wblock wpoint wlast         | of the transformed weight: a block of output channels, a point of it, and of the last
+    yn yk yd yh yw              | strides of the output: image, channel, depth, row, column
     oc oh ow                    | output channels of a group, output sizes
-    bias activation             | addresses, 0 for none
-    residual last_activation    | how far from y a summand lies, and the address of the activation after it; 0 for none
     vectors tail                | vectors of output channels in a block, and in a group's last block
     product product_last        | addresses of the compiled products for either
     enter leave points          | addresses of the compiled transforms; points of a tile
@@ -49,13 +52,12 @@ _FIELDS = """
     rows cols                   | a block of tiles: rows, over planes' borders too, and tiles of a row
     row_bands col_bands         | blocks of tiles along rows and columns
     stage unit                  | 0: units are blocks of tiles; 1 and 2: stages of this one
-    v v_bytes                   | where the transformed input is; how far apart those of workers are, 0 if they share it
-    scratch scratch_bytes       | where the workers' scratch begins, and how far apart they are
+    v_bytes scratch_bytes       | how far apart transformed inputs of workers are, 0 if they share it, and their scratch
     v_plane m_plane slab_row    | strides: points of v and of m, rows of the slab
     slab strip                  | offsets in the scratch, behind the products: the padded input, the output
     special                     | set to 1 if NaN or infinity is met
 """
-FIELDS = fields_of(_FIELDS)
+FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
 _POINTER = types.CPointer(from_dtype(JOB))
 

@@ -12,17 +12,20 @@ from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear
 from fastconv.backends.cpu.winograd.transforms import gather_lanes, transform_filter
 
-# Addresses, sizes and (in bytes) strides.
+# What every run fills in, addresses and (in bytes) strides: the weight, of which for each output channel adjacent
+# elements are taken, rows a stride apart, or turned, for each input channel, rows ``down`` apart, its filters a stride
+# apart; the result; where the workers' scratch begins.
+HEAD = ("w", "stride", "down", "packed", "scratch")
+
+# Sizes and (in bytes) strides.
 _FIELDS = """
-    w stride down               | the weight: for each output channel adjacent elements, rows a stride apart; turned:
-                                | for each input channel, rows ``down`` apart, its filters a stride apart
-    packed wblock wpoint wlast  | the result; a block of output channels, a point of it, and of the last
+    wblock wpoint wlast         | the result: a block of output channels, a point of it, and of the last
     ic padded depths            | input channels of a group, and with those of zero that fill the last chunk; so many
                                 | for every depth of the kernel
     oc blocks vectors tail      | output channels of a group, their blocks, vectors of a block and of the last
-    scratch scratch_bytes       | where the workers' scratch begins, and how far apart they are
+    scratch_bytes               | how far apart the workers' scratch is
 """
-FIELDS = fields_of(_FIELDS)
+FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
 
 # How many input channels ahead a turned weight is fetched.

@@ -49,7 +49,13 @@ class Runner:
         # The loops look at these by address.
         self._tables = work.tables()
         self._fields = self._describe()
-        self._room = work.room
+        self._packing = self._describe_packing()
+        # A weight that is that of a gradient's convolution, turned by its strides alone: filters lie backwards.
+        shape = work.problem.w_shape
+        self._turned = tuple(-math.prod(shape[axis:]) * work.size for axis in range(3, len(shape) + 1))
+        self._forwards = (slice(None),) * 2 + (slice(None, None, -1),) * work.problem.ndim
+        self._has_bias = work.problem.bias != "none"
+        self._room, self._v_room, self._packed_bytes = work.room, work.v_room, work.packed_size * work.size
         self._records: dict[Any, np.ndarray] = {}
 
     def pack(self, w: Any) -> Packed:
@@ -64,53 +70,49 @@ class Runner:
 
     def _transform(self, w: Any, packed: int, room: int) -> None:
         work = self.work
-        turned = is_turned(w)
+        turned = w.strides[2:] == self._turned and w.flags.aligned
         if turned:
-            forwards = (slice(None),) * 2 + (slice(None, None, -1),) * work.problem.ndim
-            fields = {"w": w[forwards].ctypes.data, "stride": w.strides[0], "down": w.strides[1]}
+            w = w[self._forwards]
+            stride, down = w.strides[0], w.strides[1]
         else:
-            rows = aligned(w).reshape(work.problem.oc, -1)
-            if rows.strides[1] != work.size:
-                rows = np.ascontiguousarray(rows)
-            fields = {"w": rows.ctypes.data, "stride": rows.strides[0]}
-        fields["packed"] = packed
-        fields |= {"ic": work.inputs, "padded": work.pieces * work.chunk, "oc": work.outputs, "blocks": work.blocks}
-        fields |= {"depths": work.axes[0].kernel, "vectors": work.tile.vectors, "tail": work.tile.tail}
-        fields |= {"scratch": room, "scratch_bytes": work.filters} | work.weight_strides
-        job = record_of(packing.FIELDS, fields)
+            w = aligned(w).reshape(work.problem.oc, -1)
+            if w.strides[1] != work.size:
+                w = np.ascontiguousarray(w)
+            stride, down = w.strides[0], 0
+        job = self._packing.copy()
+        job[: len(packing.HEAD)] = (address(w), stride, down, packed, room)
         kernel = packing.pack_kernel(work.m, work.extent, *self._kind, int(turned)).address
-        threads.run(kernel, job.ctypes.data, work.problem.groups * work.blocks, work.workers)
+        threads.run(kernel, address(job), work.problem.groups * work.blocks, work.workers)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         work, problem, y = self.work, self.work.problem, outputs[0]
-        named = dict(zip((operand.name for operand in problem.inputs), inputs, strict=True))
-        x = aligned(named["x"])
+        x, w = aligned(inputs[0]), inputs[1]
+        bias = contiguous(inputs[2]) if self._has_bias else None
+        residual = inputs[-1] if problem.residual else None
         if problem.prepacked:
-            room, (transformed, plain) = scratch.take(self._room), named["w"]
+            room, (transformed, plain) = scratch.take(self._room), w
             weight = address(transformed)
         else:
             # The transformed weight lies there too: fresh memory would cost more than to fill it.
-            room, plain = scratch.take(self._room + work.packed_size * work.size), named["w"]
+            room, plain = scratch.take(self._room + self._packed_bytes), w
             weight = room + self._room
-            self._transform(plain, weight, room)
+            self._transform(w, weight, room)
         target = y if work.size in (y.strides[1], y.strides[-1]) else np.empty(y.shape, y.dtype)
-        bias = contiguous(named["bias"]) if problem.bias != "none" else None
-        residual = named.get("residual")
         job = self._record(x.strides, target.strides).copy()
-        job[_AT["x"]], job[_AT["y"]], job[_AT["w"]] = address(x), address(target), weight
-        job[_AT["bias"]] = 0 if bias is None else address(bias)
-        job[_AT["v"]], job[_AT["scratch"]] = room, room + work.v_room
         adds = residual is None or (residual.strides == target.strides and residual.flags.aligned)
-        if residual is not None and adds:
-            job[_AT["residual"]] = address(residual) - address(target)
-        if self._activation is not None and adds:
-            job[_AT["activation" if residual is None else "last_activation"]] = address(self._activation)
+        constants = 0 if self._activation is None or not adds else address(self._activation)
+        job[: len(loops.HEAD)] = (
+            address(x), address(target), weight,
+            0 if bias is None else address(bias),
+            0 if residual is None or not adds else address(residual) - address(target),
+            constants if residual is None else 0, 0 if residual is None else constants,
+            room, room + self._v_room,
+        )  # fmt: skip
         self._compute(job)
         if job[_AT["special"]]:
             # A transform smears NaN and infinity over its tile.
-            named["w"] = plain
-            Direct().plan(problem.replace(prepacked=False)).run(tuple(named.values()), outputs)
+            Direct().plan(problem.replace(prepacked=False)).run((inputs[0], plain, *inputs[2:]), outputs)
             return
         if not adds:
             epilogue.apply(problem.activation, target, None, residual)
@@ -143,6 +145,14 @@ class Runner:
             known = self._records[x, y] = record_of(loops.FIELDS, self._fields | fields)
         return known
 
+    def _describe_packing(self) -> np.ndarray:
+        """Return the record of the weight's transformation, what its head says left open."""
+        work = self.work
+        f = {"ic": work.inputs, "padded": work.pieces * work.chunk, "depths": work.axes[0].kernel}
+        f |= {"oc": work.outputs, "blocks": work.blocks, "vectors": work.tile.vectors, "tail": work.tile.tail}
+        f |= {"scratch_bytes": work.filters}
+        return record_of(packing.FIELDS, f | work.weight_strides)
+
     def _describe(self) -> dict[str, int]:
         """Return the fields that are the same for all arrays."""
         work, block = self.work, self.work.block
@@ -163,9 +173,3 @@ class Runner:
         f |= {"row_bands": work.row_bands, "col_bands": work.col_bands}
         f["v_bytes"] = 0 if block.shared else work.v_bytes
         return f | work.scratch | work.weight_strides
-
-
-def is_turned(w: Any) -> bool:
-    """Whether a weight is that of a gradient's convolution, turned by its strides alone: filters lie backwards."""
-    backwards = tuple(-math.prod(w.shape[axis:]) * w.itemsize for axis in range(3, w.ndim + 1))
-    return bool(w.flags.aligned) and w.strides[2:] == backwards
