@@ -226,6 +226,19 @@ class Emitter:
             step *= 2
         return result
 
+    def sums(self, vectors: Sequence[Any]) -> Any:
+        """Return a vector of the sums of the lanes of at most as many vectors as it has lanes, halved step by step."""
+        result, half = list(vectors), self.lanes // 2
+        while half:
+            # Every vector holds runs of partial sums of several: their halves are added, two vectors' side by side.
+            result += [self.zero] * (len(result) % 2)
+            low = [lane for lane in range(2 * self.lanes) if not lane & half]
+            high = [lane + half for lane in low]
+            pairs = zip(result[::2], result[1::2], strict=True)
+            result = [self.builder.fadd(self.shuffle(a, b, low), self.shuffle(a, b, high)) for a, b in pairs]
+            half //= 2
+        return result[0]
+
     def unless_zero(
         self, condition: Any, values: Sequence[Any], change: Callable[[list[Any]], Sequence[Any]]
     ) -> list[Any]:

@@ -52,9 +52,11 @@ class DepthwiseWgrad(Algorithm):
         return _OVERHEAD + (seconds + moving) / work.workers + copied
 
     def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.depthwise.wgrad_flat import FlatRunner
         from fastconv.backends.cpu.depthwise.wgrad_loops import Runner
 
-        return Plan(problem, self, Runner(_work(problem)).run)
+        work = _work(problem)
+        return Plan(problem, self, (FlatRunner if work.flat else Runner)(work).run)
 
 
 def _work(problem: AnyProblem) -> Work:

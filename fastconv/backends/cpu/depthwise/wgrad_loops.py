@@ -122,15 +122,20 @@ class Runner:
         x, dy = map(self._readable, inputs)
         (dw,) = outputs
         result = dw if dw.flags.c_contiguous and dw.flags.aligned else np.empty(dw.shape, dw.dtype)
+        job = self._job(x, dy, result)
+        threads.run(self._loops, address(job), self.problem.oc, self.work.workers)
+        if result is not dw:
+            dw[...] = result
+
+    def _job(self, x: Any, dy: Any, dw: Any) -> Any:
+        """Return the record that the loops read."""
         missing = (0,) * (len(AXES) - self.problem.ndim)
         f = self._fields | dict(zip(("xn", "xc", "xd", "xh"), (*x.strides[:2], *missing, *x.strides[2:]), strict=False))
         f |= dict(zip(("yn", "yk", "yd", "yh"), (*dy.strides[:2], *missing, *dy.strides[2:]), strict=False))
         job = record_of(FIELDS, f)
-        job[_X], job[_Y], job[_W] = address(x), address(dy), address(result)
+        job[_X], job[_Y], job[_W] = address(x), address(dy), address(dw)
         job[_SUMS] = scratch.take(self.work.workers * self.work.sums_bytes)
-        threads.run(self._loops, address(job), self.problem.oc, self.work.workers)
-        if result is not dw:
-            dw[...] = result
+        return job
 
     def _readable(self, array: Any) -> Any:
         """Return an array whose columns are neighbours: itself if they are."""

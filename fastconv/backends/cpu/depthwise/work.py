@@ -174,6 +174,20 @@ class Work(ConvWork):
     @property
     def wgrad_cycles(self) -> float:
         """Cycles on one core of the weight gradient."""
+        return self._flat_cycles if self.flat else self._column_cycles
+
+    @property
+    def _flat_cycles(self) -> float:
+        """Cycles of planes that are taken as lines: most vectors lie in two cache lines."""
+        p, rows, cols = self.problem, self.flat_rows, self.width.kernel
+        vectors = -(-self.height.out * self.width.out // self.flat_lanes)
+        loads = (rows + cols) * (1 + self.flat_lanes * self.size / _LINE)
+        step = max(rows * cols, loads) / self.simd.fma_per_cycle + 1
+        return p.n * p.oc * self.height.kernel // rows * (vectors * step + _START)
+
+    @property
+    def _column_cycles(self) -> float:
+        """Cycles of columns of vectors, one beside the other."""
         p, lanes, rows = self.problem, self.tile.lanes, WGRAD_ROWS
         whole = lanes * self.size == self.simd.vector_bytes
         rate = self.simd.fma_per_cycle if whole else 2.0
@@ -191,6 +205,26 @@ class Work(ConvWork):
         far = 0.0 if self._plane_bytes <= _SLAB else 1.0 if rounds * touched <= _SLAB else passes
         summing = far * max(cycles, touched / _L2_RATE) + (passes - far) * cycles
         return p.oc * (p.n * columns * (rounds * summing + passes * _START) + 12 * self.taps)
+
+    @property
+    def flat_lanes(self) -> int:
+        """Lanes of the weight gradient's vectors that run over the ends of rows."""
+        return self.simd.lanes(self.size)
+
+    @property
+    def flat_rows(self) -> int:
+        """Kernel rows whose sums stay in registers beside the gradients of a kernel row and what is loaded; 0: none."""
+        rows, cols = self.height.kernel, self.width.kernel
+        return next((r for r in range(rows, 0, -1) if rows % r == 0 and (r + 1) * cols < self.simd.registers), 0)
+
+    @property
+    def flat(self) -> bool:
+        """Whether the weight gradient takes planes as lines: as wide as their gradients, with masked multiply-adds."""
+        width = self.width
+        same = self.height.stride == width.stride == 1 and width.out == width.size
+        # One kernel column reads no padding, so that whatever is not finite is noticed.
+        plain = width.before in range(0, width.kernel * width.dilation, width.dilation)
+        return same and plain and self.problem.ndim < 3 and self.simd.name == "avx512" and self.flat_rows > 0
 
     @property
     def _plane_bytes(self) -> int:
