@@ -41,6 +41,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.dgrad.algorithm:DgradDirect",
     "fastconv.backends.cpu.dgrad.algorithm:DgradPointwise",
     "fastconv.backends.cpu.dgrad.algorithm:DgradDepthwise",
+    "fastconv.backends.cpu.depthwise.dgrad:DepthwiseDgrad",
     "fastconv.backends.cpu.dgrad.algorithm:DgradGemv",
     "fastconv.backends.cpu.dgrad.algorithm:DgradGrouped",
     "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd2",

@@ -43,6 +43,8 @@ GRADIENTS = """
     conv2d:dgrad n2 c8 i10 oc12 k3 s2 p1 g4
     conv2d:dgrad n2 c6 i19 oc6 k3 p1 g6
     conv2d:dgrad n2 c6 i19 oc6 k5 s2 p2 g6
+    conv2d:dgrad n2 c3 ih9 iw70 oc3 kh2 kw4 s2 ph1:0 pw0:3 g3
+    conv2d:dgrad n1 c2 ih90 iw45 oc2 k7 s2 p3 g2
     conv2d:dgrad n2 c6 i9 oc12 k3 p1 g6
     conv2d:dgrad n2 c20 i9 oc18 k3 p1 channels_last
     conv2d:dgrad n2 c20 i9 oc18 k3 s2 p1 channels_last

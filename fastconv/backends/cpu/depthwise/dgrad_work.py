@@ -1,0 +1,86 @@
+"""One depthwise input gradient made ready: lanes, the shifts of its taps, its cycles."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import NamedTuple
+
+from fastconv.backends.cpu.work import ConvWork
+
+_LINE = 64
+# Bytes of rows that stay in the first-level cache; pairs of rows that a tile has at least.
+_NEAR, _LEAST = 16 << 10, 4
+# Cycles of a tile beside its rows.
+_START = 40
+
+
+class Shifts(NamedTuple):
+    """Along one axis, what the even and the odd elements of the gradient sum, and how much of ``dy`` that is.
+
+    Attributes
+    ----------
+    first : int
+        How far from a pair's number the first element of ``dy`` is that it reads.
+    elements : int
+        How many a pair reads.
+    terms : tuple of two lists
+        The taps, and which of the elements each multiplies.
+    """
+
+    first: int
+    elements: int
+    terms: tuple[list[tuple[int, int]], list[tuple[int, int]]]
+
+
+def shifts_of(kernel: int, before: int) -> Shifts:
+    """Return what pairs sum, for a kernel of at least two taps that steps by two, behind so many zeros."""
+    places = {tap: (before - tap + (before - tap) % 2) // 2 for tap in range(kernel)}
+    first, last = min(places.values()), max(places.values())
+    even, odd = ([(tap, places[tap] - first) for tap in range((before + odd) % 2, kernel, 2)] for odd in range(2))
+    return Shifts(first, last - first + 1, (even, odd))
+
+
+class Work(ConvWork):
+    """A problem as the loops take it; see `ConvWork`."""
+
+    @cached_property
+    def pairs(self) -> int:
+        """Pairs of columns of the gradient."""
+        return -(-self.axes[2].size // 2)
+
+    @cached_property
+    def vector(self) -> int:
+        """Lanes of a vector: half as many, if that many pairs there are."""
+        lanes = self.simd.lanes(self.size)
+        return lanes // 2 if self.simd.vector_bytes > 32 and self.pairs <= lanes // 2 else lanes
+
+    @cached_property
+    def held(self) -> bool:
+        """Whether the weights stay in registers beside what is read and the sums."""
+        read = math.prod(shifts_of(axis.kernel, axis.before).elements for axis in self.axes[1:])
+        return self.taps + read + 4 < self.simd.registers
+
+    @property
+    def band(self) -> int:
+        """Pairs of rows done together: so few that the first-level cache holds them until all their columns are."""
+        _, height, width = self.axes
+        return max(_LEAST, min(-(-height.size // 2), _NEAR // (self.size * (2 * width.size + width.out))))
+
+    @property
+    def zero_bytes(self) -> int:
+        """Bytes of the zeros that stand for a row of padding."""
+        return 2 * self.vector * self.size
+
+    @property
+    def cycles(self) -> float:
+        """Cycles on one core."""
+        p, (_, height, width) = self.problem, self.axes
+        whole = self.vector * self.size == self.simd.vector_bytes
+        rate = self.simd.fma_per_cycle if whole else 2.0
+        crossing = 1 + self.vector * self.size / _LINE
+        loads = shifts_of(width.kernel, width.before).elements * crossing
+        row = max(self.taps, loads + 4 * crossing, 8) / rate + 6
+        tiles = -(-self.pairs // self.vector)
+        pairs = -(-height.size // 2)
+        return p.n * p.ic * tiles * (_START * -(-pairs // self.band) + pairs * row)
