@@ -44,6 +44,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.depthwise.dgrad:DepthwiseDgrad",
     "fastconv.backends.cpu.dgrad.algorithm:DgradGemv",
     "fastconv.backends.cpu.dgrad.algorithm:DgradGrouped",
+    "fastconv.backends.cpu.grouped.dgrad:GroupedDgrad",
     "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd2",
     "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd4",
     "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd2x5",

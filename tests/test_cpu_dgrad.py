@@ -45,6 +45,8 @@ GRADIENTS = """
     conv2d:dgrad n2 c6 i19 oc6 k5 s2 p2 g6
     conv2d:dgrad n2 c3 ih9 iw70 oc3 kh2 kw4 s2 ph1:0 pw0:3 g3
     conv2d:dgrad n1 c2 ih90 iw45 oc2 k7 s2 p3 g2
+    conv2d:dgrad n2 c40 i9 oc24 k3 p1 g4
+    conv2d:dgrad n1 c6 ih40 iw33 oc4 kh5 kw2 s2 ph2:1 pw0:1 g2
     conv2d:dgrad n2 c6 i9 oc12 k3 p1 g6
     conv2d:dgrad n2 c20 i9 oc18 k3 p1 channels_last
     conv2d:dgrad n2 c20 i9 oc18 k3 s2 p1 channels_last
@@ -168,8 +170,17 @@ def test_phases_that_read_alike_are_one_convolution():
     assert [len(group.members) for group in groups_of(halves, together=False)] == [1] * 4
 
 
-def test_weight_that_is_not_finite_is_not_multiplied_by_padding():
-    problem = parse_problem("conv2d:dgrad n1 c2 i6 oc3 k3 p1")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:dgrad n1 c2 i6 oc3 k3 p1",
+        "conv2d:dgrad n1 c3 i9 oc3 k3 p1 g3",
+        "conv2d:dgrad n1 c3 i9 oc3 k3 s2 p1 g3",
+        "conv2d:dgrad n1 c6 i9 oc4 k3 s2 p1 g2",
+    ],
+)
+def test_weight_that_is_not_finite_is_not_multiplied_by_padding(text):
+    problem = parse_problem(text)
     dy, w = testing.random_inputs(problem)
     w = w.copy()
     w[0, 0, 0, 0] = np.inf

@@ -1,20 +1,25 @@
-"""The input gradient of depthwise convolution that steps by two: phases woven in registers."""
+"""The input gradient of depthwise convolution: kernels read backwards, phases of a stride woven in registers."""
 
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.depthwise import work as forward
+from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.depthwise.dgrad_work import Work
+from fastconv.backends.cpu.dgrad.shifts import forward_problem
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-# Seconds of a call beside its loops.
-_OVERHEAD = 8e-6
+# Seconds of a call beside its loops, and of looking for weights that are not finite.
+_OVERHEAD, _LOOKING = 8e-6, 4e-6
+
+_FORWARD = Depthwise()
 
 
 class DepthwiseDgrad(Algorithm):
-    """Columns in the lanes of vectors; maps that a kernel steps over by two rows and columns."""
+    """Columns in the lanes of vectors; maps that a kernel steps over by one or by two rows and columns."""
 
     name = "dgrad_depthwise2"
     backend = "numba"
@@ -24,8 +29,8 @@ class DepthwiseDgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.ndim != 2 or problem.stride != (2, 2):
-            return "steps by two rows and two columns"
+        if problem.ndim != 2 or problem.stride not in ((1, 1), (2, 2)):
+            return "steps by one or two rows and columns"
         if not problem.groups == problem.ic == problem.oc:
             return "takes one input and one output channel a group"
         if problem.padding_mode != "zeros":
@@ -36,21 +41,39 @@ class DepthwiseDgrad(Algorithm):
             return "computes the plain gradient, with no bias, residual or activation"
         if problem.layout == "channels_last":
             return "takes columns that are neighbours, not channels"
+        if _is_forward(problem) and min(zeros for pads in forward_problem(problem).padding for zeros in pads) < 0:
+            return "reads the whole of the output's gradient"
         return refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
+        assert isinstance(problem, ConvProblem)
+        if _is_forward(problem):
+            return _FORWARD.workspace_bytes(forward_problem(problem))
         return _work(problem).zero_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        work = _work(problem)
         assert isinstance(problem, ConvProblem)
+        if _is_forward(problem):
+            return _LOOKING + _FORWARD.predict(forward_problem(problem), machine)
+        work = _work(problem)
         return _OVERHEAD + max(work.cycles / machine.hertz, machine.moving(problem.bytes)) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.depthwise.dgrad_loops import Runner
+        from fastconv.backends.cpu.depthwise.dgrad_loops import PairsRunner
+        from fastconv.backends.cpu.depthwise.dgrad_run import BackwardsRunner
 
-        runner = Runner(_work(problem))
+        assert isinstance(problem, ConvProblem)
+        runner: BackwardsRunner | PairsRunner
+        if _is_forward(problem):
+            runner = BackwardsRunner(problem, forward.Work.of(forward_problem(problem)))
+        else:
+            runner = PairsRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
+
+
+def _is_forward(problem: AnyProblem) -> bool:
+    """Whether the gradient is a forward convolution of ``dy``."""
+    return isinstance(problem, ConvProblem) and problem.stride == (1, 1)
 
 
 def _work(problem: AnyProblem) -> Work:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import carray
@@ -11,8 +11,10 @@ from numba import carray
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.depthwise.dgrad_tile import pairs_tile
-from fastconv.backends.cpu.depthwise.dgrad_work import Work, shifts_of
+from fastconv.backends.cpu.depthwise.dgrad_work import Work
 from fastconv.backends.cpu.dgrad.exact import input_gradient
+from fastconv.backends.cpu.dgrad.shifts import shifts_of
+from fastconv.backends.cpu.dgrad.unturned import Finite, Weight
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.scratch import address, contiguous
 
@@ -71,18 +73,11 @@ def loops(lanes: int, bits: int, fused: int, kh: int, kw: int, odd_top: int, odd
     return run
 
 
-class Packed(NamedTuple):
-    """A weight, and whether it is finite."""
-
-    weight: Any
-    finite: bool
-
-
-class Runner:
+class PairsRunner:
     """Runs one problem on arrays of any strides."""
 
     def __init__(self, work: Work) -> None:
-        self.work, self.problem = work, work.problem
+        self.work, self.problem, self._finite = work, work.problem, Finite(work.problem, work)
         _, height, width = work.axes
         kernel = (height.kernel, width.kernel, height.before % 2, width.before % 2)
         self._loops = loops(work.vector, 8 * work.size, int(work.simd.fma), *kernel, int(work.held)).address
@@ -90,23 +85,21 @@ class Runner:
         self._known = record_of(FIELDS, {
             "channels": self.problem.ic, "band": work.band, "zeros": address(self._zeros),
             "rows": height.size, "cols": width.size, "heights": height.out, "widths": width.out,
-            "row": shifts_of(height.kernel, height.before).first, "col": shifts_of(width.kernel, width.before).first,
+            "row": shifts_of(height).first, "col": shifts_of(width).first,
         })  # fmt: skip
 
-    def pack(self, w: Any) -> Packed:
+    def pack(self, w: Any) -> Weight:
         """Return the weight as `run` takes it where the problem is prepacked."""
-        return self._look(np.array(w, order="C"))
-
-    def _look(self, w: Any) -> Packed:
-        return Packed(w, bool(np.isfinite(w).all()))
+        w = contiguous(w)
+        return Weight(w, address(w), self._finite(w))
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         dy, w = inputs
         (dx,) = outputs
-        weight, finite = w if self.problem.prepacked else self._look(contiguous(w))
-        if not finite:  # padding must not be multiplied
-            input_gradient(self.problem, dy, weight, dx)
+        weight = w if self.problem.prepacked else self.pack(w)
+        if not weight.finite:  # padding must not be multiplied
+            input_gradient(self.problem, dy, weight.array, dx)
             return
         dy, result = (array if self._fits(array) else np.empty(array.shape, array.dtype) for array in (dy, dx))
         if dy is not inputs[0]:
@@ -114,7 +107,7 @@ class Runner:
         job = self._known.copy()
         yn, yk, yh, _ = dy.strides
         xn, xc, xh, _ = result.strides
-        job[:_ARRAYS] = address(dy), yn, yk, yh, address(weight), address(result), xn, xc, xh
+        job[:_ARRAYS] = address(dy), yn, yk, yh, weight.address, address(result), xn, xc, xh
         threads.run(self._loops, address(job), self.problem.n * self.problem.ic, self.work.workers)
         if result is not dx:
             dx[...] = result

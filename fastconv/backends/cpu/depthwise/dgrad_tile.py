@@ -8,9 +8,10 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.depthwise.dgrad_work import shifts_of
 from fastconv.backends.cpu.depthwise.tile import in_order
+from fastconv.backends.cpu.dgrad.shifts import shifts_of
 from fastconv.backends.cpu.simd import I64, Emitter, literals
+from fastconv.geometry import Axis
 
 # The values that `pairs_tile` is given, in order.
 _VALUES = "y yh row col heights widths zeros w x xh rows left"
@@ -37,7 +38,7 @@ def pairs_tile(
     if known is None:
         return None
     width, element, has_fma, nkh, nkw, above, before, is_held, is_partial = known
-    down, right = shifts_of(nkh, above), shifts_of(nkw, before)
+    down, right = (shifts_of(Axis(0, 0, kernel, 2, 1, odd, "zeros")) for kernel, odd in ((nkh, above), (nkw, before)))
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         v = dict(zip(_VALUES.split(), args[len(known) :], strict=True))

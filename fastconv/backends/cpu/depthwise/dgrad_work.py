@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import NamedTuple
 
+from fastconv.backends.cpu.dgrad.shifts import shifts_of
 from fastconv.backends.cpu.work import ConvWork
 
 _LINE = 64
@@ -13,32 +13,6 @@ _LINE = 64
 _NEAR, _LEAST = 16 << 10, 4
 # Cycles of a tile beside its rows.
 _START = 40
-
-
-class Shifts(NamedTuple):
-    """Along one axis, what the even and the odd elements of the gradient sum, and how much of ``dy`` that is.
-
-    Attributes
-    ----------
-    first : int
-        How far from a pair's number the first element of ``dy`` is that it reads.
-    elements : int
-        How many a pair reads.
-    terms : tuple of two lists
-        The taps, and which of the elements each multiplies.
-    """
-
-    first: int
-    elements: int
-    terms: tuple[list[tuple[int, int]], list[tuple[int, int]]]
-
-
-def shifts_of(kernel: int, before: int) -> Shifts:
-    """Return what pairs sum, for a kernel of at least two taps that steps by two, behind so many zeros."""
-    places = {tap: (before - tap + (before - tap) % 2) // 2 for tap in range(kernel)}
-    first, last = min(places.values()), max(places.values())
-    even, odd = ([(tap, places[tap] - first) for tap in range((before + odd) % 2, kernel, 2)] for odd in range(2))
-    return Shifts(first, last - first + 1, (even, odd))
 
 
 class Work(ConvWork):
@@ -58,7 +32,7 @@ class Work(ConvWork):
     @cached_property
     def held(self) -> bool:
         """Whether the weights stay in registers beside what is read and the sums."""
-        read = math.prod(shifts_of(axis.kernel, axis.before).elements for axis in self.axes[1:])
+        read = math.prod(shifts_of(axis).elements for axis in self.axes[1:])
         return self.taps + read + 4 < self.simd.registers
 
     @property
@@ -79,7 +53,7 @@ class Work(ConvWork):
         whole = self.vector * self.size == self.simd.vector_bytes
         rate = self.simd.fma_per_cycle if whole else 2.0
         crossing = 1 + self.vector * self.size / _LINE
-        loads = shifts_of(width.kernel, width.before).elements * crossing
+        loads = shifts_of(width).elements * crossing
         row = max(self.taps, loads + 4 * crossing, 8) / rate + 6
         tiles = -(-self.pairs // self.vector)
         pairs = -(-height.size // 2)

@@ -18,11 +18,19 @@ from fastconv.problem import AXES, Sizes
 
 
 class DepthwiseRunner(Runner):
-    """Runs one problem on arrays of any strides."""
+    """Runs one problem on arrays of any strides.
+
+    Parameters
+    ----------
+    work : Work
+    backwards : bool, optional
+        Whether kernels are read from their last position to the first, which is where lanes are columns.
+    """
 
     fields = FIELDS
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, backwards: bool = False) -> None:
+        self._backwards = backwards
         super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
         self.work = work
         tile = work.tile
@@ -67,8 +75,9 @@ class DepthwiseRunner(Runner):
         f |= {"groups": address(self._groups), "count": len(self._groups)}
         f |= {"kernel": width.kernel, "spread": width.dilation, "zeros": address(self._zeros)}
         step = (work.tile.lanes if work.last else 1) * work.size
-        f |= {"wstep": step, "wrow": width.kernel * step, "wgroup": work.kernel_rows * width.kernel * step}
         f["wblock"] = work.taps * step
+        step = -step if self._backwards else step
+        f |= {"wstep": step, "wrow": width.kernel * step, "wgroup": work.kernel_rows * width.kernel * step}
         f["activation"] = self.activation
         if work.slab:
             f |= self._known_of_slab()
@@ -89,7 +98,8 @@ class DepthwiseRunner(Runner):
         work = self.work
         if not work.last:
             rows = w if w.flags.c_contiguous and w.flags.aligned else w.copy(order="C")
-            return Packed(rows, address(rows))
+            last = (work.taps - 1) * work.size if self._backwards else 0
+            return Packed(rows, address(rows) + last)
         rows = w.reshape(self.problem.oc, work.taps)
         if rows.strides[1] != work.size or not rows.flags.aligned:
             rows = rows.copy(order="C")

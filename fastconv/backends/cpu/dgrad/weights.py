@@ -34,6 +34,9 @@ PART = 4
 # Bytes of a block that is transposed, so that it stays in the first-level cache.
 _BLOCK_BYTES = 16 << 10
 
+# Sums that are kept apart, so that a multiply-add need not wait for the one before.
+_CHAINS = 4
+
 # How a weight is turned, beside the number of taps of a kernel that is turned whole.
 PICK, TRANSPOSE = 0, 1
 
@@ -107,15 +110,22 @@ def _special(typingctx, lanes, bits, source, count):
         width, element = shape
         source, count = args[2:]
         e = Emitter(builder, element, width)
-        rounds = builder.sdiv(e.at(count, width - 1), I64(width))
+        together = _CHAINS * width
+        rounds = builder.sdiv(e.at(count, together - 1), I64(together))
 
         def add(index: Any, values: list[Any]) -> list[Any]:
-            done = e.times(index, width)
-            loaded = e.load_masked(e.at(source, e.times(done, e.bytes)), e.first(builder.sub(count, done)))
-            # Zero times what is not finite is NaN, which every later sum keeps.
-            return [e.fma(loaded, e.zero, values[0])]
+            done = e.times(index, together)
+            left, at = builder.sub(count, done), e.at(source, e.times(done, e.bytes))
 
-        total = e.loop(rounds, [e.zero], add)[0]
+            def load(i: int) -> Any:
+                return e.load_masked(e.at(at, i * width * e.bytes), e.first(e.at(left, -i * width)))
+
+            # Zero times what is not finite is NaN, which every later sum keeps.
+            return [e.fma(load(i), e.zero, value) for i, value in enumerate(values)]
+
+        total, *others = e.loop(rounds, [e.zero] * _CHAINS, add)
+        for other in others:
+            total = builder.fadd(total, other)
         lanes_of = builder.bitcast(builder.fcmp_unordered("uno", total, total), _integer(width))
         return builder.zext(builder.icmp_unsigned("!=", lanes_of, _integer(width)(0)), I64)
 

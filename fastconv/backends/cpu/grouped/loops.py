@@ -40,12 +40,12 @@ JOB = job_type(FIELDS)
 
 
 @inlined
-def _prepare(job, size, slab):
+def prepare(slab, channels, phases, plane, sub, lead, zeros, size):
     """Clear what no row is copied to: what lies before the first one, and the zeros that stand for padding."""
-    for channel in range(job.bundle * job.inputs):
-        for phase in range(job.rows_apart * job.cols_apart):
-            clear(slab + channel * job.plane + phase * job.sub, job.lead)
-    clear(slab + job.zeros, job.bundle * job.inputs * size)
+    for channel in range(channels):
+        for phase in range(phases):
+            clear(slab + channel * plane + phase * sub, lead)
+    clear(slab + zeros, channels * size)
 
 
 @inlined
@@ -259,7 +259,10 @@ def loops() -> Any:
         job = jobs_array[0]
         slab = job.slab + worker * job.slab_bytes
         sums, step = slab + job.sums, job.wide * job.size
-        _prepare(job, job.size, slab)
+        prepare(
+            slab, job.bundle * job.inputs, job.rows_apart * job.cols_apart,
+            job.plane, job.sub, job.lead, job.zeros, job.size,
+        )  # fmt: skip
         for unit in range(start, stop):
             _, _, _, first = _unit(job, unit)
             call(job.fill, (jobs_array.ctypes.data, unit, 0, worker))

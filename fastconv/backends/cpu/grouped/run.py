@@ -22,6 +22,8 @@ class GroupedRunner(Runner):
     """Runs one problem on arrays of any strides."""
 
     fields = FIELDS
+    #: Whether of every term the weight's place is listed, too.
+    listed = 0
 
     def __init__(self, work: Work) -> None:
         super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
@@ -83,7 +85,7 @@ class GroupedRunner(Runner):
         f = {"height": tile.channels, "wide": tile.vectors * work.lanes, "less": tile.less * work.lanes}
         f["size"] = work.size
         for name, vectors in (("tile0", tile.vectors), ("tile1", tile.less)):
-            form = (tile.channels, vectors, work.lanes, 8 * work.size, int(work.simd.fma))
+            form = (tile.channels, vectors, work.lanes, 8 * work.size, int(work.simd.fma), self.listed)
             f[name] = compiled_tile(*form).address
         return f
 
@@ -105,6 +107,10 @@ class GroupedRunner(Runner):
         read_in_order = work.cols.mode == "zeros" and work.phases[1] <= 2 and xw == work.size
         f = {"xn": xn, "xc": xc, "xh": xh, "xw": xw, "yn": yn, "yk": yk, "yh": yh, "yw": yw}
         f |= {"pixelwise": int(not read_in_order)} | self._fields
-        form = (work.lanes, 8 * work.size)
-        f |= {"fill": filling(*form, reads_channels).address, "empty": emptying(*form, writes_channels).address}
-        return f, loops().address, None
+        f["fill"] = filling(work.lanes, 8 * work.size, reads_channels).address
+        storing, run = self._storing(writes_channels)
+        return f | storing, run, None
+
+    def _storing(self, turned: bool) -> tuple[dict[str, int], int]:
+        """Return who stores the sums, as vectors of channels if ``turned``, and the address of the loops."""
+        return {"empty": emptying(self.work.lanes, 8 * self.work.size, turned).address}, loops().address

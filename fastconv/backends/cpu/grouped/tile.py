@@ -13,20 +13,23 @@ from fastconv.backends.cpu.simd import Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
-def _group_tile(typingctx, channels, vectors, lanes, bits, fused, x, places, terms, w, wk, y, yk, bias):
+def _group_tile(
+    typingctx, channels, vectors, lanes, bits, fused, listed, x, places, terms, w, wk, y, yk, bias
+):  # fmt: skip
     """Compute ``channels`` output channels of ``vectors * lanes`` neighbouring outputs.
 
-    Literal integers: channels, vectors, lanes, bits (of an element), fused (multiply-add exists).
+    Literal integers: channels, vectors, lanes, bits (of an element), fused (multiply-add exists), listed (of
+    every term, the weight's place is listed beside that of x; otherwise weights follow one another).
 
     Values, addresses and strides in bytes: x (what the first output's terms are counted from), places (address of
-    an offset into x for every term of the sums), terms (how many), w, wk (weights of the first channel, one after
-    another as the terms; from channel to channel), y, yk (the same of the sums that are stored), bias (0 for none).
+    an offset into x for every term of the sums, with one into w if listed), terms (how many), w, wk (weights of the
+    first channel; from channel to channel), y, yk (the same of the sums that are stored), bias (0 for none).
     """
-    given = (channels, vectors, lanes, bits, fused)
+    given = (channels, vectors, lanes, bits, fused, listed)
     known = literals(*given)
     if known is None:
         return None
-    height, width, nlanes, element, has_fma = known
+    height, width, nlanes, element, has_fma, is_listed = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         x, places, terms, w, wk, y, yk, bias = args[len(known) :]
@@ -35,8 +38,9 @@ def _group_tile(typingctx, channels, vectors, lanes, bits, fused, x, places, ter
         weights = [e.at(w, e.times(wk, k)) for k in range(height)]
 
         def term(index: Any, sums: list[Any]) -> list[Any]:
-            at = e.at(x, e.load_integer(e.at(places, e.times(index, 8))))
-            offset = e.times(index, e.bytes)
+            place = e.at(places, e.times(index, 16 if is_listed else 8))
+            at = e.at(x, e.load_integer(place))
+            offset = e.load_integer(e.at(place, 8)) if is_listed else e.times(index, e.bytes)
             # The fewer of the two kinds of factors stay in registers; the others come and go.
             if height <= width:
                 factors = [e.load_splat(e.at(weights[k], offset)) for k in range(height)]
@@ -65,7 +69,7 @@ def _group_tile(typingctx, channels, vectors, lanes, bits, fused, x, places, ter
 
 
 @cache
-def compiled_tile(channels: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
+def compiled_tile(channels: int, vectors: int, lanes: int, bits: int, fused: int, listed: int = 0) -> Any:
     """Return the compiled tile; its arguments are those of `_group_tile` that are no literals."""
     sources = fingerprint()
 
@@ -73,6 +77,6 @@ def compiled_tile(channels: int, vectors: int, lanes: int, bits: int, fused: int
     def run(x, places, terms, w, wk, y, yk, bias):
         if sources == 0:
             return
-        _group_tile(channels, vectors, lanes, bits, fused, x, places, terms, w, wk, y, yk, bias)
+        _group_tile(channels, vectors, lanes, bits, fused, listed, x, places, terms, w, wk, y, yk, bias)
 
     return run

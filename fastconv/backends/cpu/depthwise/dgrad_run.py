@@ -1,0 +1,32 @@
+"""Running a depthwise input gradient at stride one: the forward loops, with kernels read backwards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from fastconv.backends.cpu.depthwise.run import DepthwiseRunner
+from fastconv.backends.cpu.depthwise.work import Work
+from fastconv.backends.cpu.dgrad.unturned import Finite, Unturned
+from fastconv.backends.cpu.runner import fresh
+from fastconv.problem import ConvProblem
+
+
+class BackwardsRunner(Unturned, DepthwiseRunner):
+    """Runs one problem on arrays of any strides.
+
+    Parameters
+    ----------
+    problem : ConvProblem
+        The gradient.
+    work : Work
+        The forward convolution of ``dy``.
+    """
+
+    def __init__(self, problem: ConvProblem, work: Work) -> None:
+        self.gradient, self.finite = problem, Finite(problem, work)
+        super().__init__(work, backwards=True)
+
+    def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Any:
+        """Return the weight as it is."""
+        return self.looked_at(super().pack(w, new))

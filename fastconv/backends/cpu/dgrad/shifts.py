@@ -1,0 +1,66 @@
+"""An input gradient along one axis, all phases of the stride together: which taps each sums, and what of ``dy``.
+
+The elements of the gradient from ``stride * i`` on, one a phase, read neighbouring elements of ``dy``: a window that
+begins ``first`` behind the ``i``-th and steps by one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.geometry import Axis
+from fastconv.problem import ConvProblem
+
+
+class Shifts(NamedTuple):
+    """What the phases sum.
+
+    Attributes
+    ----------
+    first : int
+        How far behind the window's number its first element of ``dy`` is.
+    elements : int
+        Elements of the window.
+    terms : tuple of list
+        For every phase the taps, and which of the elements each multiplies.
+    """
+
+    first: int
+    elements: int
+    terms: tuple[list[tuple[int, int]], ...]
+
+
+def shifts_of(axis: Axis) -> Shifts:
+    """Return what the phases along an axis of a convolution sum."""
+    phases: list[list[tuple[int, int]]] = [[] for _ in range(axis.stride)]
+    for tap in range(axis.kernel):
+        reach = tap * axis.dilation - axis.before
+        phases[reach % axis.stride].append((tap, -(reach // axis.stride)))
+    places = [place for terms in phases for _, place in terms]
+    first = min(places)
+    counted = tuple([(tap, place - first) for tap, place in terms] for terms in phases)
+    return Shifts(first, max(places) - first + 1, counted)
+
+
+def forward_problem(problem: ConvProblem) -> ConvProblem:
+    """Return the convolution of ``dy`` in the plane that has a gradient's phases as channels, and all their windows."""
+    windows = [shifts_of(axis) for axis in lifted_axes(problem)[1:]]
+    counts = [-(-size // stride) for size, stride in zip(problem.input_size, problem.stride, strict=True)]
+    sizes = zip(windows, counts, problem.output_size, strict=True)
+    return ConvProblem(
+        op=problem.op,
+        direction="fprop",
+        n=problem.n,
+        ic=problem.oc,
+        oc=problem.ic * math.prod(problem.stride),
+        input_size=problem.output_size,
+        kernel_size=tuple(window.elements for window in windows),
+        padding=tuple((-w.first, count + w.first + w.elements - 1 - size) for w, count, size in sizes),
+        groups=problem.groups,
+        prepacked=True,
+        dtype=problem.dtype,
+        layout=problem.layout,
+        device=problem.device,
+    )

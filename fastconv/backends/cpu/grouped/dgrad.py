@@ -1,0 +1,60 @@
+"""The input gradient of grouped convolution: all phases of the stride from one slab, weights read where they are."""
+
+from __future__ import annotations
+
+from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.dgrad.shifts import forward_problem, shifts_of
+from fastconv.backends.cpu.grouped.dgrad_work import Work
+from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.machine import Machine
+from fastconv.problem import ConvProblem
+
+# Seconds of a call, and of looking for weights that are not finite.
+_OVERHEAD, _LOOK_RATE = 10e-6, 60e9
+# More channels a group fill the lanes of a vector themselves.
+_MOST_CHANNELS = 32
+
+
+class GroupedDgrad(Algorithm):
+    """Few channels a group; strides of one and of two."""
+
+    name = "dgrad_grouped2"
+    backend = "numba"
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        common = refuses_all_but("dgrad", problem)
+        if common is not None:
+            return common
+        assert isinstance(problem, ConvProblem)
+        if problem.ndim != 2 or problem.stride not in ((1, 1), (2, 2)):
+            return "steps by one or two rows and columns"
+        if problem.ic // problem.groups > _MOST_CHANNELS:
+            return f"takes at most {_MOST_CHANNELS} input channels a group, not {problem.ic // problem.groups}"
+        if problem.padding_mode != "zeros":
+            return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
+        if not all(all(shifts_of(axis).terms) for axis in lifted_axes(problem)[1:]):
+            return "leaves no phase of the stride empty"
+        if problem.bias != "none" or problem.residual or problem.activation is not None:
+            return "computes the plain gradient, with no bias, residual or activation"
+        if problem.layout == "channels_last":
+            return "takes columns that are neighbours, not channels"
+        if min(before for pads in forward_problem(problem).padding for before in pads) < 0:
+            return "reads the whole of the output's gradient"
+        return refuses_halves(problem)
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        work = Work.of(problem)
+        return work.workers * work.slab_bytes
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        work = Work.of(problem)
+        assert isinstance(problem, ConvProblem)
+        moving = machine.moving(problem.bytes, work.rows_read)
+        return _OVERHEAD + (work.cycles / machine.hertz + moving + work.weight_bytes / _LOOK_RATE) / work.workers
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.grouped.dgrad_run import GroupedDgradRunner
+
+        runner = GroupedDgradRunner(Work.of(problem))
+        return Plan(problem, self, runner.run, runner.pack)
