@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fastconv import registry, testing
-from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, TURNED, Work, even
+from fastconv.backends.cpu.cuts import even
+from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, TURNED, Work
 from fastconv.backends.cpu.registers import Simd
 from fastconv.machine import machine
 from fastconv.notation import parse_problem

@@ -7,6 +7,9 @@ from dataclasses import dataclass, replace
 from fastconv import environment
 from fastconv.machine import machine
 
+#: Bytes of a cache line.
+LINE = 64
+
 
 @dataclass(frozen=True)
 class Simd:

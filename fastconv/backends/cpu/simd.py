@@ -67,6 +67,10 @@ class Emitter:
     def times(self, value: Any, factor: int) -> Any:
         return self.builder.mul(value, I64(factor)) if factor else I64(0)
 
+    def opaque(self, value: Any) -> Any:
+        """Return an integer as one of which the compiler does not know how it came about."""
+        return self.builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], False)
+
     @property
     def wide(self) -> Emitter:
         """The same on elements that are stored as they are computed."""

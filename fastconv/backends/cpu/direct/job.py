@@ -16,7 +16,8 @@ _FIELDS = """
     bias residual activation    | addresses, 0 for none
     groups bands band parts     | a unit of work: image, group, depth, band of rows, part of the blocks
     rows wide                   | of a tile: rows, than which no band has fewer; output channels
-    tiles0 tiles1               | what computes the tiles of a band: of whole blocks, of the last
+    cut turn                    | columns that tiles of full size cover; rows until the others' turn comes, one narrower
+    full0 full1 less0 less1     | what computes the tiles of full size, and the others: of whole blocks, of the last
     wterm0 wterm1               | bytes of a term of a block's weights
     size                        | bytes of an element of the output
     fill slab slab_bytes        | who fills a slab (0 for none); where the workers' are, and how far apart

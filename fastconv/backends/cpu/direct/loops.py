@@ -56,19 +56,30 @@ def loops() -> Any:
                 channel = group * job.oc + first_k
                 w = job.w + group * job.wgroup + block * job.wblock
                 bias = job.bias + channel * job.size if job.bias else 0
-                tiles, wterm = (job.tiles0, job.wterm0) if block < job.blocks - 1 else (job.tiles1, job.wterm1)
+                whole = block < job.blocks - 1
+                full, less, wterm = (job.full0, job.less0, job.wterm0) if whole else (job.full1, job.less1, job.wterm1)
                 for run_ in range(0, job.nruns, job.stage):
                     nruns = min(job.stage, job.nruns - run_)
                     runs = job.runs + 8 * run_
                     weights = w + run_ * job.run * wterm
-                    sums = slab + job.sums
-                    at = y + first_k * job.yk + first_row * job.yh
-                    call(tiles, (
-                        band_rows, job.ow,
-                        source + first_row * job.sh, job.st, job.sh, job.sw, runs, nruns, job.run, weights,
-                        job.y + at, job.yk, job.yh, job.yw, job.oc - first_k,
-                        bias, job.residual + at if job.residual else 0, job.activation,
-                        sums if run_ > 0 else 0, sums if run_ + nruns < job.nruns else 0,
-                    ))  # fmt: skip
+                    resumed = slab + job.sums if run_ > 0 else 0
+                    kept = slab + job.sums if run_ + nruns < job.nruns else 0
+                    # Tiles of one size go over all rows, tiles of two take turns.
+                    for row in range(0, band_rows, job.turn):
+                        rows = min(job.turn, band_rows - row)
+                        at_row = first_row + row
+                        for tiles, first, cols in ((full, 0, job.cut), (less, job.cut, job.ow - job.cut)):
+                            if cols == 0:
+                                continue
+                            at = y + first_k * job.yk + at_row * job.yh + first * job.yw
+                            sums = (row * job.ow + rows * first) * wterm  # of all tiles before
+                            call(tiles, (
+                                rows, cols,
+                                source + at_row * job.sh + first * job.sw, job.st, job.sh, job.sw,
+                                runs, nruns, job.run, weights,
+                                job.y + at, job.yk, job.yh, job.yw, job.oc - first_k,
+                                bias, job.residual + at if job.residual else 0, job.activation,
+                                resumed + sums if resumed else 0, kept + sums if kept else 0,
+                            ))  # fmt: skip
 
     return run

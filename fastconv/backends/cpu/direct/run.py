@@ -14,6 +14,7 @@ from fastconv.backends.cpu.direct.loops import loops
 from fastconv.backends.cpu.direct.tile import tiles
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.packing import pack_kernel
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
@@ -100,24 +101,31 @@ class DirectRunner(Runner):
             steps = (lc, ld, lh, item)
         else:
             f |= {"st": xc, "sd": depth.stride * xd, "sh": rows.stride * xh, "sw": cols.stride * xw}
-            steps = (0, xd, xh, xw)
+            steps = (work.item * xc, xd, xh, xw)
         if work.across and not work.staged:
             f |= {"sh": xn}
         runs, f["run"] = self._runs(steps, f["st"])
         f |= {"runs": address(runs), "nruns": len(runs), "stage": work.stage(f["run"])}
         f |= {"slab_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.band)}
-        f |= self._tiles(order == "last")
+        f |= self._tiles(order == "last", f["st"], f["sw"])
         return f | {"activation": self.activation}, loops().address, runs
 
-    def _tiles(self, last: bool) -> dict[str, int]:
-        """Return what the loops know of the tiles, and who computes them."""
+    def _tiles(self, last: bool, term: int, pixel: int) -> dict[str, int]:
+        """Return what the loops know of the tiles, and who computes them; a term and a pixel are so many bytes long."""
         work, tile = self.work, self.work.tile
+        # Such as come in every network, so that few tiles are compiled: in a slab whole lines of the cache.
+        usual = (LINE, 2 * LINE) if work.staged else (work.size, 2 * work.size)
+        steps = (term if term == work.size else 0, pixel if pixel in usual else 0)
         width = work.lanes * work.size
         f = {"rows": tile.rows, "wide": work.block, "size": work.problem.itemsize}
+        f |= {"cut": min(work.output[1], work.cut.full * work.cut.size), "turn": work.turn}
         partial = int(work.outputs % work.lanes > 0)
         for name, vectors, part in (("0", tile.vectors, 0), ("1", tile.tail, partial)):
-            form = (tile.rows, tile.cols, vectors, work.lanes, work.format, int(work.simd.fma), int(last), part)
-            f |= {f"tiles{name}": tiles(*form).address, f"wterm{name}": vectors * width}
+            f[f"wterm{name}"] = vectors * width
+            for kind, (pieces, cols) in zip(("full", "less"), work.cut.spans, strict=True):
+                if pieces:
+                    form = (tile.rows, cols, vectors, work.lanes, work.format, int(work.simd.fma), int(last), part)
+                    f[kind + name] = tiles(*form, *steps).address
         return f
 
     def _runs(self, steps: tuple[int, ...], step: int) -> tuple[Any, int]:

@@ -15,18 +15,24 @@ from numba.extending import intrinsic
 from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import computed, size_of
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.simd import I64, Emitter, literals
+
+# Pixels that are addressed from one pointer where only the run knows how far apart they are: an instruction can add
+# one and two times a stride, and a third register holds three.
+_REACH = 4
 
 
 @intrinsic(prefer_literal=True)
 def _conv_tile(
-    typingctx, rows, cols, vectors, lanes, bits, fused, last, partial,
+    typingctx, rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
     x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept,
 ):  # fmt: skip
     """Compute a tile of ``rows x cols`` pixels by ``vectors * lanes`` output channels.
 
     Literal integers: rows, cols, vectors, lanes, bits (format of the output), fused (multiply-add exists),
-    last (output is channels-last) and partial (``nk`` may be below ``vectors * lanes``).
+    last (output is channels-last), partial (``nk`` may be below ``vectors * lanes``), and term and pixel (what ``xt``
+    and ``xq`` are, 0 if these alone say so).
 
     Values, addresses and strides in bytes: x (of the tile's first pixel), xt, xr, xq (term of a run, tile row,
     tile column), runs (address of nruns offsets into x), nruns, run (terms of each), w (packed: run, term, lane), y,
@@ -34,7 +40,7 @@ def _conv_tile(
     (slope below zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave
     the sums, instead of in y); the last five are 0 for none.
     """
-    given = (rows, cols, vectors, lanes, bits, fused, last, partial)
+    given = (rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel)
     shape = literals(*given)
     if shape is None:
         return None
@@ -61,6 +67,8 @@ class _Tile:
         fused: int,
         last: int,
         partial: int,
+        term: int,
+        pixel: int,
     ) -> None:
         # What is computed; and what bias, residual and output are in memory.
         self.outer = Emitter(builder, bits, lanes, bool(fused))
@@ -69,6 +77,7 @@ class _Tile:
         self.last, self.is_partial = bool(last), bool(partial)
         self.pixels = [(r, q) for r in range(rows) for q in range(cols)]
         self.width = lanes * self.e.bytes
+        self.term, self.pixel = term, pixel
 
     def emit(
         self, x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any,
@@ -102,8 +111,8 @@ class _Tile:
         self, sums: list[Any], x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any
     ) -> list[Any]:
         e = self.e
-        offsets = [e.at(e.times(xr, r), e.times(xq, q)) for r, q in self.pixels]
-        next_tile = e.times(xq, 2 * self.cols - 1)
+        xt = I64(self.term) if self.term else xt
+        next_tile = self._next_tile(xq)
 
         # The loops stay loops, since unrolled they make LLVM spill the sums.
         def one_run(index: Any, values: list[Any]) -> list[Any]:
@@ -113,16 +122,38 @@ class _Tile:
         def term(_: Any, values: list[Any]) -> list[Any]:
             source, weight, *total = values
             # The next tile's pixels: what lies a channel apart no processor foresees.
-            e.prefetch(e.at(source, next_tile))
+            for line in next_tile:
+                e.prefetch(e.at(source, line))
             factors = [e.load(e.at(weight, v * self.width)) for v in range(self.vectors)]
-            for p, offset in enumerate(offsets):
-                value = e.load_splat(e.at(source, offset))
+            for p, place in enumerate(self._places(source, xr, xq)):
+                value = e.load_splat(place)
                 for v, factor in enumerate(factors):
                     i = p * self.vectors + v
                     total[i] = e.fma(value, factor, total[i])
             return [e.at(source, xt), e.at(weight, self.vectors * self.width), *total]
 
         return e.loop(nruns, [w, *sums], one_run)[1:]
+
+    def _next_tile(self, xq: Any) -> list[Any]:
+        """Return how far the lines of the cache lie that the next tile reads, from its last pixel on; one if apart."""
+        if not self.pixel:
+            return [self.e.times(xq, 2 * self.cols - 1)]
+        lines = -(-self.cols * self.pixel // LINE) if self.pixel < LINE else 1
+        return [I64(self.pixel * (2 * self.cols - 1) - LINE * line) for line in range(lines)]
+
+    def _places(self, source: Any, xr: Any, xq: Any) -> list[Any]:
+        """Return the addresses of the pixels' values."""
+        e = self.e
+        if self.pixel:
+            return [e.at(source, e.times(xr, r), q * self.pixel) for r, q in self.pixels]
+        places: list[Any] = []
+        for r, q in self.pixels:
+            # Each pointer is a value of its own. LLVM would make all addresses one chain of additions, round after
+            # round, which takes longer than the products.
+            if q % _REACH == 0:
+                near = e.opaque(e.at(places[-_REACH], e.times(xq, _REACH)) if q else e.at(source, e.times(xr, r)))
+            places.append(e.at(near, e.times(xq, q % _REACH)))
+        return places
 
     def _add(self, a: list[Any], b: list[Any]) -> list[Any]:
         return [self.e.builder.fadd(u, v) for u, v in zip(a, b, strict=True)]
@@ -215,7 +246,18 @@ class _Tile:
 
 
 @functools.cache
-def tiles(rows: int, cols: int, vectors: int, lanes: int, bits: int, fused: int, last: int, partial: int) -> Any:
+def tiles(
+    rows: int,
+    cols: int,
+    vectors: int,
+    lanes: int,
+    bits: int,
+    fused: int,
+    last: int,
+    partial: int,
+    term: int,
+    pixel: int,
+) -> Any:
     """Return compiled loops over the tiles of a band: ``height x width`` pixels by a block of output channels.
 
     The other arguments are those of `_conv_tile` that are no literals; resumed and kept are the first tile's.
@@ -236,7 +278,7 @@ def tiles(rows: int, cols: int, vectors: int, lanes: int, bits: int, fused: int,
                 col = min(q, width - cols)
                 at = row * yr + col * yq
                 _conv_tile(
-                    rows, cols, vectors, lanes, bits, fused, last, partial,
+                    rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
                     x + row * xr + col * xq, xt, xr, xq, runs, nruns, run, w, y + at, yk, yr, yq, nk,
                     bias, residual + at if residual else 0, activation, resumed, kept,
                 )  # fmt: skip

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
+from fastconv.backends.cpu.cuts import Cut, even
 from fastconv.backends.cpu.formats import computed
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import LINE, Simd
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem, Sizes
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
-_LINE = 64  # bytes of a cache line
 
 # Pixels so many bytes apart contend for the same two sets of a first-level cache.
 _CROWDED = 2048
@@ -29,6 +29,12 @@ _LATENCY = 4.5
 
 # The weights of a stage take this part of the second-level cache.
 _STAGE = 4
+# Tiles of two sizes in place of one that overlap: what they should save at least.
+_TWO_SIZES = 0.97
+# Rows of the input that tiles of two sizes read in turns take this part.
+_TURN = 8
+# Bytes a cycle that come from there, and terms of a stage whose weights and pixels the first level holds.
+_FETCHED, _NEAR_TERMS = 20, 128
 
 
 class Tile(NamedTuple):
@@ -41,7 +47,14 @@ class Tile(NamedTuple):
 
 
 def choose_tile(
-    output: Sizes, channels: int, lanes: int, registers: int, rate: float = 2.0, terms: int = 1024
+    output: Sizes,
+    channels: int,
+    lanes: int,
+    registers: int,
+    rate: float = 2.0,
+    terms: int = 1024,
+    fetching: float = 0.0,
+    evenly: bool = False,
 ) -> tuple[Tile, float]:
     """Return the tile that takes the fewest cycles, and these cycles a term, stores included.
 
@@ -56,24 +69,35 @@ def choose_tile(
         Multiply-adds that it starts in a cycle.
     terms : int
         Products that are summed for an output element.
+    fetching : float
+        Cycles a term until a pixel is in the first-level cache. They count for the choice only.
+    evenly : bool
+        Columns are cut as `even` does it, the tile being the largest; otherwise all tiles are of one size.
     """
     rows_out, cols_out = output
     needed = -(-channels // lanes)
-    best, best_cost = Tile(1, 1, 1, 1), math.inf
+    best, best_cost, least = Tile(1, 1, 1, 1), math.inf, math.inf
     for vectors in range(1, min(needed, 4) + 1):
         blocks = -(-needed // vectors)
         tail = needed - (blocks - 1) * vectors
         # Beside the sums: the weights of a step, and one value that is broadcast.
         pixels = (registers - 1 - vectors) // vectors
         for cols in range(1, min(cols_out, pixels) + 1):
+            cut = even(cols_out, cols)
+            if evenly and cut.size < cols:
+                continue
             rows = min(rows_out, pixels // cols) if cols == cols_out else 1
-            tiles = -(-rows_out // rows) * -(-cols_out // cols)
-            step = (blocks - 1) * _step_cycles(rows * cols, vectors, rate) + _step_cycles(rows * cols, tail, rate)
-            # Storing a tile takes as long whether the vectors that are turned are all needed or not.
-            squares = ((blocks - 1) * vectors + tail) * -(-rows * cols // lanes)
-            cost = tiles * (step + squares * _square_cycles(lanes) / terms)
-            if cost < best_cost:
-                best, best_cost = Tile(rows, cols, vectors, tail), cost
+            cost = 0.0
+            for pieces, width in cut.spans if evenly else ((cut.pieces, cols),):
+                step = (blocks - 1) * _step_cycles(rows * width, vectors, rate) + _step_cycles(rows * width, tail, rate)
+                # Storing a tile takes as long whether the vectors that are turned are all needed or not.
+                squares = ((blocks - 1) * vectors + tail) * -(-rows * width // lanes)
+                cost += pieces * (step + squares * _square_cycles(lanes) / terms)
+            cost *= -(-rows_out // rows)
+            # Each block of output channels reads the input again.
+            together = cost + fetching * rows_out * cols_out * blocks
+            if together < least:
+                best, best_cost, least = Tile(rows, cols, vectors, tail), cost, together
     return best, best_cost
 
 
@@ -112,15 +136,40 @@ class Work(ConvWork):
             self.staged = padded or (first and pixels > 1)
         self.staged |= self.is_half  # widened on the way
         # A pixel's chunk of channels is a cache line of the slab, or less.
-        self.chunks = -(-self.inputs * self.size // _LINE) if self.staged else 1
+        self.chunks = -(-self.inputs * self.size // LINE) if self.staged else 1
         self.item = -(-self.inputs // self.chunks)
         self.terms = self.chunks * self.item * self.taps
         self.images = 1 if self.across else problem.n
         _, rows, cols = self.axes
         self.output = (problem.n, 1) if self.across else (rows.out, cols.out)
-        self.tile, self.step_cycles = choose_tile(
-            self.output, self.outputs, self.lanes, vectors.registers, vectors.fma_per_cycle, self.terms
-        )
+        self._choose_tile()
+        # A line of the cache is read for each term, and for few products, where pixels are in the order of the input.
+        if not self.staged and first and pixels > 1 and self.taps == 1 and self._is_waiting:
+            self._choose_tile(self.size / _FETCHED)
+            self._split_channels()
+
+    def _choose_tile(self, fetching: float = 0.0) -> None:
+        registers = self.simd.registers, self.simd.fma_per_cycle
+        choose = partial(choose_tile, self.output, self.outputs, self.lanes, *registers, self.terms, fetching)
+        self.tile, self.step_cycles = choose()
+        pieces = -(-self.output[1] // self.tile.cols)
+        # Tiles of one size overlap: what is computed twice comes out the same.
+        self.cut = Cut(pieces, self.tile.cols, pieces)
+        tile, cycles = choose(evenly=True)
+        if cycles < _TWO_SIZES * self.step_cycles:
+            self.tile, self.step_cycles, self.cut = tile, cycles, even(self.output[1], tile.cols)
+
+    @property
+    def _is_waiting(self) -> bool:
+        """Whether a tile that reads a line of the cache for each term waits for the second level."""
+        cycles = self.tile.rows * self.tile.cols * self.tile.vectors / self.simd.fma_per_cycle
+        return LINE + self.tile.vectors * self.simd.vector_bytes > _FETCHED * cycles
+
+    def _split_channels(self) -> None:
+        """Cut the channels into stages whose weights and pixels stay in the first-level cache."""
+        item = max(count for count in range(1, _NEAR_TERMS + 1) if self.inputs % count == 0)
+        if 2 * item > _NEAR_TERMS:
+            self.chunks, self.item = self.inputs // item, item
 
     @property
     def block(self) -> int:
@@ -149,6 +198,15 @@ class Work(ConvWork):
         band = max(self.tile.rows, -(-rows // -(-rows // band)))  # even bands
         # Of whole tiles, since the last of a band overlaps the one before.
         return band if band >= rows else -(-band // self.tile.rows) * self.tile.rows
+
+    @property
+    def turn(self) -> int:
+        """Output rows that tiles of full size do before the others: what both read of the input should stay near."""
+        if self.staged or self.cut.full == self.cut.pieces:
+            return self.band
+        _, rows, cols = self.axes
+        row = self.inputs * rows.stride * cols.extent(cols.out) * self.size
+        return min(self.band, max(1, self.cache // _TURN // row))
 
     @property
     def _by_blocks(self) -> bool:
@@ -187,6 +245,8 @@ class Work(ConvWork):
         runs = self.terms // run
         if self._tiles == 1:
             return runs
+        if not self.staged and self.chunks > 1:
+            return 1
         weights = run * self.block * self.size
         stages = -(-runs // max(1, self.cache // _STAGE // weights))
         return -(-runs // stages)
@@ -194,7 +254,7 @@ class Work(ConvWork):
     @property
     def _tiles(self) -> int:
         """Tiles of a band."""
-        return -(-self.band // self.tile.rows) * -(-self.output[1] // self.tile.cols)
+        return -(-self.band // self.tile.rows) * self.cut.pieces
 
     @property
     def scratch_bytes(self) -> int:
@@ -222,10 +282,8 @@ class Work(ConvWork):
     @property
     def _unstored_cycles(self) -> float:
         """Cycles that `choose_tile` counts for storing channels of the last vector that do not exist."""
-        rows, cols = (
-            -(-size // part) for size, part in zip(self.output, (self.tile.rows, self.tile.cols), strict=True)
-        )
-        squares = rows * cols * -(-self.tile.rows * self.tile.cols // self.lanes)
+        rows = -(-self.output[0] // self.tile.rows)
+        squares = rows * sum(count * -(-self.tile.rows * cols // self.lanes) for count, cols in self.cut.spans)
         last = self.outputs % self.lanes or self.lanes
         # What of the turning leads to the channels that there are.
         needed = sum(min(self.lanes, last << level) for level in range(self.lanes.bit_length() - 1))
@@ -233,4 +291,4 @@ class Work(ConvWork):
 
 
 def _lines(size: int) -> int:
-    return -(-size // _LINE) * _LINE
+    return -(-size // LINE) * LINE

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
+from fastconv.backends.cpu.cuts import Cut, even
 from fastconv.backends.cpu.registers import Simd
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.machine import Machine
@@ -29,21 +30,6 @@ _OVERHEAD = 3e-6
 _BEGIN, _PIECE = 55.0, 100.0
 TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
-
-
-class Cut(NamedTuple):
-    """A length in pieces that differ by one at most: ``full`` pieces of ``size``, the others one smaller."""
-
-    pieces: int
-    size: int
-    full: int
-
-
-def even(length: int, most: int) -> Cut:
-    """Return the fewest pieces of at most a size."""
-    pieces = -(-length // most)
-    size = -(-length // pieces)
-    return Cut(pieces, size, length - pieces * (size - 1))
 
 
 class Tile(NamedTuple):
@@ -121,7 +107,7 @@ class Work(ConvWork):
     def tile_cycles(self, tile: Tile) -> float:
         """Cycles of the whole problem."""
         total = 0.0
-        for pixels, pieces in ((tile.cut.size, tile.cut.full), (tile.cut.size - 1, tile.cut.pieces - tile.cut.full)):
+        for pieces, pixels in tile.cut.spans:
             if not pieces:
                 continue
             block, tail = (
