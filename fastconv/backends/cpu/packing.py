@@ -12,12 +12,15 @@ from numba import carray, types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
-from fastconv.backends.cpu.compiling import callback, fingerprint, function
+from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import computed, size_of
-from fastconv.backends.cpu.job import job_type, task_type
+from fastconv.backends.cpu.job import HEAD, fields_of, job_type, record_of, start, task_type
 from fastconv.backends.cpu.memory import word
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter, literals
+
+# Bytes of a packed weight for which one more thread is worth its start.
+_SHARED = 128 << 10
 
 
 @intrinsic(prefer_literal=True)
@@ -34,64 +37,115 @@ def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         source, stride, rows, count, target, offsets = args[2:]
         e = Emitter(builder, element, width)
-        mask = e.first(count)
 
-        def load(row: int) -> Any:
-            there = builder.zext(builder.icmp_signed("<", I64(row), rows), I64)
-            address = e.at(source, e.times(stride, row))
-            return e.unless_zero(there, [e.zero], lambda _: [e.load_masked(address, mask)])[0]
+        def row(index: int) -> Any:
+            return e.at(source, e.times(stride, index))
 
-        loaded = [load(row) for row in range(width)]
-        for i, vector in enumerate(e.transpose(loaded)):
-            with builder.if_then(builder.icmp_signed("<", I64(i), count)):
-                e.wide.store(vector, e.at(target, e.load_integer(e.at(offsets, 8 * i))))
+        def store(i: int, vector: Any) -> None:
+            e.wide.store(vector, e.at(target, e.load_integer(e.at(offsets, 8 * i))))
+
+        def load(index: int, mask: Any) -> Any:
+            there = builder.zext(builder.icmp_signed("<", I64(index), rows), I64)
+            return e.unless_zero(there, [e.zero], lambda _: [e.load_masked(row(index), mask)])[0]
+
+        least = builder.select(builder.icmp_signed("<", rows, count), rows, count)
+        with builder.if_else(builder.icmp_signed(">=", least, I64(width)), likely=True) as (whole, part):
+            with whole:
+                for i, vector in enumerate(e.transpose([e.load(row(index)) for index in range(width)])):
+                    store(i, vector)
+            with part:
+                mask = e.first(count)
+                for i, vector in enumerate(e.transpose([load(index, mask) for index in range(width)])):
+                    with builder.if_then(builder.icmp_signed("<", I64(i), count)):
+                        store(i, vector)
         return context.get_dummy_value()
 
     return types.void(lanes, bits, *(types.int64,) * 6), codegen
 
 
-@cache
-def pack_kernel(bits: int, lanes: int) -> Any:
-    """Return the compiled packing for a weight's format and a vector's lanes; what is packed is widened.
-
-    ``pack(w, stride, groups, outputs, terms, block, places, packed, offsets, tail_offsets)``: the weight at
-    address ``w`` has a row of ``terms`` adjacent elements for each output channel, rows ``stride`` bytes apart. The
-    channels of a group go into blocks of ``block`` lanes, the last smaller by whole vectors. ``offsets[e]`` says
-    where in a block the first vector of element ``e`` goes; ``tail_offsets`` says so for the last. A block has room
-    for ``places`` of them, at least ``terms``.
+_LINES = fields_of(
     """
+    x w stride                  | the weight, where its packed form goes; bytes of a row
+    groups outputs terms        | groups, output channels of each, elements of a row
+    blocks block places         | blocks of a group, output channels of one, elements of a row that it has room for
+    group_bytes                 | of the packed weight
+    offsets tail_offsets        | where in a block each element goes: in whole ones, in the last
+    """,
+    HEAD,
+)
+_LINES_JOB = job_type(_LINES)
+
+
+@cache
+def _lines_kernel(bits: int, lanes: int) -> Any:
     size = size_of(bits)
     vector = lanes * size_of(computed(bits))
-
     sources = fingerprint()
 
-    @function(types.void(*(types.int64,) * 10))
-    def pack(w, stride, groups, outputs, terms, block, places, packed, offsets, tail_offsets):
+    @callback(task_type(_LINES_JOB))
+    def pack(jobs, first_unit, stop, worker):
         if sources == 0:
             return
-        target = packed
-        for g in range(groups):
-            for first in range(0, outputs, block):
-                there = min(block, outputs - first)
-                vectors = (there + lanes - 1) // lanes
-                table = offsets if first + block < outputs else tail_offsets
-                source = w + (g * outputs + first) * stride
-                for v in range(vectors):
-                    rows = min(lanes, there - v * lanes)
-                    for e in range(0, terms, lanes):
-                        _turn(
-                            lanes,
-                            bits,
-                            source + v * lanes * stride + e * size,
-                            stride,
-                            rows,
-                            min(lanes, terms - e),
-                            target + v * vector,
-                            table + 8 * e,
-                        )
-                target += places * vectors * vector
+        job = carray(jobs, 1)[0]
+        for unit in range(first_unit, stop):
+            group, block = unit // job.blocks, unit % job.blocks
+            first = block * job.block
+            there = min(job.block, job.outputs - first)
+            table = job.offsets if block < job.blocks - 1 else job.tail_offsets
+            source = job.x + (group * job.outputs + first) * job.stride
+            target = job.w + group * job.group_bytes + block * (job.places * job.block // lanes * vector)
+            for v in range((there + lanes - 1) // lanes):
+                rows = min(lanes, there - v * lanes)
+                for e in range(0, job.terms, lanes):
+                    _turn(
+                        lanes, bits, source + v * lanes * job.stride + e * size, job.stride,
+                        rows, min(lanes, job.terms - e), target + v * vector, table + 8 * e,
+                    )  # fmt: skip
 
     return pack
+
+
+class Packer:
+    """Packs weights of one shape whose rows, one for each output channel, are adjacent elements; widens them.
+
+    Parameters
+    ----------
+    format, lanes : int
+        How elements are stored, and those of a vector.
+    groups, outputs, terms : int
+        Groups, output channels of each, and elements of a row.
+    block : int
+        Output channels of a block, whole vectors; the last of a group is smaller by whole vectors.
+    places : int
+        Elements of a row that a block has room for, at least ``terms``.
+    offsets : sequence of arrays of int64
+        Where in a block the first vector of each element goes: in whole ones, and in the last of a group.
+    workers : int
+        Threads that may share the work.
+    """
+
+    def __init__(
+        self, format: int, lanes: int, groups: int, outputs: int, terms: int, block: int, places: int,
+        offsets: Sequence[Any], workers: int,
+    ) -> None:  # fmt: skip
+        self._kernel = _lines_kernel(format, lanes).address
+        self._offsets = offsets  # the kernel looks at these by address
+        self._stride = terms * size_of(format)
+        blocks = -(-outputs // block)
+        group = -(-outputs // lanes) * places * lanes * size_of(computed(format))
+        f = {"stride": self._stride, "groups": groups, "outputs": outputs, "terms": terms, "blocks": blocks}
+        f |= {"block": block, "places": places, "group_bytes": group}
+        f |= dict(zip(("offsets", "tail_offsets"), map(address, offsets), strict=True))
+        self._job = record_of(_LINES, f)
+        self._where = address(self._job)
+        self._units = groups * blocks
+        self._workers = min(workers, 1 + groups * group // _SHARED)
+
+    def pack(self, rows: Any, packed: int) -> None:
+        """Pack an array, (output channels of all groups, elements of a row), to an address."""
+        if rows.strides != (self._stride, rows.itemsize) or not rows.flags.aligned:
+            rows = rows.copy(order="C")
+        start(self._kernel, self._job, self._where, self._units, self._workers, rows, packed, rows, None, None, 0)
 
 
 _COLUMNS = ("w", "stride", "inputs", "outputs", "block", "packed", "offsets", "tail_offsets")
@@ -158,14 +212,14 @@ def has_adjacent_outputs(w: Any, groups: int) -> bool:
 def pack_columns(
     w: Any, format: int, lanes: int, block: int, packed: int, offsets: Sequence[int], workers: int
 ) -> None:
-    """Pack a weight that `has_adjacent_outputs` as the kernel of `pack_kernel` does, by copying vectors.
+    """Pack a weight that `has_adjacent_outputs` as `Packer` does, by copying vectors.
 
     Parameters
     ----------
     w : array
         (output channels, input channels, one tap).
     format, lanes, block, packed : int
-        As `pack_kernel` takes them.
+        As `Packer` takes them.
     offsets : sequence of int
         Its two addresses of offsets, those of whole blocks and of the last.
     workers : int

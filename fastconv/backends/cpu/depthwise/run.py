@@ -10,7 +10,7 @@ import numpy as np
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.depthwise.loops import FIELDS, channels, columns
 from fastconv.backends.cpu.depthwise.work import Work
-from fastconv.backends.cpu.packing import pack_kernel
+from fastconv.backends.cpu.packing import Packer
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
@@ -44,7 +44,10 @@ class DepthwiseRunner(Runner):
         self._make_tables()
         self._fields = self._known()
         if work.last:
-            self._pack = pack_kernel(8 * work.size, tile.lanes)
+            self._packer = Packer(
+                8 * work.size, tile.lanes, 1, work.problem.ic, work.taps, tile.lanes, work.taps,
+                [np.arange(work.taps) * (tile.lanes * work.size)] * 2, work.workers,
+            )  # fmt: skip
 
     def _make_tables(self) -> None:
         """Make what the loops look at by address."""
@@ -57,7 +60,6 @@ class DepthwiseRunner(Runner):
         ]
         self._groups = np.array(groups, np.int64)
         self._zeros = np.zeros(work.zero_bytes, np.uint8)
-        self._offsets = np.arange(work.taps) * (work.tile.lanes * work.size)
         if work.slab:
             self._lines = [source_line(axis) for axis in (height, width)]
             extent = width.extent(width.out)
@@ -100,15 +102,9 @@ class DepthwiseRunner(Runner):
             rows = w if w.flags.c_contiguous and w.flags.aligned else w.copy(order="C")
             last = (work.taps - 1) * work.size if self._backwards else 0
             return Packed(rows, address(rows) + last)
-        rows = w.reshape(self.problem.oc, work.taps)
-        if rows.strides[1] != work.size or not rows.flags.aligned:
-            rows = rows.copy(order="C")
         packed = new(work.packed_size * work.size)
-        offsets, lanes = address(self._offsets), work.tile.lanes
         where = address(packed)
-        self._pack(
-            address(rows), rows.strides[0], 1, self.problem.ic, work.taps, lanes, work.taps, where, offsets, offsets
-        )
+        self._packer.pack(w.reshape(self.problem.oc, work.taps), where)
         return Packed(packed, where)
 
     def _laid_out(self, shape: Sizes) -> Any:

@@ -13,7 +13,7 @@ from fastconv.backends.cpu.direct.job import FIELDS
 from fastconv.backends.cpu.direct.loops import loops
 from fastconv.backends.cpu.direct.tile import tiles
 from fastconv.backends.cpu.direct.work import Work
-from fastconv.backends.cpu.packing import pack_kernel
+from fastconv.backends.cpu.packing import Packer
 from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
@@ -30,16 +30,16 @@ class DirectRunner(Runner):
         problem = work.problem
         super().__init__(problem, work.units, work.workers, work.workers * work.scratch_bytes)
         self.work = work
-        self._pack = pack_kernel(work.format, work.lanes)
         # The loops look at these by address.
-        self._offsets = [self._packed_offsets(vectors) for vectors in (work.tile.vectors, work.tile.tail)]
         self._tables = [source_line(axis) for axis in work.axes]
         self._weight_shape = (problem.oc, work.inputs * work.taps)
         # What no weight goes to must be zero.
         self._is_padded = work.terms > self._weight_shape[1]
         self._packed_bytes = work.packed_size * work.size
-        self._pack_arguments = (problem.groups, work.outputs, self._weight_shape[1], work.block, work.terms)
-        self._offset_addresses = tuple(map(address, self._offsets))
+        self._packer = Packer(
+            work.format, work.lanes, problem.groups, work.outputs, self._weight_shape[1], work.block, work.terms,
+            [self._packed_offsets(vectors) for vectors in (work.tile.vectors, work.tile.tail)], work.workers,
+        )  # fmt: skip
 
     def _packed_offsets(self, vectors: int) -> Any:
         """Return where in a packed block each (input channel, kernel position) goes."""
@@ -50,14 +50,11 @@ class DirectRunner(Runner):
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as the micro-kernel reads it."""
-        rows = w.reshape(self._weight_shape)
-        if rows.strides[1] != rows.itemsize or not rows.flags.aligned:
-            rows = rows.copy(order="C")
         packed = new(self._packed_bytes)
         if self._is_padded:
             packed[: self._packed_bytes] = 0
         where = address(packed)
-        self._pack(address(rows), rows.strides[0], *self._pack_arguments, where, *self._offset_addresses)
+        self._packer.pack(w.reshape(self._weight_shape), where)
         return Packed(packed, where)
 
     def _order(self, y: Sizes) -> str | None:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends.cpu.packing import has_adjacent_outputs, pack_columns, pack_kernel
+from fastconv.backends.cpu.packing import Packer, has_adjacent_outputs, pack_columns
 from fastconv.backends.cpu.pointwise.loops import FIELDS, FLAT, ROWS, TABLE, loops
 from fastconv.backends.cpu.pointwise.panel import copy_every, copy_lines, copy_one, turn_lines
 from fastconv.backends.cpu.pointwise.tile import tile
 from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, Work
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.scratch import address
 from fastconv.problem import Sizes
 
 
@@ -26,10 +26,13 @@ class PointwiseRunner(Runner):
         super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
         self.work = work
         self._rows = work.tile.form == ROWS_ARE_CHANNELS
-        self._pack = pack_kernel(work.format, work.width if self._rows else work.lanes)
         # A last block of fewer rows has the room of a whole one.
         widths = (work.width, work.width if self._rows else work.tile.tail * work.lanes)
         self._offsets = [np.arange(work.inputs) * (width * work.size) for width in widths]
+        self._packer = Packer(
+            work.format, work.width if self._rows else work.lanes, work.problem.groups, work.outputs, work.inputs,
+            work.width, work.inputs, self._offsets, work.workers,
+        )  # fmt: skip
         self._loops = loops().address
         self._tiles = self._compile()
 
@@ -66,11 +69,7 @@ class PointwiseRunner(Runner):
             lanes = work.width if self._rows else work.lanes
             pack_columns(w, work.format, lanes, work.width, start, [*map(address, self._offsets)], work.workers)
             return Packed(packed, start)
-        rows = contiguous(w).reshape(work.problem.oc, work.inputs)
-        self._pack(
-            address(rows), rows.strides[0], work.problem.groups, work.outputs, work.inputs, work.width, work.inputs,
-            start, *map(address, self._offsets),
-        )  # fmt: skip
+        self._packer.pack(w.reshape(work.problem.oc, work.inputs), start)
         return Packed(packed, start)
 
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
