@@ -105,8 +105,10 @@ class GradientWork:
 
     @property
     def _is_tiled(self) -> bool:
-        """Whether windows lie side by side from the first element on."""
-        return self.square[0] == self.square[1] and all(getattr(axis, "before", 0) == 0 for axis in self.axes)
+        """Whether windows lie side by side from the first element on, and their last row in the map."""
+        kernel, stride = self.square
+        inside = all(getattr(axis, "before", 0) == 0 for axis in self.axes)
+        return kernel == stride and inside and self.axes[1].out * stride <= self.axes[1].size
 
     def _is_mapped(self, among: tuple[tuple[int, int], ...]) -> bool:
         map_bytes = self.problem.itemsize * self.axes[1].size * self.axes[2].size
