@@ -48,6 +48,8 @@ MORE = """
     adaptive_avg_pool2d n1 c3 ih10 iw50 oh3 ow7
     max_pool2d n1 c3 ih9 iw100 k3
     max_pool2d n2 c5 ih7 iw9 k2
+    max_pool2d n2 c5 i28 k2
+    max_pool2d n2 c5 i13 k5
     max_pool2d n2 c5 i7 k2 ceil
     max_pool2d n1 c3 ih8 iw100 k3 ceil
     max_pool2d n2 c3 ih15 iw30 k3 s1 p1

@@ -21,6 +21,7 @@ from fastconv.backends.cpu.pool.reduction import SUM
 from fastconv.backends.cpu.pool.rows import pool_row
 from fastconv.backends.cpu.pool.scatter import ADD, TAKE, scatter
 from fastconv.backends.cpu.pool.spread import route_row, spread_row
+from fastconv.backends.cpu.pool.tiles import route_tiles
 
 # Addresses, sizes and (in bytes) strides. The small side is that of the windows, the large one what they read.
 _FIELDS = """
@@ -137,6 +138,36 @@ def routes(kernel: int, lanes: int, format: int) -> Any:
                     job.width, room, x + first * job.xh, job.xh,
                 )  # fmt: skip
             for h in range(job.oh * job.rise, job.heights):
+                clear(x + h * job.xh, job.width * job.item)
+
+    return run
+
+
+@cache
+def tiles(kernel: int, lanes: int, format: int) -> Any:
+    """Return compiled loops as `routes`, for narrow maps."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        many = lanes // kernel
+        strips = (job.width + many * kernel - 1) // (many * kernel)
+        # What a vector writes beyond its row is written later, but behind the last rows.
+        behind = (lanes + job.width - 1) // job.width
+        whole = (job.heights - behind) // kernel if strips == 1 and job.xh == job.width * job.item else 0
+        for plane in range(start, stop):
+            c, n = split(plane, job.channels)
+            x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
+            j = job.j + n * job.jn + c * job.jc
+            for strip in range(strips):
+                route_tiles(
+                    kernel, lanes, format,
+                    y, job.yh, j, job.jh, job.ow, strip * many, job.oh, job.width, x, job.xh, whole,
+                )  # fmt: skip
+            for h in range(job.oh * kernel, job.heights):
                 clear(x + h * job.xh, job.width * job.item)
 
     return run

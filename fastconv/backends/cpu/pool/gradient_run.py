@@ -9,7 +9,16 @@ import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.job import record_of
-from fastconv.backends.cpu.pool.gradient_loops import FIELDS, averages, blocks, covers, maps, recorded, routes
+from fastconv.backends.cpu.pool.gradient_loops import (
+    FIELDS,
+    averages,
+    blocks,
+    covers,
+    maps,
+    recorded,
+    routes,
+    tiles,
+)
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
 from fastconv.backends.cpu.pool.reduction import MAX, SUM
 from fastconv.backends.cpu.pool.scatter import ADD, PUT, TAKE
@@ -56,6 +65,8 @@ class GradientRunner:
             return blocks(*work.square, *common)
         if work.loops == "averages":
             return averages(*work.columns, work.norm, int(work.simd.fma), *common)
+        if work.loops == "tiles":
+            return tiles(work.square[0], *common)
         if work.loops == "routes":
             return routes(work.square[0], *common)
         if work.loops == "maps":

@@ -21,6 +21,8 @@ _NEAR = 16 << 10
 # Maps that are written by columns: beyond that much the lines of a row are gone before its next columns come.
 _MAP = 64 << 10
 _VECTORS = 4
+# Strips of windows side by side that are done one after the other, from the top of a map to its end.
+_STRIPS = 2
 # Cycles of an element that goes where an index says, and bytes a cycle that are cleared before.
 _SCATTERED, _CLEARED = 3.0, 16
 # Planes, or channels, that take turns in going where indices say.
@@ -74,7 +76,7 @@ class GradientWork:
 
     @cached_property
     def loops(self) -> str:
-        """How it is computed: ``recorded``, ``blocks``, ``covers``, ``routes``, ``maps`` or ``averages``."""
+        """How it is computed: ``recorded``, ``blocks``, ``covers``, ``tiles``, ``routes``, ``maps`` or ``averages``."""
         if self.unpools:
             return "recorded"
         if self.problem.is_max:
@@ -84,7 +86,7 @@ class GradientWork:
             if self.last or not self.square[0]:
                 return "recorded"
             if self._is_tiled and self.square[0] <= WIDEST:
-                return "routes"
+                return "tiles" if 0 < self._strips <= _STRIPS else "routes"
             return "maps" if self._is_mapped(_ROUTED) and self._map_cycles < self._scattered_cycles else "recorded"
         if self.last:
             return "covers"
@@ -109,6 +111,12 @@ class GradientWork:
         kernel, stride = self.square
         inside = all(getattr(axis, "before", 0) == 0 for axis in self.axes)
         return kernel == stride and inside and self.axes[1].out * stride <= self.axes[1].size
+
+    @property
+    def _strips(self) -> int:
+        """Vectors that the columns of windows side by side take, 0 if none holds a window."""
+        kernel = self.square[0]
+        return -(-self.axes[2].size // (self.lanes // kernel * kernel)) if kernel <= self.lanes else 0
 
     def _is_mapped(self, among: tuple[tuple[int, int], ...]) -> bool:
         map_bytes = self.problem.itemsize * self.axes[1].size * self.axes[2].size
@@ -275,6 +283,8 @@ class GradientWork:
         vectors = -(-self.axes[2].size // self.lanes)
         if self.loops == "maps":
             return p.n * p.c * self._map_cycles
+        if self.loops == "tiles":
+            return p.n * p.c * (40 + self.axes[1].out * self._strips * (5 + 3 * self.square[0]))
         if self.loops == "routes":
             return outer * (8 + 5 * vectors)
         gather = 1.5 * self.lanes * overlap[2] if self.columns[0] < 0 else 2 + overlap[2]
