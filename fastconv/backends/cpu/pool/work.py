@@ -15,6 +15,8 @@ from fastconv.problem import PoolProblem
 WIDEST, LONGEST = 5, 3
 # Vectors of outputs of a row that are unrolled.
 _GROUPS = 4
+# Bytes of the shortest vectors.
+LEAST_BYTES = 16
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 8
 # Vectors of channels that are reduced together: independent of one another, as a maximum's latency asks for.
@@ -54,6 +56,9 @@ class Work:
         self.axes: tuple[Windows, ...] = lifted(problem)
         self.indexed = problem.return_indices
         self.last = problem.layout == "channels_last"
+        half = self.lanes // 2
+        if not self.last and half * self.size >= LEAST_BYTES and 0 < self._groups(half) == self._groups(self.lanes):
+            self.lanes = half  # the other half would hold nothing
         self.vectors = min(_VECTORS, -(-problem.c // self.lanes))
         self.whole = not (self.last or self.indexed) and all(
             not isinstance(axis, UnevenAxis) and axis.is_whole for axis in self.axes[-problem.ndim :]
@@ -80,13 +85,16 @@ class Work:
     @property
     def groups(self) -> int:
         """Vectors of outputs of a row if these are few enough to be unrolled, otherwise 0."""
+        return self._groups(self.lanes)
+
+    def _groups(self, lanes: int) -> int:
         if self.columns is None or self.axes[0].size > 1 or self.axes[0].out > 1:
             return 0
         kernel, stride = self.columns
-        width, span = self.axes[2], stride * self.lanes
+        width, span = self.axes[2], stride * lanes
         assert not isinstance(width, UnevenAxis)
         needed = min((width.out - 1) * stride + kernel, width.size + width.before)
-        groups = max(-(-width.out // self.lanes), -(-needed // span))
+        groups = max(-(-width.out // lanes), -(-needed // span))
         return groups if groups <= _GROUPS else 0
 
     @property
