@@ -49,6 +49,8 @@ MORE = """
     max_pool2d n1 c3 ih9 iw100 k3
     max_pool2d n2 c5 ih7 iw9 k2
     max_pool2d n2 c5 i28 k2
+    max_pool2d n4 c36 ih6 iw9 k2
+    avg_pool2d n4 c40 ih6 iw14 k2
     max_pool2d n2 c5 i13 k5
     max_pool2d n2 c5 i7 k2 ceil
     max_pool2d n1 c3 ih8 iw100 k3 ceil
@@ -212,6 +214,22 @@ def test_refusals_name_the_reason():
     assert "forward" in reason("max_pool2d n1 c1 i8 k2", direction="dgrad")
     assert "dilated" in GRADIENT.refuses(parse_problem("avg_pool2d:dgrad n1 c1 i8 k2 d2"))
     assert "convolutions" in GRADIENT.refuses(parse_problem("conv2d n1 c1 i8 oc1 k3"))
+
+
+@pytest.mark.parametrize("kind", ["max", "avg"])
+def test_maps_that_are_joined_and_the_same_apart(kind):
+    """Joined where one follows another, with NaN in one of them; as they are where something lies between."""
+    problem = parse_problem(f"{kind}_pool2d n2 c40 ih6 iw14 k2")
+    with options(threads=1):
+        assert Work(problem, simd(), 1).joined == 40
+        (x,) = testing.random_inputs(problem)
+        x[1, 7, 2:4, 3] = np.nan
+        (expected,) = testing.exact(problem, (x,)).results
+        apart = np.full((2, 40, 8, 14), np.nan, x.dtype)[:, :, :6]
+        apart[...] = x
+        results = [testing.run(POOL, problem, (source,))[0] for source in (x, apart)]
+    assert np.array_equal(*results, equal_nan=True)
+    assert np.array_equal(np.isnan(results[0]), np.isnan(expected)) and np.isnan(expected).sum() == 1
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])

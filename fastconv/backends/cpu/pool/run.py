@@ -14,7 +14,7 @@ from fastconv.backends.cpu.pool.reduction import ANY_NORM, ANY_ROOT, MAX, NORM, 
 from fastconv.backends.cpu.pool.windows import padded, runs, scales, span
 from fastconv.backends.cpu.pool.work import Work
 from fastconv.backends.cpu.scratch import address
-from fastconv.geometry import UnevenAxis
+from fastconv.geometry import Axis, UnevenAxis
 from fastconv.problem import Sizes
 
 # Of arrays of how many different strides a plan remembers what it worked out.
@@ -41,11 +41,12 @@ class Runner:
         self._one = np.ones(1, dtype)
         self._powers = np.array([self.problem.norm_type, 1 / self.problem.norm_type])
         self._scale, self._scales = rows_, columns
+        self._tall: dict[str, Any] = self._joined() if work.joined > 1 else {}
         self._loops = self._compiled().address
         self._fields = self._known()
-        self._records: dict[tuple[Sizes, ...], Any] = {}
+        self._records: dict[tuple[Sizes, ...], tuple[Any, int]] = {}
         self._indexed, self._size = work.indexed, self.problem.itemsize
-        self._units, self._workers = work.units, work.workers
+        self._workers = work.workers
         self._scratch = work.workers * work.line_bytes
 
     def _compiled(self) -> Any:
@@ -61,6 +62,18 @@ class Runner:
             return rows(op, *work.columns, int(work.indexed), *common)
         first, then = _STEPS.get(op, (op, op))
         return gathered(first, then, int(work.indexed), *common)
+
+    def _joined(self) -> dict[str, Any]:
+        """Return the tables of rows of as many maps as are joined, each below the last."""
+        height, count = self.work.axes[1], self.work.joined
+        assert isinstance(height, Axis)
+        rows_ = count * height.out
+        return {
+            "runs": np.array([[0, rows_, 0, height.kernel]], np.int64),
+            "from_h": np.arange(rows_, dtype=np.int64) * height.stride,
+            "reads_h": np.full(rows_, height.kernel, np.int64),
+            "scale": np.tile(self._scale, (1, count)),
+        }
 
     def _known(self) -> dict[str, int]:
         work, p = self.work, self.problem
@@ -89,7 +102,7 @@ class Runner:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         x, y = inputs[0], outputs[0]
         indices = outputs[1] if self._indexed else y
-        record = self._record(x.strides, y.strides, indices.strides)
+        record, units = self._record(x.strides, y.strides, indices.strides)
         start, target = address(x), address(y)
         if record is None or (start | target) % self._size or not indices.flags.aligned:
             self._run_apart(inputs, outputs)
@@ -100,7 +113,7 @@ class Runner:
             job[_I] = address(indices)
         if self._scratch:
             job[_LINES] = scratch.take(self._scratch)
-        threads.run(self._loops, address(job), self._units, self._workers)
+        threads.run(self._loops, address(job), units, self._workers)
 
     def _run_apart(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Run on copies of what the loops cannot read, and into arrays that they can write."""
@@ -128,8 +141,11 @@ class Runner:
             inner -= 1
         return (strides[-1] == size or shape[-1] == 1) and (inner == 2 or not self.work.whole)
 
-    def _record(self, x: Sizes, y: Sizes, indices: Sizes) -> Any:
-        """Return what is known of arrays of these strides, addresses left open; None if the loops cannot take them."""
+    def _record(self, x: Sizes, y: Sizes, indices: Sizes) -> tuple[Any, int]:
+        """Return what is known of arrays of these strides, addresses left open, and how many units of work there are.
+
+        There is no record if the loops cannot take the arrays.
+        """
         try:
             return self._records[x, y, indices]
         except KeyError:
@@ -147,6 +163,13 @@ class Runner:
         f["packed"] = int(f["yh"] == rows * size and (not self._indexed or f["jh"] == rows * 8))
         reach = self.work.kernel[1] + f["rise"]
         f["ahead"] = reach * f["xh"]
+        units = self.work.units
+        follow = f["xc"] == f["oh"] * f["rise"] * f["xh"] and f["yc"] == f["oh"] * f["yh"]
+        if self._tall and follow:
+            count = self.work.joined
+            f |= {name: address(table) for name, table in self._tall.items()} | {"nruns": 1, "bands": 1}
+            f |= {name: f[name] * count for name in ("oh", "xc", "yc")} | {"channels": f["channels"] // count}
+            units = p.n * f["channels"]
         record = record_of(FIELDS, f) if fits else None
-        self._records[x, y, indices] = record
-        return record
+        self._records[x, y, indices] = record, units
+        return record, units

@@ -17,6 +17,8 @@ WIDEST, LONGEST = 5, 3
 _GROUPS = 4
 # Bytes of the shortest vectors.
 LEAST_BYTES = 16
+# Maps that are joined at most: what is done twice after a NaN is no more than these.
+_JOINED = 64
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 8
 # Vectors of channels that are reduced together: independent of one another, as a maximum's latency asks for.
@@ -96,6 +98,19 @@ class Work:
         needed = min((width.out - 1) * stride + kernel, width.size + width.before)
         groups = max(-(-width.out // lanes), -(-needed // span))
         return groups if groups <= _GROUPS else 0
+
+    @cached_property
+    def joined(self) -> int:
+        """Maps that may be taken for one tall map, where no window crosses the edge of theirs; 1 if none may."""
+        height = self.axes[1]
+        if self.last or self.indexed or not self.groups or isinstance(height, UnevenAxis):
+            return 1
+        reach = (height.out - 1) * height.stride + (height.kernel - 1) * height.dilation + 1
+        if height.before or reach > height.size or height.out * height.stride != height.size:
+            return 1
+        wanted = _UNITS * self.workers if self.workers > 1 else 1
+        most = min(_JOINED, self.problem.n * self.problem.c // wanted)
+        return max(parts for parts in range(1, max(most, 1) + 1) if self.problem.c % parts == 0)
 
     @property
     def kernel(self) -> tuple[int, ...]:
