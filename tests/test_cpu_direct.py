@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fresh import python
 
 import fastconv as fc
 from fastconv import registry, testing
@@ -104,3 +105,20 @@ def test_special_values_stay_where_the_windows_are(key):
     expected = np.zeros(clean.shape, bool)
     expected[:, :, 8:11, 16:19] = True
     np.testing.assert_array_equal(touched, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", ["conv2d n1 c200 i13 oc20 k1 bias relu", "conv2d n2 c600 i27 oc64 k1 residual"])
+def test_tiles_of_two_sizes_in_stages(text):
+    """In a fresh process with few registers, where such tiles are chosen."""
+    code = f"""
+from fastconv import registry, testing
+from fastconv.backends.cpu.direct.work import Work
+from fastconv.notation import parse_problem
+problem = parse_problem({text!r})
+work = Work.of(problem)
+assert work.cut.full < work.cut.pieces and work.stage(work.item) * work.item < work.terms
+testing.check_problem(registry.find("numba/direct"), problem)
+testing.check_problem(registry.find("numba/direct"), problem.replace(dtype="float64", prepacked=True))
+"""
+    python(code, FASTCONV_SIMD="avx2")
