@@ -106,7 +106,7 @@ def _adaptive_axis(size: int, out: int) -> Axis | UnevenAxis:
     They are evenly spaced if and only if ``size`` is a multiple of ``out``, or one more than that.
     """
     stride, more = divmod(size, out)
-    return UnevenAxis(size, out) if more > 1 else Axis(size, out, stride + more, stride, 1, 0, "zeros")
+    return UnevenAxis(size, out) if more > 1 or not stride else Axis(size, out, stride + more, stride, 1, 0, "zeros")
 
 
 def taps(problem: ConvProblem | PoolProblem) -> tuple[Table, ...]:
@@ -206,6 +206,22 @@ def divisors(problem: PoolProblem, outputs: Sequence[Range] | None = None) -> ND
 def divisors_bytes(positions: Sequence[int]) -> int:
     """Return the memory that `divisors` takes for that many positions along every axis, making them included."""
     return 16 * math.prod(positions) + 48 * sum(positions)
+
+
+def fewest_reads(axis: Axis) -> int:
+    """Return how many input elements every window reads along an axis, at least; padding with zeros is none."""
+    return axis.kernel if axis.mode != "zeros" else int(_reads(axis, None, (0, axis.out)).min())
+
+
+def fewest_uses(axis: Axis) -> int:
+    """Return how many windows read an input element at the same kernel position, at least; not zeros for padding."""
+    if axis.mode != "zeros":
+        return axis.out
+    place = axis.before - np.arange(axis.kernel) * axis.dilation
+    first = -(-place // axis.stride)
+    stop = -(-(axis.size + place) // axis.stride)
+    uses = stop.clip(0, axis.out) - first.clip(0, axis.out)
+    return int(uses.clip(0).min())
 
 
 def _reads(axis: Axis | UnevenAxis, after: int | None, outputs: Range) -> NDArray[Any]:

@@ -35,6 +35,8 @@ CONV_SHAPES = """
     conv2d n2 c3 i12 oc5 k3 d3 p2:3
     conv2d n1 c16 i7 oc33 k3 p1 bias residual relu
     conv2d n2 c16 i5 oc10 k5 bias
+    conv2d n1 c24 i7 oc10 k2 bias
+    conv2d n2 c16 i8 oc18 k4 s2 p1
     conv2d n1 c12 i9 oc20 k5 p2 bias
     conv2d n1 c2 ih5 iw17 oc3 kh1 kw7 pw3 sigmoid
     conv2d n1 c2 ih17 iw5 oc3 kh7 kw1 ph3 tanh residual
@@ -51,6 +53,7 @@ CONV_SHAPES = """
     conv3d n1 c2 id4 ih5 iw6 oc3 kd2 kh3 kw3 s2 p1 bias
     conv3d n2 c4 i5 oc4 k3 p1 g2 d2 circular
     conv3d n1 c3 i4 oc2 k3 p1 channels_last
+    conv3d n1 c16 id3 ih6 iw7 oc9 kd2 kh3 kw3 ph1 pw1
     linear n5 c17 oc9 bias
     linear n1 c64 oc3 relu
     locally_connected2d n2 c3 ih6 iw7 oc4 k3 p1 s2 bias

@@ -209,3 +209,14 @@ def test_weight_that_is_not_finite_is_not_multiplied_by_padding(text):
 )
 def test_bias_gradients_are_the_references(text, dtype):
     testing.check_problem(registry.find("numba/bias_gradient"), parse_problem(text).replace(dtype=dtype))
+
+
+@pytest.mark.parametrize("key", ["numba/dgrad_depthwise2", "numba/dgrad_grouped2"])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_padding_beyond_the_kernel_is_refused(key, stride):
+    problem = parse_problem(f"conv2d:dgrad n1 c4 i9 oc4 k3 s{stride} p4 g4")
+    why = registry.find(key).refuses(problem)
+    assert why is None or "whole of the output's gradient" in why
+    if why is None:
+        testing.check_problem(registry.find(key), problem)
+    assert (why is None) == ((key, stride) == ("numba/dgrad_depthwise2", 2))

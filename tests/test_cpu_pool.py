@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+import fastconv as fc
 from fastconv import registry, testing
 from fastconv.backends.cpu.pool import gradient_work
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
@@ -22,6 +23,14 @@ LAYOUTS = ("channels_first", "channels_last")
 
 # One for each kernel and loop: unrolled rows of one vector and of several, rows of many, gathered columns, whole maps.
 MORE = """
+    adaptive_avg_pool2d n2 c64 i2 o1
+    adaptive_avg_pool2d n1 c5 i1 o3
+    max_pool2d n1 c8 i3 k3
+    max_pool2d n1 c8 i2 k2
+    avg_pool2d n1 c67 i1 k1
+    max_pool2d n1 c64 ih3000 iw2 k2
+    max_pool2d n1 c2 i8 k5 s1 p2
+    avg_pool2d n2 c3 i9 k4 s1
     max_pool2d n2 c3 i7 k3 s1 p1
     max_pool2d n1 c35 ih14 iw14 k3 s2 ceil
     avg_pool2d n2 c3 i14 k5 s3
@@ -242,3 +251,11 @@ def test_every_worker_gets_units_and_scratch(text, workers):
     for work in works:
         assert work.bands >= 1 and work.units >= 1
         assert work.line_bytes % 64 == 0 and work.cycles > 0
+
+
+def test_windows_between_the_depths_read_nothing():
+    x = np.ones((1, 2, 1, 5, 8), np.float32)
+    settings = {"kernel_size": (2, 3, 3), "stride": 1, "dilation": (2, 1, 1), "padding": 1}
+    expected = fc.max_pool3d(x, **settings, backend="reference")
+    assert np.isneginf(expected).all()
+    np.testing.assert_array_equal(fc.max_pool3d(x, **settings, backend="numba"), expected)

@@ -40,7 +40,8 @@ def fitted(text, algorithm):
     problem = parse_problem(text)
     larger = algorithm.taps - 3
     padded = tuple(
-        (max(0, before + larger // 2), max(0, after + larger // 2)) for before, after in problem.padding[-2:]
+        (min(before + larger // 2 + larger % 2, algorithm.taps - 1), max(0, after + larger // 2))
+        for before, after in problem.padding[-2:]
     )
     depths = (problem.kernel_size[:-2], problem.padding[:-2])
     return problem.replace(kernel_size=(*depths[0], *(algorithm.taps,) * 2), padding=(*depths[1], *padded))

@@ -98,6 +98,19 @@ def test_error_is_within_half_of_the_bound(algorithm):
 
 
 @each
+@pytest.mark.parametrize("images", [6, 24])
+def test_error_of_few_products_is_within_the_bound(algorithm, images):
+    """Where the transforms' own rounding is most of the error."""
+    size = algorithm.taps + (1 if images == 6 else 0)
+    problem = parse_problem(f"conv2d:wgrad n{images} ic64 ih{size} iw{size} oc64 k{algorithm.taps}")
+    assert algorithm.refuses(problem) is None
+    for seed in range(4):
+        inputs = testing.random_inputs(problem, seed)
+        outputs = testing.run(algorithm, problem, inputs)
+        testing.compare(problem, outputs, testing.exact(problem, inputs), algorithm.error_bound(problem))
+
+
+@each
 def test_matrices_correlate_exactly(algorithm):
     """``G^T [(A g) * (B^T d)]`` is the sliding product of a few taps, in double precision to the last bits."""
     data, filters, output = (np.array(matrix) for matrix in matrices(algorithm.m, algorithm.taps))

@@ -6,10 +6,9 @@ from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise import work as forward
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.depthwise.dgrad_work import Work
-from fastconv.backends.cpu.dgrad.shifts import forward_problem
-from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.dgrad.shifts import paddings, stacked_problem
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
-from fastconv.machine import Machine, machine
+from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 # Seconds of a call beside its loops, and of looking for weights that are not finite.
@@ -29,34 +28,39 @@ class DepthwiseDgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.ndim != 2 or problem.stride not in ((1, 1), (2, 2)):
-            return "steps by one or two rows and columns"
+        if problem.ndim != 2:
+            return f"computes in two dimensions, not in {problem.ndim}"
+        if problem.stride not in ((1, 1), (2, 2)):
+            return f"steps by one or two rows and columns, not by {problem.stride}"
         if not problem.groups == problem.ic == problem.oc:
-            return "takes one input and one output channel a group"
+            return (
+                f"takes one input and one output channel a group, not {problem.ic} and {problem.oc} in {problem.groups}"
+            )
         if problem.padding_mode != "zeros":
             return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
         if problem.dilation != (1, 1) or max(problem.kernel_size) > 7 or min(problem.kernel_size) < 2:
-            return "takes kernels of two to seven rows and columns, not dilated"
+            return f"takes kernels of two to seven rows and columns, not {problem.kernel_size} by {problem.dilation}"
         if problem.bias != "none" or problem.residual or problem.activation is not None:
             return "computes the plain gradient, with no bias, residual or activation"
         if problem.layout == "channels_last":
             return "takes columns that are neighbours, not channels"
-        if _is_forward(problem) and min(zeros for pads in forward_problem(problem).padding for zeros in pads) < 0:
+        if _is_forward(problem) and min(map(min, paddings(problem))) < 0:
             return "reads the whole of the output's gradient"
         return refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         assert isinstance(problem, ConvProblem)
         if _is_forward(problem):
-            return _FORWARD.workspace_bytes(forward_problem(problem))
-        return _work(problem).zero_bytes
+            return _FORWARD.workspace_bytes(stacked_problem(problem))
+        return Work.of(problem).zero_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         assert isinstance(problem, ConvProblem)
         if _is_forward(problem):
-            return _LOOKING + _FORWARD.predict(forward_problem(problem), machine)
-        work = _work(problem)
-        return _OVERHEAD + max(work.cycles / machine.hertz, machine.moving(problem.bytes)) / work.workers
+            return _LOOKING + _FORWARD.predict(stacked_problem(problem), machine)
+        work = Work.of(problem)
+        workers = work.units / -(-work.units // work.workers)
+        return _OVERHEAD + max(work.cycles / machine.hertz, machine.moving(problem.bytes)) / workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.dgrad_loops import PairsRunner
@@ -65,17 +69,12 @@ class DepthwiseDgrad(Algorithm):
         assert isinstance(problem, ConvProblem)
         runner: BackwardsRunner | PairsRunner
         if _is_forward(problem):
-            runner = BackwardsRunner(problem, forward.Work.of(forward_problem(problem)))
+            runner = BackwardsRunner(problem, forward.Work.of(stacked_problem(problem)))
         else:
-            runner = PairsRunner(_work(problem))
+            runner = PairsRunner(Work.of(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 
 def _is_forward(problem: AnyProblem) -> bool:
     """Whether the gradient is a forward convolution of ``dy``."""
     return isinstance(problem, ConvProblem) and problem.stride == (1, 1)
-
-
-def _work(problem: AnyProblem) -> Work:
-    assert isinstance(problem, ConvProblem)
-    return Work(problem, simd(), machine().threads(), machine().l2_bytes)

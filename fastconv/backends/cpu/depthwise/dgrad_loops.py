@@ -108,7 +108,7 @@ class PairsRunner:
         yn, yk, yh, _ = dy.strides
         xn, xc, xh, _ = result.strides
         job[:_ARRAYS] = address(dy), yn, yk, yh, weight.address, address(result), xn, xc, xh
-        threads.run(self._loops, address(job), self.problem.n * self.problem.ic, self.work.workers)
+        threads.run(self._loops, address(job), self.work.units, self.work.workers)
         if result is not dx:
             dx[...] = result
 

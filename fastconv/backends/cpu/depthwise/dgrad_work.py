@@ -6,9 +6,9 @@ import math
 from functools import cached_property
 
 from fastconv.backends.cpu.dgrad.shifts import shifts_of
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.work import ConvWork
 
-_LINE = 64
 # Bytes of rows that stay in the first-level cache; pairs of rows that a tile has at least.
 _NEAR, _LEAST = 16 << 10, 4
 # Cycles of a tile beside its rows.
@@ -17,6 +17,11 @@ _START = 40
 
 class Work(ConvWork):
     """A problem as the loops take it; see `ConvWork`."""
+
+    @property
+    def units(self) -> int:
+        """Planes."""
+        return self.problem.n * self.problem.ic
 
     @cached_property
     def pairs(self) -> int:
@@ -43,8 +48,8 @@ class Work(ConvWork):
 
     @property
     def zero_bytes(self) -> int:
-        """Bytes of the zeros that stand for a row of padding."""
-        return 2 * self.vector * self.size
+        """Bytes of the zeros that a vector of a row of padding is."""
+        return self.vector * self.size
 
     @property
     def cycles(self) -> float:
@@ -52,7 +57,7 @@ class Work(ConvWork):
         p, (_, height, width) = self.problem, self.axes
         whole = self.vector * self.size == self.simd.vector_bytes
         rate = self.simd.fma_per_cycle if whole else 2.0
-        crossing = 1 + self.vector * self.size / _LINE
+        crossing = 1 + self.vector * self.size / LINE
         loads = shifts_of(width).elements * crossing
         row = max(self.taps, loads + 4 * crossing, 8) / rate + 6
         tiles = -(-self.pairs // self.vector)

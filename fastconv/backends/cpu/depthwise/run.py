@@ -12,7 +12,7 @@ from fastconv.backends.cpu.depthwise.loops import FIELDS, channels, columns
 from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.packing import Packer
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.geometry import source_line
 from fastconv.problem import AXES, Sizes
 
@@ -99,7 +99,7 @@ class DepthwiseRunner(Runner):
         """Return the weight as the micro-kernel reads it."""
         work = self.work
         if not work.last:
-            rows = w if w.flags.c_contiguous and w.flags.aligned else w.copy(order="C")
+            rows = contiguous(w)
             last = (work.taps - 1) * work.size if self._backwards else 0
             return Packed(rows, address(rows) + last)
         packed = new(work.packed_size * work.size)

@@ -41,6 +41,8 @@ class DepthwiseWgrad(Algorithm):
         copied = 0
         if problem.layout == "channels_last":
             copied = sum(work.size * math.prod(operand.shape) for operand in work.problem.inputs)
+        if work.flat:
+            return copied + work.mask_bytes
         return work.workers * work.sums_bytes + work.zero_bytes + copied
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
@@ -49,7 +51,7 @@ class DepthwiseWgrad(Algorithm):
         copied = 2 * problem.bytes / machine.bandwidth if problem.layout == "channels_last" else 0.0
         # Nothing fetches ahead what lies below one another.
         moving = machine.moving(max(0, problem.bytes - work.cache))
-        return _OVERHEAD + (seconds + moving) / work.workers + copied
+        return _OVERHEAD + (seconds + moving) * -(-problem.oc // work.workers) / problem.oc + copied
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.wgrad_flat import FlatRunner

@@ -201,13 +201,16 @@ def _lines(array: Any) -> Any:
 def _masks(work: Work) -> tuple[Any, Any]:
     """Return every vector's masks, and which vectors need none of rows and lie inside the gradient's plane."""
     height, width, lanes = work.height, work.width, work.flat_lanes
-    vectors = -(-height.out * width.out // lanes)
-    row, col = np.divmod(np.arange(vectors * lanes), width.out)
+    cells = height.out * width.out
+    vectors = -(-cells // lanes)
     down = np.arange(height.kernel)[:, None] * height.dilation - height.before
     right = np.arange(width.kernel)[:, None] * width.dilation - width.before
-    rows = (row < height.out) & (row + down >= 0) & (row + down < height.size)
-    cols = (row < height.out) & (col - right >= 0) & (col - right < width.out)
-    masks = np.stack([*cols, *rows]).reshape(-1, vectors, lanes).swapaxes(0, 1)
-    place = np.arange(vectors * lanes) - right
-    plain = (rows.all(0) & ((place >= 0) & (place < height.out * width.out)).all(0)).reshape(vectors, lanes).all(1)
-    return np.packbits(masks, axis=-1, bitorder="little"), plain
+    row, col = np.arange(height.out) + down, np.arange(width.out) - right
+    masks = np.zeros((width.kernel + height.kernel, vectors * lanes), bool)
+    masks[: width.kernel, :cells] = np.tile((col >= 0) & (col < width.out), height.out)
+    masks[width.kernel :, :cells] = np.repeat((row >= 0) & (row < height.size), width.out, axis=1)
+    plain = np.all(masks[width.kernel :], axis=0)
+    place = np.arange(vectors * lanes)
+    plain &= (place >= right.max()) & (place < cells + right.min())
+    packed = np.packbits(masks.reshape(-1, vectors, lanes), axis=-1, bitorder="little")
+    return np.ascontiguousarray(packed.swapaxes(0, 1)), plain.reshape(vectors, lanes).all(1)

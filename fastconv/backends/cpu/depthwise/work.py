@@ -25,8 +25,8 @@ _VECTORS = (5, 4, 3, 2, 1)
 _LATENCY = 4
 # Output rows of a round of the weight gradient.
 WGRAD_ROWS = 4
-# Bytes a cycle from the second-level cache.
-_L2_RATE = 32
+# Bytes a cycle from the second-level cache; of it, what masks of planes that are taken as lines may take.
+_L2_RATE, _MASKS = 32, 4
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
 _START = 60
 # The same, where it is not to rank tiles: what tiles overlap of it.
@@ -224,7 +224,14 @@ class Work(ConvWork):
         same = self.height.stride == width.stride == 1 and width.out == width.size
         # One kernel column reads no padding, so that whatever is not finite is noticed.
         plain = width.before in range(0, width.kernel * width.dilation, width.dilation)
-        return same and plain and self.problem.ndim < 3 and self.simd.name == "avx512" and self.flat_rows > 0
+        fits = self.problem.ndim < 3 and self.flat_rows > 0 and self.mask_bytes <= self.cache // _MASKS
+        able = self.simd.name == "avx512" and same and plain and fits
+        return able and self._flat_cycles <= self._column_cycles
+
+    @property
+    def mask_bytes(self) -> int:
+        """Bytes of the masks of planes that are taken as lines, and of making them: a byte for each bit, twice."""
+        return 17 * (self.height.kernel + self.width.kernel) * self.height.out * self.width.out // 8
 
     @property
     def _plane_bytes(self) -> int:

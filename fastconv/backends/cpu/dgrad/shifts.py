@@ -44,11 +44,18 @@ def shifts_of(axis: Axis) -> Shifts:
     return Shifts(first, max(places) - first + 1, counted)
 
 
-def forward_problem(problem: ConvProblem) -> ConvProblem:
+def paddings(problem: ConvProblem) -> list[tuple[int, int]]:
+    """Return the zeros before and after ``dy`` that all windows in the plane read; negative where some is not read."""
+    found = []
+    for axis, stride in zip(lifted_axes(problem)[1:], problem.stride, strict=True):
+        window, count = shifts_of(axis), -(-axis.size // stride)
+        found.append((-window.first, count + window.first + window.elements - 1 - axis.out))
+    return found
+
+
+def stacked_problem(problem: ConvProblem) -> ConvProblem:
     """Return the convolution of ``dy`` in the plane that has a gradient's phases as channels, and all their windows."""
     windows = [shifts_of(axis) for axis in lifted_axes(problem)[1:]]
-    counts = [-(-size // stride) for size, stride in zip(problem.input_size, problem.stride, strict=True)]
-    sizes = zip(windows, counts, problem.output_size, strict=True)
     return ConvProblem(
         op=problem.op,
         direction="fprop",
@@ -57,7 +64,7 @@ def forward_problem(problem: ConvProblem) -> ConvProblem:
         oc=problem.ic * math.prod(problem.stride),
         input_size=problem.output_size,
         kernel_size=tuple(window.elements for window in windows),
-        padding=tuple((-w.first, count + w.first + w.elements - 1 - size) for w, count, size in sizes),
+        padding=tuple(paddings(problem)),
         groups=problem.groups,
         prepacked=True,
         dtype=problem.dtype,

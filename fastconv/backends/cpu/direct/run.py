@@ -20,6 +20,9 @@ from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import Sizes
 
+# A register file of so many vectors is small.
+_FEW = 16
+
 
 class DirectRunner(Runner):
     """Runs one problem on arrays of any strides."""
@@ -110,20 +113,32 @@ class DirectRunner(Runner):
     def _tiles(self, last: bool, term: int, pixel: int) -> dict[str, int]:
         """Return what the loops know of the tiles, and who computes them; a term and a pixel are so many bytes long."""
         work, tile = self.work, self.work.tile
-        # Such as come in every network, so that few tiles are compiled: in a slab whole lines of the cache.
-        usual = (LINE, 2 * LINE) if work.staged else (work.size, 2 * work.size)
-        steps = (term if term == work.size else 0, pixel if pixel in usual else 0)
+        steps = self._literal_steps(term, pixel)
         width = work.lanes * work.size
         f = {"rows": tile.rows, "wide": work.block, "size": work.problem.itemsize}
         f |= {"cut": min(work.output[1], work.cut.full * work.cut.size), "turn": work.turn}
         partial = int(work.outputs % work.lanes > 0)
         for name, vectors, part in (("0", tile.vectors, 0), ("1", tile.tail, partial)):
+            if name == "0" and work.blocks == 1:
+                continue  # the only block is the last
             f[f"wterm{name}"] = vectors * width
             for kind, (pieces, cols) in zip(("full", "less"), work.cut.spans, strict=True):
                 if pieces:
                     form = (tile.rows, cols, vectors, work.lanes, work.format, int(work.simd.fma), int(last), part)
                     f[kind + name] = tiles(*form, *steps).address
         return f
+
+    def _literal_steps(self, term: int, pixel: int) -> tuple[int, int]:
+        """Return those bytes of a term and of a pixel that tiles are compiled for, 0 for any.
+
+        Few registers have short tiles, where it matters. Steps that come in every network are enough, so that few tiles
+        are compiled: in a slab whole lines of the cache.
+        """
+        work = self.work
+        if work.simd.registers > _FEW:
+            return 0, 0
+        usual = (LINE, 2 * LINE) if work.staged else (work.size, 2 * work.size)
+        return term if term == work.size else 0, pixel if pixel in usual else 0
 
     def _runs(self, steps: tuple[int, ...], step: int) -> tuple[Any, int]:
         """Return the offsets of runs of terms that lie ``step`` bytes apart, and how many terms a run has."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.axes import lifted_axes
-from fastconv.backends.cpu.dgrad.shifts import forward_problem, shifts_of
+from fastconv.backends.cpu.dgrad.shifts import paddings, shifts_of
 from fastconv.backends.cpu.grouped.dgrad_work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
@@ -27,8 +27,10 @@ class GroupedDgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.ndim != 2 or problem.stride not in ((1, 1), (2, 2)):
-            return "steps by one or two rows and columns"
+        if problem.ndim != 2:
+            return f"computes in two dimensions, not in {problem.ndim}"
+        if problem.stride not in ((1, 1), (2, 2)):
+            return f"steps by one or two rows and columns, not by {problem.stride}"
         if problem.ic // problem.groups > _MOST_CHANNELS:
             return f"takes at most {_MOST_CHANNELS} input channels a group, not {problem.ic // problem.groups}"
         if problem.padding_mode != "zeros":
@@ -39,7 +41,7 @@ class GroupedDgrad(Algorithm):
             return "computes the plain gradient, with no bias, residual or activation"
         if problem.layout == "channels_last":
             return "takes columns that are neighbours, not channels"
-        if min(before for pads in forward_problem(problem).padding for before in pads) < 0:
+        if min(map(min, paddings(problem))) < 0:
             return "reads the whole of the output's gradient"
         return refuses_halves(problem)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from fastconv.backends.cpu.dgrad.shifts import forward_problem
+from fastconv.backends.cpu.dgrad.shifts import stacked_problem
 from fastconv.backends.cpu.grouped import work as forward
 from fastconv.backends.cpu.registers import Simd
 from fastconv.problem import ConvProblem
@@ -14,7 +14,7 @@ class Work(forward.Work):
     """A gradient as the loops take it; ``problem`` is the forward one, whose slabs they fill."""
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
-        super().__init__(forward_problem(problem), vectors, workers, cache)
+        super().__init__(stacked_problem(problem), vectors, workers, cache)
         self.gradient = problem
         #: Channels of a group of the gradient; phases.
         self.channels, self.parts = problem.ic // problem.groups, math.prod(problem.stride)

@@ -84,7 +84,7 @@ class GradientRunner:
         f |= {"item": self._size, "wide": work.size, "apart": int(work.apart), "turns": int(work.planes > 1)}
         f |= {"bands": work.bands, "one": address(self._one), "scale": address(self._scale)}
         f |= {"scales": 0 if self._scales is None else address(self._scales), "powers": address(self._powers)}
-        f |= {"line_bytes": work.line_bytes, "line": work.lanes * work.size, "plane": work.plane}
+        f |= {"line_bytes": work.line_bytes, "line": work.lead * work.size, "plane": work.plane}
         if not work.axes:
             return f
         f |= dict(zip(("od", "oh", "ow"), (axis.out for axis in work.axes), strict=True))

@@ -235,12 +235,17 @@ class GradientWork:
 
     @property
     def plane(self) -> int:
-        """Bytes of a worker's line, with a vector of zeros before it and zeros behind as far as the row goes."""
+        """Bytes of a worker's line, with zeros before it, and behind as far as the row goes."""
         if self.loops != "averages":
             return 0
         axis = self.axes[2]
         longest = max(axis.out, axis.size // (axis.stride if isinstance(axis, Axis) else 1) + 1)
-        return -(-(longest + 4 * self.lanes) * self.size // 64) * 64
+        return -(-(longest + 3 * self.lanes + self.lead) * self.size // 64) * 64
+
+    @property
+    def lead(self) -> int:
+        """Zeros before a line: as many as a window reads before its last element, and whole vectors of them."""
+        return max(self.lanes, WIDEST)
 
     @property
     def line_bytes(self) -> int:

@@ -16,9 +16,11 @@ WIDEST, LONGEST = 5, 3
 # Vectors of outputs of a row that are unrolled.
 _GROUPS = 4
 # Bytes of the shortest vectors.
-LEAST_BYTES = 16
+_LEAST_BYTES = 16
 # Maps that are joined at most: what is done twice after a NaN is no more than these.
 _JOINED = 64
+# Rows of outputs that joined maps have together, at most: a large map gains nothing.
+_JOINED_ROWS = 2048
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 8
 # Vectors of channels that are reduced together: independent of one another, as a maximum's latency asks for.
@@ -58,13 +60,14 @@ class Work:
         self.axes: tuple[Windows, ...] = lifted(problem)
         self.indexed = problem.return_indices
         self.last = problem.layout == "channels_last"
-        half = self.lanes // 2
-        if not self.last and half * self.size >= LEAST_BYTES and 0 < self._groups(half) == self._groups(self.lanes):
-            self.lanes = half  # the other half would hold nothing
-        self.vectors = min(_VECTORS, -(-problem.c // self.lanes))
         self.whole = not (self.last or self.indexed) and all(
             not isinstance(axis, UnevenAxis) and axis.is_whole for axis in self.axes[-problem.ndim :]
         )
+        half = self.lanes // 2
+        plain = not (self.last or self.whole)
+        if plain and half * self.size >= _LEAST_BYTES and 0 < self._groups(half) == self._groups(self.lanes):
+            self.lanes = half  # the other half would hold nothing
+        self.vectors = min(_VECTORS, -(-problem.c // self.lanes))
 
     @property
     def op(self) -> str:
@@ -82,7 +85,10 @@ class Work:
             return None
         if axis.kernel == 1 and axis.stride == 1:
             return 1, 1
-        return (axis.kernel, axis.stride) if axis.kernel <= WIDEST and 0 < axis.stride <= LONGEST else None
+        if axis.kernel > WIDEST or not 0 < axis.stride <= LONGEST:
+            return None
+        # A window's elements lie in two neighbouring vectors.
+        return (axis.kernel, axis.stride) if (axis.kernel - 1) // axis.stride <= self.lanes else None
 
     @property
     def groups(self) -> int:
@@ -90,7 +96,7 @@ class Work:
         return self._groups(self.lanes)
 
     def _groups(self, lanes: int) -> int:
-        if self.columns is None or self.axes[0].size > 1 or self.axes[0].out > 1:
+        if self.columns is None or not _is_one(self.axes[0]):
             return 0
         kernel, stride = self.columns
         width, span = self.axes[2], stride * lanes
@@ -103,13 +109,14 @@ class Work:
     def joined(self) -> int:
         """Maps that may be taken for one tall map, where no window crosses the edge of theirs; 1 if none may."""
         height = self.axes[1]
-        if self.last or self.indexed or not self.groups or isinstance(height, UnevenAxis):
+        apart = self.last or self.indexed or self.whole or self.problem.ndim == 1
+        if apart or not self.groups or isinstance(height, UnevenAxis):
             return 1
         reach = (height.out - 1) * height.stride + (height.kernel - 1) * height.dilation + 1
         if height.before or reach > height.size or height.out * height.stride != height.size:
             return 1
         wanted = _UNITS * self.workers if self.workers > 1 else 1
-        most = min(_JOINED, self.problem.n * self.problem.c // wanted)
+        most = min(_JOINED, _JOINED_ROWS // height.out, self.problem.n * self.problem.c // wanted)
         return max(parts for parts in range(1, max(most, 1) + 1) if self.problem.c % parts == 0)
 
     @property
@@ -152,7 +159,7 @@ class Work:
     @property
     def table_bytes(self) -> int:
         """Bytes of the tables of windows and factors, making them included."""
-        return 80 * (sum(self.output) + 3 * self.lanes) + 32 * math.prod(self.output[:2])
+        return 80 * (sum(self.output) + 3 * self.lanes) + 32 * math.prod(self.output[:2]) * self.joined
 
     @property
     def cycles(self) -> float:
@@ -188,3 +195,8 @@ class Work:
             return 0.0
         exponent = self.problem.norm_type
         return exponent / 2 if exponent.is_integer() and exponent <= FEW else POWER[self.size] * self.lanes
+
+
+def _is_one(axis: Windows) -> bool:
+    """Whether there is one window, of the one element that there is."""
+    return axis.size == axis.out == 1 and (isinstance(axis, UnevenAxis) or axis.before == 0)

@@ -14,7 +14,7 @@ from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.backends.cpu.winograd.work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
-from fastconv.geometry import taps as taps_of
+from fastconv.geometry import Axis, axes_of, fewest_reads
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -32,8 +32,9 @@ _PRODUCTS = 12
 def _fewest_products(problem: ConvProblem, taps: int) -> int:
     """Return how many products that are not with padding are behind an output, at least."""
     products = problem.ic // problem.groups
-    for depths in taps_of(problem)[:-2]:
-        products *= int((depths >= 0).sum(axis=1).min())
+    for axis in axes_of(problem)[:-2]:
+        assert isinstance(axis, Axis)
+        products *= fewest_reads(axis)
     for size, padding in zip(problem.input_size[-2:], problem.padding[-2:], strict=True):
         seen = min(taps - max(0, *padding), size) if problem.padding_mode == "zeros" else taps
         products *= max(seen, 0)

@@ -98,6 +98,8 @@ def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
             if source_w < 0:
                 clear(target + j * width, width)
             else:
+                if channels < lanes:
+                    clear(target + j * width, width)  # what is there may be no number
                 for c in range(channels):
                     move(target + j * width + c * size, source + source_w * job.xw + c * job.xc, size)
 

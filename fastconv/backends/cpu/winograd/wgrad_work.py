@@ -201,7 +201,9 @@ class Work(ConvWork):
         tiles, needed = self.all_rows * self.across, self.needed
         turn = math.log2(self.lanes) + _TURN
         per_row = self.all_rows * self.lanes * turn
-        read, taken = (-(-min(self.across * self.m + more, self.problem.ow) // self.lanes) for more in (2, 0))
+        read, taken = (
+            -(-min(self.across * self.m + more, self.problem.ow) // self.lanes) for more in (self.extent - self.m, 0)
+        )
         enter = self.points * tiles * (_OF_X * self.chunks + _OF_DY * needed)
         enter += per_row * (self.extent * read * self.chunks + self.m * taken * needed)
         sums = self.chunks * self.chunk * needed
