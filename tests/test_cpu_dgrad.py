@@ -220,3 +220,36 @@ def test_padding_beyond_the_kernel_is_refused(key, stride):
     if why is None:
         testing.check_problem(registry.find(key), problem)
     assert (why is None) == ((key, stride) == ("numba/dgrad_depthwise2", 2))
+
+
+UNTURNED = [
+    ("numba/dgrad_depthwise2", "conv2d:dgrad n2 c37 ih19 iw41 oc37 k3 p1 g37"),
+    ("numba/dgrad_depthwise2", "conv2d:dgrad n2 c37 ih19 iw41 oc37 k3 s2 p1 g37"),
+    ("numba/dgrad_depthwise2", "conv2d:dgrad n1 c5 ih1 iw40 oc5 kh3 kw5 s2 ph1 pw2 g5"),
+    ("numba/dgrad_grouped2", "conv2d:dgrad n2 c12 ih19 iw41 oc24 k3 p1 g3"),
+    ("numba/dgrad_grouped2", "conv2d:dgrad n2 c12 ih18 iw41 oc24 k3 s2 p1 g3"),
+]
+
+
+@pytest.mark.parametrize(("key", "text"), UNTURNED)
+def test_threads_change_no_gradient_that_reads_the_weight_where_it_is(key, text):
+    problem, algorithm = parse_problem(text), registry.find(key)
+    inputs = testing.random_inputs(problem)
+    results = []
+    for threads in (1, 2, 3):
+        with fc.options(threads=threads):
+            results.append(testing.run(algorithm, problem, inputs)[0])
+    testing.compare(problem, (results[0],), testing.exact(problem, inputs), algorithm.error_bound(problem))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("key", "text"), UNTURNED)
+def test_what_is_not_finite_goes_where_its_windows_are(key, text, value):
+    problem, algorithm = parse_problem(text), registry.find(key)
+    dy, w = testing.random_inputs(problem)
+    dy[-1, 1, 0, 0] = dy[0, 0, -1, -1] = value
+    with np.errstate(invalid="ignore"):
+        expected = testing.exact(problem, (dy, w))
+    testing.compare(problem, testing.run(algorithm, problem, (dy, w)), expected, algorithm.error_bound(problem))

@@ -32,6 +32,9 @@ SHAPES = """
     conv3d n1 ic18 id9 ih10 iw11 oc40 kd2 kh3 kw3 sd2 dd3 ph1 pw1 g2 residual
     conv3d n1 ic24 id4 ih12 iw10 oc20 kd3 kh3 kw3 p1 channels_last bias
     conv3d n2 ic5 id3 ih14 iw12 oc17 kd3 kh3 kw3 p1 circular
+    conv3d n1 ic16 id3 ih9 iw10 oc17 kd1 kh3 kw3 ph1 pw1
+    conv3d n1 ic12 id3 ih9 iw10 oc17 kd3 kh3 kw3 ph1 pw1 reflect
+    conv3d n1 ic12 id6 ih9 iw10 oc17 kd3 kh3 kw3 pd1:-1 ph1 pw1
 """.strip().splitlines()
 
 

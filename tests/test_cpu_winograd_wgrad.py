@@ -33,6 +33,8 @@ SHAPES = """
     conv3d:wgrad n1 ic18 id9 ih10 iw11 oc40 kd2 kh3 kw3 sd2 dd3 ph1 pw1 g2
     conv3d:wgrad n1 ic40 id4 ih12 iw10 oc20 k3 p1 channels_last
     conv3d:wgrad n3 ic5 id12 ih14 iw30 oc17 k3 p1 circular
+    conv3d:wgrad n2 ic16 id3 ih9 iw10 oc17 kd1 kh3 kw3 ph1 pw1
+    conv3d:wgrad n2 ic12 id3 ih9 iw10 oc17 kd3 kh3 kw3 ph1 pw1 reflect
 """.strip().splitlines()
 
 each = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
