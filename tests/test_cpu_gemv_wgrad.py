@@ -7,7 +7,7 @@ import pytest
 from fresh import python
 
 from fastconv import dispatch, registry, testing
-from fastconv.backends.cpu.gemv.wgrad import Work
+from fastconv.backends.cpu.gemv.wgrad_work import Work
 from fastconv.backends.cpu.registers import Simd
 from fastconv.machine import machine
 from fastconv.notation import parse_problem

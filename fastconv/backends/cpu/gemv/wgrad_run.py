@@ -11,7 +11,7 @@ from numba import carray
 from fastconv.backends.cpu import job
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import size_of
-from fastconv.backends.cpu.gemv.wgrad import Work
+from fastconv.backends.cpu.gemv.wgrad_work import Work
 from fastconv.backends.cpu.local.tile import outer_product
 from fastconv.backends.cpu.scratch import address, contiguous
 

@@ -132,7 +132,7 @@ class Winograd3x2(Winograd):
     name = "winograd3_2x2"
     m = 3
     taps = 2
-    constant = 8.0
+    constant = 16.0
 
 
 class Winograd6(Winograd):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.dgrad.grouped_work import Work
 from fastconv.backends.cpu.dgrad.shifts import paddings, shifts_of
-from fastconv.backends.cpu.grouped.dgrad_work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -56,7 +56,7 @@ class GroupedDgrad(Algorithm):
         return _OVERHEAD + (work.cycles / machine.hertz + moving + work.weight_bytes / _LOOK_RATE) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.grouped.dgrad_run import GroupedDgradRunner
+        from fastconv.backends.cpu.dgrad.grouped_run import GroupedDgradRunner
 
         runner = GroupedDgradRunner(Work.of(problem))
         return Plan(problem, self, runner.run, runner.pack)

@@ -10,8 +10,8 @@ from numba import carray
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.depthwise.dgrad_tile import pairs_tile
-from fastconv.backends.cpu.depthwise.dgrad_work import Work
+from fastconv.backends.cpu.dgrad.depthwise_tile import pairs_tile
+from fastconv.backends.cpu.dgrad.depthwise_work import Work
 from fastconv.backends.cpu.dgrad.exact import input_gradient
 from fastconv.backends.cpu.dgrad.shifts import shifts_of
 from fastconv.backends.cpu.dgrad.unturned import Finite, Weight

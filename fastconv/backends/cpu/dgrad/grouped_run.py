@@ -14,10 +14,10 @@ from numba import carray
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
+from fastconv.backends.cpu.dgrad.grouped_work import Work
 from fastconv.backends.cpu.dgrad.interleave import weave
 from fastconv.backends.cpu.dgrad.shifts import shifts_of
 from fastconv.backends.cpu.dgrad.unturned import Finite, Unturned
-from fastconv.backends.cpu.grouped.dgrad_work import Work
 from fastconv.backends.cpu.grouped.loops import FIELDS as FORWARD
 from fastconv.backends.cpu.grouped.loops import prepare
 from fastconv.backends.cpu.grouped.run import GroupedRunner

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise import work as forward
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
-from fastconv.backends.cpu.depthwise.dgrad_work import Work
+from fastconv.backends.cpu.dgrad.depthwise_work import Work
 from fastconv.backends.cpu.dgrad.shifts import paddings, stacked_problem
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
@@ -63,8 +63,8 @@ class DepthwiseDgrad(Algorithm):
         return _OVERHEAD + max(work.cycles / machine.hertz, machine.moving(problem.bytes)) / workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.depthwise.dgrad_loops import PairsRunner
-        from fastconv.backends.cpu.depthwise.dgrad_run import BackwardsRunner
+        from fastconv.backends.cpu.dgrad.depthwise_loops import PairsRunner
+        from fastconv.backends.cpu.dgrad.depthwise_run import BackwardsRunner
 
         assert isinstance(problem, ConvProblem)
         runner: BackwardsRunner | PairsRunner
