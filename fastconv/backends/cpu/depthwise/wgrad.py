@@ -42,7 +42,7 @@ class DepthwiseWgrad(Algorithm):
         if problem.layout == "channels_last":
             copied = sum(work.size * math.prod(operand.shape) for operand in work.problem.inputs)
         if work.flat:
-            return copied + work.mask_bytes
+            return copied + 17 * work.mask_bytes  # made with a byte for each bit, twice
         return work.workers * work.sums_bytes + work.zero_bytes + copied
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:

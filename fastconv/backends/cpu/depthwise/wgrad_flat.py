@@ -34,7 +34,6 @@ _FIELDS = """
     left across         | the same of kernel columns, backwards in the output's gradient
     vectors begin end   | vectors of a plane; those between are whole for every kernel row, and not at the plane's ends
     masks entry         | for every vector the masks of kernel columns, then of kernel rows; bytes from vector to vector
-    rows                | kernel rows
 """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
@@ -141,14 +140,12 @@ def loops(lanes: int, bits: int, fused: int, height: int, cols: int) -> Any:
             for k in range(start, stop):
                 x = job.x + image * job.xn + k // job.multiplier * job.xc + job.top
                 y = job.y + image * job.yn + k * job.yk + job.left
-                w = job.w + k * job.rows * cols * size
-                for top in range(0, job.rows, height):
-                    flat_sums(
-                        lanes, bits, fused, height, cols,
-                        x + top * job.down, job.down, y, job.across,
-                        job.vectors, job.begin, job.end, job.masks, rows + top * lanes // 8, job.entry,
-                        w + top * cols * size, image, job.special,
-                    )  # fmt: skip
+                flat_sums(
+                    lanes, bits, fused, height, cols,
+                    x, job.down, y, job.across,
+                    job.vectors, job.begin, job.end, job.masks, rows, job.entry,
+                    job.w + k * height * cols * size, image, job.special,
+                )  # fmt: skip
 
     return run
 
@@ -158,14 +155,14 @@ class FlatRunner:
 
     def __init__(self, work: Work) -> None:
         self.work, self.problem = work, work.problem
-        form = (work.flat_lanes, 8 * work.size, int(work.simd.fma), work.flat_rows, work.width.kernel)
+        form = (work.flat_lanes, 8 * work.size, int(work.simd.fma), work.height.kernel, work.width.kernel)
         self._loops = loops(*form).address
         self._masks, whole = _masks(work)
         # The first vector and the one behind the last of those that are whole.
         begin, end = np.flatnonzero(np.diff(whole, prepend=False, append=False)) if whole.any() else (0, 0)
         height, width, row = work.height, work.width, work.width.size * work.size
         self._known = record_of(FIELDS, {
-            "images": self.problem.n, "multiplier": work.multiplier, "rows": height.kernel,
+            "images": self.problem.n, "multiplier": work.multiplier,
             "top": -height.before * row, "down": height.dilation * row,
             "left": width.before * work.size, "across": width.dilation * work.size,
             "vectors": len(whole), "begin": int(begin), "end": int(end),

@@ -26,7 +26,7 @@ _LATENCY = 4
 # Output rows of a round of the weight gradient.
 WGRAD_ROWS = 4
 # Bytes a cycle from the second-level cache; of it, what masks of planes that are taken as lines may take.
-_L2_RATE, _MASKS = 32, 4
+_L2_RATE, _MASKS = 32, 8
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
 _START = 60
 # The same, where it is not to rank tiles: what tiles overlap of it.
@@ -179,11 +179,11 @@ class Work(ConvWork):
     @property
     def _flat_cycles(self) -> float:
         """Cycles of planes that are taken as lines: most vectors lie in two cache lines."""
-        p, rows, cols = self.problem, self.flat_rows, self.width.kernel
+        p, rows, cols = self.problem, self.height.kernel, self.width.kernel
         vectors = -(-self.height.out * self.width.out // self.flat_lanes)
         loads = (rows + cols) * (1 + self.flat_lanes * self.size / _LINE)
         step = max(rows * cols, loads) / self.simd.fma_per_cycle + 1
-        return p.n * p.oc * self.height.kernel // rows * (vectors * step + _START)
+        return p.n * p.oc * (vectors * step + _START)
 
     @property
     def _column_cycles(self) -> float:
@@ -212,26 +212,21 @@ class Work(ConvWork):
         return self.simd.lanes(self.size)
 
     @property
-    def flat_rows(self) -> int:
-        """Kernel rows whose sums stay in registers beside the gradients of a kernel row and what is loaded; 0: none."""
-        rows, cols = self.height.kernel, self.width.kernel
-        return next((r for r in range(rows, 0, -1) if rows % r == 0 and (r + 1) * cols < self.simd.registers), 0)
-
-    @property
     def flat(self) -> bool:
         """Whether the weight gradient takes planes as lines: as wide as their gradients, with masked multiply-adds."""
         width = self.width
         same = self.height.stride == width.stride == 1 and width.out == width.size
         # One kernel column reads no padding, so that whatever is not finite is noticed.
         plain = width.before in range(0, width.kernel * width.dilation, width.dilation)
-        fits = self.problem.ndim < 3 and self.flat_rows > 0 and self.mask_bytes <= self.cache // _MASKS
-        able = self.simd.name == "avx512" and same and plain and fits
-        return able and self._flat_cycles <= self._column_cycles
+        # All sums stay in registers, beside the gradients of a kernel row and what is loaded.
+        held = (self.height.kernel + 1) * width.kernel < self.simd.registers
+        fits = self.problem.ndim < 3 and held and self.mask_bytes <= self.cache // _MASKS
+        return self.simd.name == "avx512" and same and plain and fits
 
     @property
     def mask_bytes(self) -> int:
-        """Bytes of the masks of planes that are taken as lines, and of making them: a byte for each bit, twice."""
-        return 17 * (self.height.kernel + self.width.kernel) * self.height.out * self.width.out // 8
+        """Bytes of the masks of planes that are taken as lines."""
+        return (self.height.kernel + self.width.kernel) * self.height.out * self.width.out // 8
 
     @property
     def _plane_bytes(self) -> int:

@@ -71,9 +71,8 @@ class Dgrad(Algorithm):
         work = self._work(problem)
         copied = work.as_view and self.views == 1
         forwards = [forward.replace(prepacked=forward.prepacked or copied) for forward in work.forward]
-        seconds = (_PASSING if work.is_straight else _OVERHEAD) + work.rounds * sum(
-            self.forward.predict(forward, machine) for forward in forwards
-        )
+        seconds = _PASSING if work.is_straight else _OVERHEAD
+        seconds += work.rounds * sum(self.forward.predict(forward, machine) for forward in forwards)
         if not work.problem.prepacked:
             seconds += self._turning(work, machine)
         if work.interleaved:

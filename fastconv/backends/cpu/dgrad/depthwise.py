@@ -6,8 +6,7 @@ from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise import work as forward
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.dgrad.depthwise_work import Work
-from fastconv.backends.cpu.dgrad.shifts import paddings, stacked_problem
-from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_plain, stacked_problem
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -24,29 +23,19 @@ class DepthwiseDgrad(Algorithm):
     backend = "numba"
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        common = refuses_all_but("dgrad", problem)
+        common = refuses_all_but_plain(problem)
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.ndim != 2:
-            return f"computes in two dimensions, not in {problem.ndim}"
-        if problem.stride not in ((1, 1), (2, 2)):
-            return f"steps by one or two rows and columns, not by {problem.stride}"
         if not problem.groups == problem.ic == problem.oc:
             return (
                 f"takes one input and one output channel a group, not {problem.ic} and {problem.oc} in {problem.groups}"
             )
-        if problem.padding_mode != "zeros":
-            return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
         if problem.dilation != (1, 1) or max(problem.kernel_size) > 7 or min(problem.kernel_size) < 2:
             return f"takes kernels of two to seven rows and columns, not {problem.kernel_size} by {problem.dilation}"
-        if problem.bias != "none" or problem.residual or problem.activation is not None:
-            return "computes the plain gradient, with no bias, residual or activation"
-        if problem.layout == "channels_last":
-            return "takes columns that are neighbours, not channels"
         if _is_forward(problem) and min(map(min, paddings(problem))) < 0:
             return "reads the whole of the output's gradient"
-        return refuses_halves(problem)
+        return None
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         assert isinstance(problem, ConvProblem)

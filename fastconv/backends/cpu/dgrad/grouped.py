@@ -5,8 +5,7 @@ from __future__ import annotations
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.dgrad.grouped_work import Work
-from fastconv.backends.cpu.dgrad.shifts import paddings, shifts_of
-from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_plain, shifts_of
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -23,27 +22,17 @@ class GroupedDgrad(Algorithm):
     backend = "numba"
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        common = refuses_all_but("dgrad", problem)
+        common = refuses_all_but_plain(problem)
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.ndim != 2:
-            return f"computes in two dimensions, not in {problem.ndim}"
-        if problem.stride not in ((1, 1), (2, 2)):
-            return f"steps by one or two rows and columns, not by {problem.stride}"
         if problem.ic // problem.groups > _MOST_CHANNELS:
             return f"takes at most {_MOST_CHANNELS} input channels a group, not {problem.ic // problem.groups}"
-        if problem.padding_mode != "zeros":
-            return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
         if not all(all(shifts_of(axis).terms) for axis in lifted_axes(problem)[1:]):
             return "leaves no phase of the stride empty"
-        if problem.bias != "none" or problem.residual or problem.activation is not None:
-            return "computes the plain gradient, with no bias, residual or activation"
-        if problem.layout == "channels_last":
-            return "takes columns that are neighbours, not channels"
         if min(map(min, paddings(problem))) < 0:
             return "reads the whole of the output's gradient"
-        return refuses_halves(problem)
+        return None
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = Work.of(problem)

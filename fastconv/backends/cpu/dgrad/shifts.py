@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from fastconv.algorithm import AnyProblem
 from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem
 
@@ -42,6 +44,25 @@ def shifts_of(axis: Axis) -> Shifts:
     first = min(places)
     counted = tuple([(tap, place - first) for tap, place in terms] for terms in phases)
     return Shifts(first, max(places) - first + 1, counted)
+
+
+def refuses_all_but_plain(problem: AnyProblem) -> str | None:
+    """Return why a problem is refused that is no plain gradient of a plane, at a stride of one or two."""
+    common = refuses_all_but("dgrad", problem)
+    if common is not None:
+        return common
+    assert isinstance(problem, ConvProblem)
+    if problem.ndim != 2:
+        return f"computes in two dimensions, not in {problem.ndim}"
+    if problem.stride not in ((1, 1), (2, 2)):
+        return f"steps by one or two rows and columns, not by {problem.stride}"
+    if problem.padding_mode != "zeros":
+        return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
+    if problem.bias != "none" or problem.residual or problem.activation is not None:
+        return "computes the plain gradient, with no bias, residual or activation"
+    if problem.layout == "channels_last":
+        return "takes columns that are neighbours, not channels"
+    return refuses_halves(problem)
 
 
 def paddings(problem: ConvProblem) -> list[tuple[int, int]]:
