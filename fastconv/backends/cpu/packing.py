@@ -148,38 +148,48 @@ class Packer:
         start(self._kernel, self._job, self._where, self._units, self._workers, rows, packed, rows, None, None, 0)
 
 
-_COLUMNS = ("w", "stride", "inputs", "outputs", "block", "packed", "offsets", "tail_offsets")
+_COLUMNS = ("w", "stride", "inputs", "places", "outputs", "block", "packed", "offsets", "tail_offsets")
 _COLUMNS_JOB = job_type(_COLUMNS)
 
-# Input channels that are packed for every block in turn, before the next: their rows are then near.
+# Input channels that are packed for every block in turn, before the next: as many rows are read side by side.
 _ROWS = 16
 
 
 @intrinsic(prefer_literal=True)
-def _copy_vector(typingctx, lanes, bits, source, count, target):
-    """Copy ``count`` elements, widened, and fill the vector with zeros."""
-    known = literals(lanes, bits)
+def _copy_pieces(typingctx, lanes, bits, piece, source, count, target, apart):
+    """Copy ``count`` elements, widened, in pieces of ``piece`` that go ``apart`` bytes apart, filled with zeros."""
+    known = literals(lanes, bits, piece)
     if known is None:
         return None
-    width, element = known
+    width, element, length = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, count, target = args[2:]
+        source, count, target, apart = args[3:]
         e = Emitter(builder, element, width)
+
+        def store(vector: Any, first: int) -> None:
+            place = e.at(target, e.times(apart, first // length), -first * e.wide.bytes)
+            e.wide.store_part(vector, place, first, length)
+
+        starts = range(0, width, length)
         with builder.if_else(builder.icmp_signed(">=", count, I64(width)), likely=True) as (whole, part):
             with whole:
-                e.wide.store(e.load(source), target)
+                vector = e.load(source)
+                for first in starts:
+                    store(vector, first)
             with part:
-                e.wide.store(e.load_masked(source, e.first(count)), target)
+                vector = e.load_masked(source, e.first(count))
+                for first in starts:
+                    with builder.if_then(builder.icmp_signed("<", I64(first), count)):
+                        store(vector, first)
         return context.get_dummy_value()
 
-    return types.void(lanes, bits, *(types.int64,) * 3), codegen
+    return types.void(lanes, bits, piece, *(types.int64,) * 4), codegen
 
 
 @cache
-def _columns_kernel(bits: int, lanes: int) -> Any:
-    size = size_of(bits)
-    vector = lanes * size_of(computed(bits))
+def _columns_kernel(bits: int, lanes: int, piece: int) -> Any:
+    size, wide = size_of(bits), size_of(computed(bits))
     sources = fingerprint()
 
     @callback(task_type(_COLUMNS_JOB))
@@ -187,20 +197,43 @@ def _columns_kernel(bits: int, lanes: int) -> Any:
         if sources == 0:
             return
         job = carray(jobs, 1)[0]
+        # Blocks narrower than a vector are packed together, each line of the weight being read once.
+        together, apart = max(job.block, lanes), job.places * job.block * wide
         for unit in range(start, stop):
             target = job.packed
-            for first in range(0, job.outputs, job.block):
-                there = min(job.block, job.outputs - first)
+            for first in range(0, job.outputs, together):
+                there = min(together, job.outputs - first)
                 vectors = (there + lanes - 1) // lanes
                 table = job.offsets if first + job.block < job.outputs else job.tail_offsets
                 for k in range(unit * _ROWS, min((unit + 1) * _ROWS, job.inputs)):
                     source = job.w + k * job.stride + first * size
                     at = target + word(table, k)
                     for v in range(vectors):
-                        _copy_vector(lanes, bits, source + v * lanes * size, there - v * lanes, at + v * vector)
-                target += job.inputs * vectors * vector
+                        i = v * lanes
+                        _copy_pieces(lanes, bits, piece, source + i * size, there - i, at + i * wide, apart)
+                target += job.places * vectors * lanes * wide
 
     return pack
+
+
+@cache
+def copy_block(outputs: int, bits: int) -> Any:
+    """Return what copies so many adjacent output channels of a weight with one tap, for every input channel.
+
+    Its arguments: weight (address), bytes from an input channel to the next, input channels, where they go (address),
+    output channels that exist.
+    """
+    wide = size_of(computed(bits))
+    sources = fingerprint()
+
+    @callback(types.void(*(types.int64,) * 5))
+    def run(source, step, inputs, target, there):
+        if sources == 0:
+            return
+        for k in range(inputs):
+            _copy_pieces(outputs, bits, outputs, source + k * step, there, target + k * outputs * wide, 0)
+
+    return run
 
 
 def has_adjacent_outputs(w: Any, groups: int) -> bool:
@@ -210,7 +243,7 @@ def has_adjacent_outputs(w: Any, groups: int) -> bool:
 
 
 def pack_columns(
-    w: Any, format: int, lanes: int, block: int, packed: int, offsets: Sequence[int], workers: int
+    w: Any, format: int, lanes: int, block: int, places: int, packed: int, offsets: Sequence[int], workers: int
 ) -> None:
     """Pack a weight that `has_adjacent_outputs` as `Packer` does, by copying vectors.
 
@@ -218,7 +251,7 @@ def pack_columns(
     ----------
     w : array
         (output channels, input channels, one tap).
-    format, lanes, block, packed : int
+    format, lanes, block, places, packed : int
         As `Packer` takes them.
     offsets : sequence of int
         Its two addresses of offsets, those of whole blocks and of the last.
@@ -226,6 +259,6 @@ def pack_columns(
         Threads that share the work.
     """
     outputs, inputs = w.shape[:2]
-    job = np.array([address(w), w.strides[1], inputs, outputs, block, packed, *offsets], np.int64)
-    kernel = _columns_kernel(format, lanes).address
+    job = np.array([address(w), w.strides[1], inputs, places, outputs, block, packed, *offsets], np.int64)
+    kernel = _columns_kernel(format, lanes, min(lanes, block)).address
     threads.run(kernel, address(job), -(-inputs // _ROWS), workers)

@@ -14,7 +14,7 @@ from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.gemv.algorithm import Gemv
 from fastconv.backends.cpu.grouped.algorithm import Grouped
-from fastconv.backends.cpu.pointwise.algorithm import Pointwise
+from fastconv.backends.cpu.pointwise.algorithm import Pointwise, PointwiseInPlace
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd3x2, Winograd4
 from fastconv.backends.cpu.work import refuses_all_but
@@ -140,6 +140,14 @@ class DgradPointwise(Dgrad):
     name = "dgrad_pointwise"
     forward = Pointwise()
     views = 1
+
+
+class DgradPointwiseInPlace(DgradPointwise):
+    """By matrix products on the weight where it lies."""
+
+    name = "dgrad_pointwise_in_place"
+    forward = PointwiseInPlace()
+    in_place = True
 
 
 class DgradGemv(Dgrad):

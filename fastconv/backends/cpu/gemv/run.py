@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,11 @@ from fastconv import arrays
 from fastconv.backends.cpu.axes import are_contiguous
 from fastconv.backends.cpu.gemv.loops import FIELDS, loops, loops_across
 from fastconv.backends.cpu.gemv.work import Work
-from fastconv.backends.cpu.runner import Packed, Runner, fresh
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.in_place import InPlace
 from fastconv.problem import Sizes
 
 
-class GemvRunner(Runner):
+class GemvRunner(InPlace):
     """Runs one problem; input, weight and output that do not lie in one piece are copied.
 
     Parameters
@@ -30,26 +28,9 @@ class GemvRunner(Runner):
 
     def __init__(self, work: Work, across: bool = False) -> None:
         super().__init__(work.problem, work.units, work.workers, work.workers * work.scratch_bytes)
-        self.work, self._across = work, across
-        self._transposed: GemvRunner | None = None
+        self.work, self.across = work, across
         tile, compiled = (work.across, loops_across) if across else (work.tile, loops)
         self._loops = compiled(tile.rows, tile.images, work.lanes, work.format, int(work.simd.fma)).address
-
-    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        """Compute; a weight that was transposed is read as it is, too, unless it was packed."""
-        if self._across or self._prepacked or not _is_transposed(inputs[1]):
-            super().run(inputs, outputs)
-            return
-        if self._transposed is None:
-            self._transposed = GemvRunner(self.work, across=True)
-        self._transposed.run(inputs, outputs)
-
-    def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
-        """Return the weight as it is."""
-        flags = w.flags
-        if not ((flags.f_contiguous if self._across else flags.c_contiguous) and flags.aligned):
-            w = np.require(w, requirements=("F" if self._across else "C", "A"))
-        return Packed(w, address(w))
 
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
         """See `Runner`."""
@@ -58,15 +39,10 @@ class GemvRunner(Runner):
         sizes = [axis.size for axis in work.axes]
         if not (are_contiguous(x[1:], (p.ic, *sizes), size) and are_contiguous(y[1:2], (p.oc,), size)):
             return None
-        f = {"xn": x[0], "yn": y[0], "row": (p.oc if self._across else work.terms) * size}
+        f = {"xn": x[0], "yn": y[0], "row": (p.oc if self.across else work.terms) * size}
         f |= {"terms": work.terms, "images": p.n, "oc": p.oc}
         f |= {"share": work.share, "slab_bytes": work.scratch_bytes, "line": work.line, "image": work.image}
         return f | {"activation": self.activation}, self._loops, None
 
     def _laid_out(self, shape: Sizes) -> Any:
         return np.empty(shape, arrays.dtype_named(self.problem.dtype))
-
-
-def _is_transposed(w: Any) -> bool:
-    """Whether a weight's outputs lie together, input after input."""
-    return not w.flags.c_contiguous and bool(w.flags.f_contiguous) and w.shape[1] * w.shape[0] == w.size

@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear
+from fastconv.backends.cpu.memory import clear, move
 from fastconv.backends.cpu.pointwise.work import TABLE_BYTES
 from fastconv.backends.cpu.simd import I64
 
@@ -22,8 +22,10 @@ from fastconv.backends.cpu.simd import I64
 _FIELDS = """
     x xn xg xc xd xh xw         | the input and its strides: image, group, channel, output depth, row, column
     y yn yk yp ystep            | the output and its strides: image, channel, pixel, what a tile steps by
-    w wgroup wblock             | the packed weight, a group of it, a block of output channels
+    w wgroup wblock wrow        | the weight, a group of it, a block of output channels, a channel if they lie apart
+    wcopy block_at              | what copies a block before it is read, 0 for nothing; where in a worker's memory
     wstep0 wstep1               | a step of an input channel in a block, in the last block
+    wahead wfar                 | such a step in what is prefetched, and how far ahead of where a block is read
     blocks width                | blocks of a group, output channels of a block
     nc oc oh ow pixels          | input and output channels of a group, rows and columns and pixels of the output
     tiles total full cut unit   | tiles of an image and in all, how many are of full size, this size, pixels of its unit
@@ -35,15 +37,15 @@ _FIELDS = """
     tile00 tile01 tile10 tile11 | the tiles: of full size or one smaller, by a whole block or the last
     keep0 keep1                 | tiles that make the panel on the way
     rows                        | whether the output channels are rows
+    left lefts                  | pixels of an image that fill no vector and are done on their own, how many at once
+    left_at left_bytes          | their channels in a worker's memory, and how far pixels are apart there
+    remainder0 remainder1       | what computes them, for a whole block or the last
     item stored                 | bytes of an element as it is computed, and in the arrays
     streams                     | whether the weight comes from beyond the cache for every band
     bias residual activation    | addresses, 0 for none; the residual lies like y
 """
 FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
-
-# How far ahead a weight that streams past is prefetched: a page and more, at whose end processors stop foreseeing.
-_DISTANCE = 8192
 
 # How the pixels of an image lie: all side by side; some in each row; channels are side by side.
 FLAT, ROWS, TABLE = range(3)
@@ -117,18 +119,42 @@ def _make_panel(job, group, index, target, table):
 
 
 @inlined
+def _gather(job, group, image, target):
+    """Copy the channels of the pixels of an image that are done on their own."""
+    first = job.pixels - job.left
+    for j in range(job.left):
+        source = job.x + image * job.xn + group * job.xg + _pixel(job, first + j)
+        for c in range(job.nc):
+            move(target + j * job.left_bytes + c * job.item, source + c * job.xc, job.item)
+
+
+@inlined
+def _remain(job, function, w, wstep, panel, at, bias):
+    """Compute a block of output channels, which begins ``at`` in the output, of the pixels done on their own."""
+    for j_ in range(0, job.left, job.lefts):
+        # The last overlap those before: what is computed twice comes out the same.
+        j = min(j_, job.left - job.lefts)
+        place = at + (job.pixels - job.left + j) * job.yp
+        residual = job.residual + place if job.residual else 0
+        call(function, (
+            w, job.wrow, wstep, panel + j * job.left_bytes, job.left_bytes, job.nc, job.y + place, job.ystep,
+            bias, residual, job.activation,
+        ))  # fmt: skip
+
+
+@inlined
 def _ahead(job, group, block, index, current, stop, total):
     """Return where to prefetch from during a tile, and by which step: what will be read next and is far away."""
     w = job.w + group * job.wgroup + block * job.wblock
     if job.streams and index == current and stop > current + 1 and block + 1 < job.blocks:
-        return w + job.wblock, job.wstep0
+        return w + job.wblock, job.wahead
     following = index + job.band
     if block < 2 and following < total:
         if job.layout == TABLE:
             return _source(job, group, following) + block * job.nc * 64, 128
         return _source(job, group, following) + block * 128, job.xc
     # The weight itself, of which no later tile of the band will find the next piece near.
-    return w + _DISTANCE, job.wstep0 if job.streams and stop == current + 1 else 0
+    return w + job.wfar, job.wahead if job.streams and stop == current + 1 else 0
 
 
 @cache
@@ -142,7 +168,7 @@ def loops() -> Any:
             return
         job = carray(jobs, 1)[0]
         table = job.slab + worker * job.slab_bytes
-        panels = table + TABLE_BYTES
+        panels, lefts = table + TABLE_BYTES, table + job.left_at
         made = kept = -1
         for unit in range(start, stop):
             part, rest = unit % job.parts, unit // job.parts
@@ -153,6 +179,9 @@ def loops() -> Any:
                 for index in range(begin, end):
                     if not _in_place(job, index):
                         _make_panel(job, group, index, panels + (index - begin) * job.panel, table)
+                if job.left:
+                    for image in range(begin // job.tiles, end // job.tiles):
+                        _gather(job, group, image, lefts + (image - begin // job.tiles) * job.left * job.left_bytes)
                 made = rest
             first_block, stop_block = part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts
             is_single = stop_block - first_block == 1
@@ -160,6 +189,9 @@ def loops() -> Any:
                 k = block * job.width
                 channel = group * job.oc + k
                 w = job.w + group * job.wgroup + block * job.wblock
+                if job.wcopy:
+                    call(job.wcopy, (w, job.wrow, job.nc, table + job.block_at, job.oc - k))
+                    w = table + job.block_at
                 bias = job.bias + channel * job.stored if job.bias else 0
                 is_last = block == job.blocks - 1
                 wstep = job.wstep1 if is_last else job.wstep0
@@ -177,19 +209,24 @@ def loops() -> Any:
                         source, step = _source(job, group, index), job.xc
                         if not is_single:
                             function = job.keep0 if tile < job.full else job.keep1
-                    at = index // job.tiles * job.yn + channel * job.yk + pixel * job.yp
+                    image = index // job.tiles
+                    at = image * job.yn + channel * job.yk + pixel * job.yp
                     residual = job.residual + at if job.residual else 0
                     ahead, ahead_step = _ahead(job, group, block, index, begin, end, job.total)
                     if job.rows:
                         call(function, (
-                            w, wstep, source, step, job.nc, job.y + at, job.ystep, job.pixels - pixel,
+                            w, job.wrow, wstep, source, step, job.nc, job.y + at, job.ystep, job.pixels - pixel,
                             bias, residual, job.activation, ahead, ahead_step, panel,
                         ))  # fmt: skip
                     else:
                         call(function, (
-                            source, step, w, wstep, job.nc, job.y + at, job.ystep, job.oc - k,
+                            source, 0, step, w, wstep, job.nc, job.y + at, job.ystep, job.oc - k,
                             bias, residual, job.activation, ahead, ahead_step, panel,
                         ))  # fmt: skip
+                    if job.left and tile == job.tiles - 1:
+                        panel = lefts + (image - begin // job.tiles) * job.left * job.left_bytes
+                        function = job.remainder1 if is_last else job.remainder0
+                        _remain(job, function, w, wstep, panel, image * job.yn + channel * job.yk, bias)
             if not is_single:
                 kept = rest
 

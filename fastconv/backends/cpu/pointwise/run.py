@@ -7,20 +7,29 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends.cpu.packing import Packer, has_adjacent_outputs, pack_columns
+from fastconv.backends.cpu.in_place import InPlace
+from fastconv.backends.cpu.packing import Packer, copy_block, has_adjacent_outputs, pack_columns
 from fastconv.backends.cpu.pointwise.loops import FIELDS, FLAT, ROWS, TABLE, loops
 from fastconv.backends.cpu.pointwise.panel import copy_every, copy_lines, copy_one, turn_lines
+from fastconv.backends.cpu.pointwise.remainder import remainder
 from fastconv.backends.cpu.pointwise.tile import tile
-from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, Work
+from fastconv.backends.cpu.pointwise.work import LANES_ARE_CHANNELS, ROWS_ARE_CHANNELS, InPlaceWork, Work
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import Sizes
+
+# How far ahead a weight that streams past is prefetched: a page and more, at whose end processors stop foreseeing.
+_DISTANCE = 8192
+# Pixels that fill no vector, at once.
+_PIXELS = 2
 
 
 class PointwiseRunner(Runner):
     """Runs one problem on arrays of any strides."""
 
     fields = FIELDS
+    # Whether the weight's scalars for a product lie apart.
+    _apart = False
 
     def __init__(self, work: Work) -> None:
         super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
@@ -31,7 +40,7 @@ class PointwiseRunner(Runner):
         self._offsets = [np.arange(work.inputs) * (width * work.size) for width in widths]
         self._packer = Packer(
             work.format, work.width if self._rows else work.lanes, work.problem.groups, work.outputs, work.inputs,
-            work.width, work.inputs, self._offsets, work.workers,
+            work.width, work.places, self._offsets, work.workers,
         )  # fmt: skip
         self._loops = loops().address
         self._tiles = self._compile()
@@ -55,7 +64,8 @@ class PointwiseRunner(Runner):
     def _tile(self, pixels: int, channels: int, kept: int) -> int:
         work = self.work
         rows, vectors = (channels, pixels) if self._rows else (pixels, channels)
-        compiled = tile(rows, vectors, work.lanes, work.format, int(work.simd.fma), work.tile.form, kept)
+        how = (int(work.simd.fma), work.tile.form, kept, int(self._apart))
+        compiled = tile(rows, vectors, work.lanes, work.format, *how)
         address: int = compiled.address
         return address
 
@@ -66,8 +76,8 @@ class PointwiseRunner(Runner):
         start = address(packed)
         start += -start % 64
         if has_adjacent_outputs(w, work.problem.groups):
-            lanes = work.width if self._rows else work.lanes
-            pack_columns(w, work.format, lanes, work.width, start, [*map(address, self._offsets)], work.workers)
+            offsets = [*map(address, self._offsets)]
+            pack_columns(w, work.format, work.lanes, work.width, work.places, start, offsets, work.workers)
             return Packed(packed, start)
         self._packer.pack(w.reshape(work.problem.oc, work.inputs), start)
         return Packed(packed, start)
@@ -89,8 +99,9 @@ class PointwiseRunner(Runner):
             x_axes, output = [0, 0, xp], [1, 1, work.pixels]
         f = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": x_axes[0], "xh": x_axes[1], "xw": x_axes[2]}
         f |= {"yn": yn, "yk": yk, "yp": yp, "ystep": yp if channels_last else yk}
-        f |= {"wgroup": work.group_size * size, "wblock": work.width * work.inputs * size, "wstep0": work.width * size}
+        f |= {"wgroup": work.group_size * size, "wblock": work.width * work.places * size, "wstep0": work.width * size}
         f["wstep1"] = (work.width if self._rows else t.tail * work.lanes) * size
+        f |= {"wahead": f["wstep0"], "wfar": _DISTANCE}
         f |= {"blocks": t.blocks, "width": work.width, "nc": work.inputs, "oc": work.outputs}
         f |= {"oh": output[1], "ow": output[2], "pixels": work.pixels}
         f |= {"tiles": t.cut.pieces, "total": work.images * t.cut.pieces, "full": t.cut.full, "cut": t.cut.size}
@@ -99,7 +110,17 @@ class PointwiseRunner(Runner):
         f |= {"item": size, "stored": p.itemsize}
         f["streams"] = int(not work.is_small)
         f["activation"] = self.activation
-        return f | self._tiles | self._copying(xc, x_axes[2], xp), self._loops, None
+        return f | self._tiles | self._left() | self._copying(xc, x_axes[2], xp), self._loops, None
+
+    def _left(self) -> dict[str, int]:
+        """Return what the loops know of pixels that are done on their own."""
+        work, t = self.work, self.work.tile
+        if not t.left:
+            return {}
+        pixels = min(t.left, _PIXELS)
+        how = (pixels, work.lanes, work.format, int(work.simd.fma), int(self._apart))
+        f = {f"remainder{i}": remainder(rows, *how).address for i, rows in enumerate((t.block, t.tail))}
+        return f | {"left": t.left, "lefts": pixels, "left_bytes": work.left_bytes, "left_at": work.left_at}
 
     def _copying(self, channel: int, column: int, pixel: int | None) -> dict[str, int]:
         """Return how panels are made of an input of such strides, of which all pixels may be ``pixel`` apart."""
@@ -120,6 +141,40 @@ class PointwiseRunner(Runner):
             return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": work.pixels}
         copy = copy_one(bits).address
         return f | {"layout": ROWS, "copy0": copy, "copy1": copy, "run": 1}
+
+
+class InPlaceRunner(InPlace, PointwiseRunner):
+    """Runs one problem on arrays of any strides, the weight being read where it is.
+
+    Rows of input channels are read scalar by scalar. Where a weight was transposed, the scalars of a product lie
+    together, but those of the next one are far away: a block is copied before tiles read it again and again.
+
+    Parameters
+    ----------
+    work : InPlaceWork
+    across : bool
+        Whether the weight's outputs lie together, and not its inputs.
+    """
+
+    def __init__(self, work: InPlaceWork, across: bool = False) -> None:
+        self.across, self._apart = across, not across
+        super().__init__(work)
+
+    def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
+        """See `Runner`."""
+        found = super().describe(x, y)
+        if found is None:
+            return None
+        work, size = self.work, self.work.size
+        if self.across:
+            row = work.problem.oc * size
+            copy = copy_block(work.width, work.format).address
+            block = work.width * size
+            f = {"wgroup": work.outputs * size, "wblock": block, "wrow": row, "wahead": row, "wfar": block}
+            return found[0] | f | {"wcopy": copy, "block_at": work.block_at}, *found[1:]
+        row = work.inputs * size
+        f = {"wgroup": work.outputs * row, "wblock": work.width * row, "wrow": row, "wstep0": size, "wstep1": size}
+        return found[0] | f, *found[1:]
 
 
 def _together(n: int, output: list[int], image: int, axes: list[int], merged: bool) -> int | None:

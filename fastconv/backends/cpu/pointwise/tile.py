@@ -20,20 +20,21 @@ from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 @intrinsic(prefer_literal=True)
 def _product(
-    typingctx, rows, vectors, lanes, bits, fused, form, kept,
-    a, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel,
+    typingctx, rows, vectors, lanes, bits, fused, form, kept, apart,
+    a, a_row, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel,
 ):  # fmt: skip
     """Compute ``rows`` by ``vectors * lanes`` sums of ``depth`` products.
 
     Literal integers: rows, vectors, lanes, bits (format of the output), fused (multiply-add exists), form (how to
-    store), kept (0, or that the pixels are copied into a panel on the way: elements from a channel to the next there).
+    store), kept (0, or that the pixels are copied into a panel on the way: elements from a channel to the next there),
+    apart (whether a product's scalars lie ``a_row`` bytes apart, and not side by side).
 
-    Values: a (address; a row's scalars side by side), b (address; vectors side by side), a_step, b_step (bytes to the
-    next product), depth (products), y, step (bytes between the rows of y, or, turned, its channels), count (lanes
+    Values: a (address), a_row, b (address; vectors side by side), a_step, b_step (bytes to the next product), depth
+    (products), y, step (bytes between the rows of y, or, turned, its channels), count (lanes
     that exist), bias, residual (lies like y) and activation (addresses, 0 for none), ahead (address to prefetch
     from, two cache lines and ``ahead_step`` bytes further each product), panel (address).
     """
-    given = (rows, vectors, lanes, bits, fused, form, kept)
+    given = (rows, vectors, lanes, bits, fused, form, kept, apart)
     shape = literals(*given)
     if shape is None:
         return None
@@ -42,23 +43,23 @@ def _product(
         _Tile(builder, *shape).emit(*args[len(shape) :])
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 14), codegen
+    return types.void(*given, *(types.int64,) * 15), codegen
 
 
 class _Tile:
     """Emits one tile; sums are a list, row by row and vector by vector."""
 
     def __init__(
-        self, builder: Any, rows: int, vectors: int, lanes: int, bits: int, fused: int, form: int, kept: int
+        self, builder: Any, rows: int, vectors: int, lanes: int, bits: int, fused: int, form: int, kept: int, apart: int
     ) -> None:
         # What is computed; and what bias, residual and output are in memory.
         self.outer = Emitter(builder, bits, lanes, bool(fused))
         self.e = self.outer.wide
-        self.rows, self.vectors, self.form, self.kept = rows, vectors, form, kept
+        self.rows, self.vectors, self.form, self.kept, self.apart = rows, vectors, form, kept, apart
         self.width = lanes * self.e.bytes
 
     def emit(
-        self, a: Any, a_step: Any, b: Any, b_step: Any, depth: Any, y: Any, step: Any, count: Any,
+        self, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, depth: Any, y: Any, step: Any, count: Any,
         bias: Any, residual: Any, activation: Any, ahead: Any, ahead_step: Any, panel: Any,
     ) -> None:  # fmt: skip
         """Emit the whole tile. Only the last vector may have lanes that do not exist."""
@@ -66,7 +67,8 @@ class _Tile:
         self._await(y, step)
         last = e.builder.sub(count, I64((self.vectors - 1) * e.lanes))
         sums = self._start(bias, last)
-        sums = self._multiply(sums, (a, b, ahead), (a_step, b_step, ahead_step), depth, panel)
+        scalars = [e.times(a_row, r) if self.apart else I64(r * e.bytes) for r in range(self.rows)]
+        sums = self._multiply(sums, (a, b, ahead), (a_step, b_step, ahead_step), depth, panel, scalars)
         is_whole = e.builder.icmp_signed(">=", last, I64(e.lanes))
         with e.builder.if_else(is_whole, likely=True) as (whole, part):
             with whole:
@@ -100,8 +102,9 @@ class _Tile:
         return e.unless_zero(bias, [e.zero] * self.vectors, by_lane) * self.rows
 
     def _multiply(
-        self, sums: list[Any], starts: tuple[Any, ...], steps: tuple[Any, ...], depth: Any, panel: Any
-    ) -> Any:
+        self, sums: list[Any], starts: tuple[Any, ...], steps: tuple[Any, ...], depth: Any, panel: Any,
+        scalars: list[Any],
+    ) -> Any:  # fmt: skip
         e = self.e
 
         def term(_: Any, values: list[Any]) -> list[Any]:
@@ -110,8 +113,8 @@ class _Tile:
             e.prefetch(e.at(ahead, 64), level=2)
             loaded = [e.load(e.at(b, v * self.width)) for v in range(self.vectors)]
             self._keep(a, loaded, panel)
-            for r in range(self.rows):
-                factor = e.load_splat(e.at(a, r * e.bytes))
+            for r, scalar in enumerate(scalars):
+                factor = e.load_splat(e.at(a, scalar))
                 for v, value in enumerate(loaded):
                     total[r * self.vectors + v] = e.fma(factor, value, total[r * self.vectors + v])
             following = [e.at(at, step) for at, step in zip((a, b, ahead), steps, strict=True)]
@@ -218,17 +221,17 @@ class _Tile:
 
 
 @cache
-def tile(rows: int, vectors: int, lanes: int, bits: int, fused: int, form: int, kept: int) -> Any:
+def tile(rows: int, vectors: int, lanes: int, bits: int, fused: int, form: int, kept: int, apart: int) -> Any:
     """Return the compiled tile; its arguments are those of `_product` that are no literals."""
     sources = fingerprint()
 
-    @callback(types.void(*(types.int64,) * 14))
-    def run(a, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel):
+    @callback(types.void(*(types.int64,) * 15))
+    def run(a, a_row, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel):
         if sources == 0:
             return
         _product(
-            rows, vectors, lanes, bits, fused, form, kept,
-            a, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel,
+            rows, vectors, lanes, bits, fused, form, kept, apart,
+            a, a_row, a_step, b, b_step, depth, y, step, count, bias, residual, activation, ahead, ahead_step, panel,
         )  # fmt: skip
 
     return run

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import product
 from typing import NamedTuple
 
 from fastconv.backends.cpu.cuts import Cut, even
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import LINE, Simd
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -20,6 +21,8 @@ ROWS_ARE_CHANNELS, LANES_ARE_CHANNELS, TURNED = range(3)
 _LATENCY = 4  # cycles before a sum can be added to again
 _CALL = 60  # cycles of a tile's beginning and end
 _IMAGE = 50  # cycles of finding the place of an image and a group
+# Cycles to bring the sum of a row's lanes to its place, and to copy a channel of a pixel that is done on its own.
+_LEFT_ROW, _GATHER = 6.0, 2.0
 _EVEN = 0.95  # which share of their time all workers should have something to do
 # Cycles to copy a piece of a row of pixels of a channel, of which not all are read.
 _ROW = 10.0
@@ -35,8 +38,8 @@ _UNITS = 4  # units of work a thread, so that an uneven end costs little
 class Tile(NamedTuple):
     """A way to tile a problem.
 
-    Pixels are cut evenly, in vectors or one by one (``unit``). Output channels come in blocks of ``block`` rows or
-    vectors, the last block of ``tail``.
+    Pixels are cut evenly, in vectors or one by one (``unit``), but for the ``left`` last of an image, which are done
+    on their own. Output channels come in blocks of ``block`` rows or vectors, the last block of ``tail``.
     """
 
     form: int
@@ -45,10 +48,14 @@ class Tile(NamedTuple):
     blocks: int
     block: int
     tail: int
+    left: int = 0
 
 
 class Work(ConvWork):
     """A problem as the loops take it; see `ConvWork`."""
+
+    #: Whether the weight is read where it is, not packed before.
+    in_place = False
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
@@ -64,12 +71,13 @@ class Work(ConvWork):
         if self.problem.layout == "channels_last":
             forms = [LANES_ARE_CHANNELS]
         else:
-            forms = [TURNED]
+            forms = [] if self.in_place else [TURNED]
             few = registers // 4
-            for rows, vectors in ((few, 3), (few, 2), (few, 1), (2 * few, 1)):
+            for (rows, vectors), left in product(((few, 3), (few, 2), (few, 1), (2 * few, 1)), self._lefts()):
                 blocks = -(-self.outputs // rows)
-                cut = even(-(-self.pixels // self.lanes), vectors)
-                yield Tile(ROWS_ARE_CHANNELS, cut, self.lanes, blocks, rows, self.outputs - (blocks - 1) * rows)
+                tail = self.outputs - (blocks - 1) * rows
+                cut = even(-(-(self.pixels - left) // self.lanes), vectors)
+                yield Tile(ROWS_ARE_CHANNELS, cut, self.lanes, blocks, rows, tail, left)
         needed = -(-self.outputs // self.lanes)
         for form in forms:
             for vectors in range(1, min(needed, 3) + 1):
@@ -77,6 +85,13 @@ class Work(ConvWork):
                 # Beside the sums: a step's vectors, and one value that is broadcast.
                 most = min((registers - 1 - vectors) // vectors, 28)
                 yield Tile(form, even(self.pixels, most), 1, blocks, vectors, needed - (blocks - 1) * vectors)
+
+    def _lefts(self) -> Iterator[int]:
+        """Yield how many pixels of an image may be done on their own."""
+        yield 0
+        left = self.pixels % self.lanes
+        if self.size == self.problem.itemsize and 0 < left < self.pixels:
+            yield left
 
     def _shape(self, tile: Tile, pixels: int, channels: int) -> tuple[int, int]:
         """Return (rows, vectors) of a tile."""
@@ -92,6 +107,11 @@ class Work(ConvWork):
             squares = vectors * -(-rows // self.lanes)
             end = squares * self.lanes * (math.log2(self.lanes) + 2)
         return self.inputs * step + 2 * end + _CALL
+
+    def _left_cycles(self, rows: int) -> float:
+        """Cycles of so many output channels of a pixel on its own."""
+        step = max(rows / self.simd.fma_per_cycle, rows / 2, _LATENCY)
+        return -(-self.inputs // self.lanes) * step + _LEFT_ROW * rows + _CALL
 
     def _packing(self, tile: Tile) -> float:
         """Cycles of copying the pixels of a tile of full size."""
@@ -114,6 +134,7 @@ class Work(ConvWork):
                 self._cycles(tile.form, *self._shape(tile, pixels, channels)) for channels in (tile.block, tile.tail)
             )
             total += pieces * ((tile.blocks - 1) * block + tail + self._packing(tile))
+        total += tile.left * (tile.blocks * self._left_cycles(tile.block) + _GATHER * self.inputs)
         return self.images * self.problem.groups * (total + _IMAGE)
 
     @property
@@ -128,7 +149,12 @@ class Work(ConvWork):
             channels = self.tile.blocks * self.width
         else:
             channels = (self.tile.blocks - 1) * self.width + self.tile.tail * self.lanes
-        return channels * self.inputs
+        return channels * self.places
+
+    @property
+    def places(self) -> int:
+        """Input channels that a block has room for: a line more, lest lines of many blocks share a cache's set."""
+        return self.inputs + max(1, LINE // (self.width * self.size))
 
     @property
     def packed_size(self) -> int:
@@ -196,9 +222,27 @@ class Work(ConvWork):
 
     @property
     def slab_bytes(self) -> int:
-        """Bytes of a worker's panels, and of the table of pixels before them."""
-        taken = TABLE_BYTES + self.band * self.panel_bytes + 4 * self.simd.vector_bytes
+        """Bytes of a worker's panels, of the table before them and of what comes behind them."""
+        images = -(-self.band // self.tile.cut.pieces) + 1
+        left = images * self.tile.left * self.left_bytes
+        taken = self.left_at + left + 4 * self.simd.vector_bytes
         return -(-taken // 64) * 64
+
+    @property
+    def block_at(self) -> int:
+        """Where in a worker's memory a block of the weight goes that is read where it is."""
+        return TABLE_BYTES + self.band * self.panel_bytes
+
+    @property
+    def left_at(self) -> int:
+        """Where in a worker's memory the channels of pixels go that are done on their own."""
+        block = self.width * self.inputs * self.size if self.in_place else 0
+        return -(-(self.block_at + block) // 64) * 64
+
+    @property
+    def left_bytes(self) -> int:
+        """Bytes of the channels of a pixel that is done on its own."""
+        return -(-self.inputs * self.size // 64) * 64
 
     @property
     def cycles(self) -> float:
@@ -218,8 +262,14 @@ class Work(ConvWork):
 
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
-        packing = 0.0 if self.problem.prepacked else machine.moving(2 * self.packed_size * self.size)
+        packing = 0.0 if self.problem.prepacked or self.in_place else machine.moving(2 * self.packed_size * self.size)
         moving = machine.moving(self.bytes, self.pieces)
         computing = self.cycles / machine.hertz
         together = max(computing, moving) + _EXPOSED * min(computing, moving)
         return _OVERHEAD + packing + together / (self.workers * self._balance(self.parts))
+
+
+class InPlaceWork(Work):
+    """A problem whose weight is read where it is."""
+
+    in_place = True

@@ -1,0 +1,51 @@
+"""Running forward convolutions of one tap that read the weight where it is, as it was made or transposed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from fastconv.backends.cpu.runner import Packed, Runner, fresh
+from fastconv.backends.cpu.scratch import address
+
+
+class InPlace(Runner):
+    """Runs one problem. A weight in any other order is copied.
+
+    Attributes
+    ----------
+    work : ConvWork
+        What a runner is made of.
+    across : bool
+        Whether it takes a weight whose outputs lie together, and not its inputs.
+    """
+
+    work: Any
+    across: bool
+
+    @cached_property
+    def _transposed(self) -> Runner:
+        make: Callable[..., Runner] = type(self)
+        return make(self.work, across=True)
+
+    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
+        """Compute; a weight that was transposed is read as it is, too, unless it was packed."""
+        if self.across or self._prepacked or not _is_transposed(inputs[1]):
+            super().run(inputs, outputs)
+        else:
+            self._transposed.run(inputs, outputs)
+
+    def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
+        """Return the weight as it is."""
+        flags = w.flags
+        if not ((flags.f_contiguous if self.across else flags.c_contiguous) and flags.aligned):
+            w = np.require(w, requirements=("F" if self.across else "C", "A"))
+        return Packed(w, address(w))
+
+
+def _is_transposed(w: Any) -> bool:
+    """Whether a weight's outputs lie together, input after input."""
+    return not w.flags.c_contiguous and bool(w.flags.f_contiguous) and w.shape[1] * w.shape[0] == w.size
