@@ -217,21 +217,21 @@ def _columns_kernel(bits: int, lanes: int, piece: int) -> Any:
 
 
 @cache
-def copy_block(outputs: int, bits: int) -> Any:
-    """Return what copies so many adjacent output channels of a weight with one tap, for every input channel.
+def copy_blocks(bits: int, lanes: int, block: int) -> Any:
+    """Return what copies ``lanes`` adjacent output channels of a weight with one tap, in blocks, for input channels.
 
     Its arguments: weight (address), bytes from an input channel to the next, input channels, where they go (address),
-    output channels that exist.
+    bytes from a block to the next there, output channels that exist.
     """
     wide = size_of(computed(bits))
     sources = fingerprint()
 
-    @callback(types.void(*(types.int64,) * 5))
-    def run(source, step, inputs, target, there):
+    @callback(types.void(*(types.int64,) * 6))
+    def run(source, step, inputs, target, apart, there):
         if sources == 0:
             return
         for k in range(inputs):
-            _copy_pieces(outputs, bits, outputs, source + k * step, there, target + k * outputs * wide, 0)
+            _copy_pieces(lanes, bits, block, source + k * step, there, target + k * block * wide, apart)
 
     return run
 

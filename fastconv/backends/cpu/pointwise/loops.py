@@ -23,9 +23,11 @@ _FIELDS = """
     x xn xg xc xd xh xw         | the input and its strides: image, group, channel, output depth, row, column
     y yn yk yp ystep            | the output and its strides: image, channel, pixel, what a tile steps by
     w wgroup wblock wrow        | the weight, a group of it, a block of output channels, a channel if they lie apart
-    wcopy block_at              | what copies a block before it is read, 0 for nothing; where in a worker's memory
+    chunk                       | input channels that are multiplied before the next
+    wcopy wcopies               | what copies blocks before they are read, 0 for nothing, and how many at once
+    block_at block_bytes        | where in a worker's memory, and a block there
     wstep0 wstep1               | a step of an input channel in a block, in the last block
-    wahead wfar                 | such a step in what is prefetched, and how far ahead of where a block is read
+    wahead                      | such a step in what is prefetched
     blocks width                | blocks of a group, output channels of a block
     nc oc oh ow pixels          | input and output channels of a group, rows and columns and pixels of the output
     tiles total full cut unit   | tiles of an image and in all, how many are of full size, this size, pixels of its unit
@@ -46,6 +48,9 @@ _FIELDS = """
 """
 FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
+
+# How far ahead a weight that streams past is prefetched: a page and more, at whose end processors stop foreseeing.
+_DISTANCE = 8192
 
 # How the pixels of an image lie: all side by side; some in each row; channels are side by side.
 FLAT, ROWS, TABLE = range(3)
@@ -129,32 +134,42 @@ def _gather(job, group, image, target):
 
 
 @inlined
-def _remain(job, function, w, wstep, panel, at, bias):
+def _remain(job, function, w, wstep, panel, depth, at, bias, residual, activation):
     """Compute a block of output channels, which begins ``at`` in the output, of the pixels done on their own."""
-    for j_ in range(0, job.left, job.lefts):
-        # The last overlap those before: what is computed twice comes out the same.
-        j = min(j_, job.left - job.lefts)
+    for j in range(0, job.left, job.lefts):
         place = at + (job.pixels - job.left + j) * job.yp
-        residual = job.residual + place if job.residual else 0
         call(function, (
-            w, job.wrow, wstep, panel + j * job.left_bytes, job.left_bytes, job.nc, job.y + place, job.ystep,
-            bias, residual, job.activation,
+            w, job.wrow, wstep, panel + j * job.left_bytes, job.left_bytes, depth, job.y + place, job.ystep,
+            bias, residual + place if residual else 0, activation,
         ))  # fmt: skip
 
 
 @inlined
-def _ahead(job, group, block, index, current, stop, total):
-    """Return where to prefetch from during a tile, and by which step: what will be read next and is far away."""
-    w = job.w + group * job.wgroup + block * job.wblock
-    if job.streams and index == current and stop > current + 1 and block + 1 < job.blocks:
-        return w + job.wblock, job.wahead
-    following = index + job.band
-    if block < 2 and following < total:
+def _make(job, group, begin, end, panels, lefts, table):
+    """Copy what the tiles of a band read that cannot be read where it is."""
+    for index in range(begin, end):
+        if not _in_place(job, index):
+            _make_panel(job, group, index, panels + (index - begin) * job.panel, table)
+    if job.left:
+        for image in range(begin // job.tiles, end // job.tiles):
+            _gather(job, group, image, lefts + (image - begin // job.tiles) * job.left * job.left_bytes)
+
+
+@inlined
+def _ahead(job, group, block, begin, index, end, w, following):
+    """Return where to prefetch from during a tile, and by which step: what will be read next and is far away.
+
+    ``w`` and ``following`` are the addresses of this and the next part of the weight, which may be 0.
+    """
+    if job.streams and index == begin and following and (end > begin + 1 or job.wcopy):
+        return following, job.wahead
+    later = index + job.band
+    if block < 2 and later < job.total:
         if job.layout == TABLE:
-            return _source(job, group, following) + block * job.nc * 64, 128
-        return _source(job, group, following) + block * 128, job.xc
+            return _source(job, group, later) + block * job.nc * 64, 128
+        return _source(job, group, later) + block * 128, job.xc
     # The weight itself, of which no later tile of the band will find the next piece near.
-    return w + job.wfar, job.wahead if job.streams and stop == current + 1 else 0
+    return w + _DISTANCE, job.wahead if job.streams and end == begin + 1 and job.wcopy == 0 else 0
 
 
 @cache
@@ -176,57 +191,65 @@ def loops() -> Any:
             begin = rest % job.bands * job.band
             end = min(begin + job.band, job.total)
             if rest != made:
-                for index in range(begin, end):
-                    if not _in_place(job, index):
-                        _make_panel(job, group, index, panels + (index - begin) * job.panel, table)
-                if job.left:
-                    for image in range(begin // job.tiles, end // job.tiles):
-                        _gather(job, group, image, lefts + (image - begin // job.tiles) * job.left * job.left_bytes)
+                _make(job, group, begin, end, panels, lefts, table)
                 made = rest
             first_block, stop_block = part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts
             is_single = stop_block - first_block == 1
-            for block in range(first_block, stop_block):
-                k = block * job.width
-                channel = group * job.oc + k
-                w = job.w + group * job.wgroup + block * job.wblock
-                if job.wcopy:
-                    call(job.wcopy, (w, job.wrow, job.nc, table + job.block_at, job.oc - k))
-                    w = table + job.block_at
-                bias = job.bias + channel * job.stored if job.bias else 0
-                is_last = block == job.blocks - 1
-                wstep = job.wstep1 if is_last else job.wstep0
-                # The first block reads the pixels where they are, and makes the panel for the others.
-                reads = is_single or (block == first_block and rest != kept)
-                for index in range(begin, end):
-                    tile = index % job.tiles
-                    pixel = _first(job, tile)
-                    panel = panels + (index - begin) * job.panel
-                    source, step = panel, job.step1
-                    function = job.tile11 if is_last else job.tile10
-                    if tile < job.full:
-                        function, step = job.tile01 if is_last else job.tile00, job.step0
-                    if reads and _in_place(job, index):
-                        source, step = _source(job, group, index), job.xc
-                        if not is_single:
-                            function = job.keep0 if tile < job.full else job.keep1
-                    image = index // job.tiles
-                    at = image * job.yn + channel * job.yk + pixel * job.yp
-                    residual = job.residual + at if job.residual else 0
-                    ahead, ahead_step = _ahead(job, group, block, index, begin, end, job.total)
-                    if job.rows:
-                        call(function, (
-                            w, job.wrow, wstep, source, step, job.nc, job.y + at, job.ystep, job.pixels - pixel,
-                            bias, residual, job.activation, ahead, ahead_step, panel,
-                        ))  # fmt: skip
-                    else:
-                        call(function, (
-                            source, 0, step, w, wstep, job.nc, job.y + at, job.ystep, job.oc - k,
-                            bias, residual, job.activation, ahead, ahead_step, panel,
-                        ))  # fmt: skip
-                    if job.left and tile == job.tiles - 1:
-                        panel = lefts + (image - begin // job.tiles) * job.left * job.left_bytes
-                        function = job.remainder1 if is_last else job.remainder0
-                        _remain(job, function, w, wstep, panel, image * job.yn + channel * job.yk, bias)
+            # A chunk of input channels is added to what those before left in the output.
+            for c in range(0, job.nc, job.chunk):
+                depth = min(job.chunk, job.nc - c)
+                residual = job.y if c else job.residual
+                activation = job.activation if c + depth == job.nc else 0
+                for block in range(first_block, stop_block):
+                    k = block * job.width
+                    channel = group * job.oc + k
+                    bias = job.bias + channel * job.stored if job.bias and c == 0 else 0
+                    is_last = block == job.blocks - 1
+                    wstep = job.wstep1 if is_last else job.wstep0
+                    weights = job.w + group * job.wgroup + c * job.wrow
+                    w = weights + block * job.wblock
+                    following = w + job.wblock if block + 1 < stop_block else 0
+                    if job.wcopy:
+                        if following == 0 and c + depth < job.nc:
+                            following = weights + first_block * job.wblock + job.chunk * job.wrow
+                        number = (block - first_block) % job.wcopies
+                        if number == 0:
+                            call(job.wcopy, (w, job.wrow, depth, table + job.block_at, job.block_bytes, job.oc - k))
+                        w = table + job.block_at + number * job.block_bytes
+                    # The first block reads the pixels where they are, and makes the panel for the others.
+                    reads = is_single or (block == first_block and rest != kept)
+                    for index in range(begin, end):
+                        tile = index % job.tiles
+                        pixel = _first(job, tile)
+                        panel = panels + (index - begin) * job.panel
+                        function, step = job.tile11 if is_last else job.tile10, job.step1
+                        if tile < job.full:
+                            function, step = job.tile01 if is_last else job.tile00, job.step0
+                        panel += c * step
+                        source = panel
+                        if reads and _in_place(job, index):
+                            source, step = _source(job, group, index) + c * job.xc, job.xc
+                            if not is_single:
+                                function = job.keep0 if tile < job.full else job.keep1
+                        image = index // job.tiles
+                        start_of_image = image * job.yn + channel * job.yk
+                        at = start_of_image + pixel * job.yp
+                        ahead, ahead_step = _ahead(job, group, block, begin, index, end, w, following)
+                        added = residual + at if residual else 0
+                        if job.rows:
+                            call(function, (
+                                w, job.wrow, wstep, source, step, depth, job.y + at, job.ystep, job.pixels - pixel,
+                                bias, added, activation, ahead, ahead_step, panel,
+                            ))  # fmt: skip
+                        else:
+                            call(function, (
+                                source, 0, step, w, wstep, depth, job.y + at, job.ystep, job.oc - k,
+                                bias, added, activation, ahead, ahead_step, panel,
+                            ))  # fmt: skip
+                        if job.left and tile == job.tiles - 1:
+                            panel = lefts + (image - begin // job.tiles) * job.left * job.left_bytes + c * job.item
+                            function = job.remainder1 if is_last else job.remainder0
+                            _remain(job, function, w, wstep, panel, depth, start_of_image, bias, residual, activation)
             if not is_single:
                 kept = rest
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.cpu.in_place import InPlace
-from fastconv.backends.cpu.packing import Packer, copy_block, has_adjacent_outputs, pack_columns
+from fastconv.backends.cpu.packing import Packer, copy_blocks, has_adjacent_outputs, pack_columns
 from fastconv.backends.cpu.pointwise.loops import FIELDS, FLAT, ROWS, TABLE, loops
 from fastconv.backends.cpu.pointwise.panel import copy_every, copy_lines, copy_one, turn_lines
 from fastconv.backends.cpu.pointwise.remainder import remainder
@@ -18,8 +18,6 @@ from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import Sizes
 
-# How far ahead a weight that streams past is prefetched: a page and more, at whose end processors stop foreseeing.
-_DISTANCE = 8192
 # Pixels that fill no vector, at once.
 _PIXELS = 2
 
@@ -101,8 +99,8 @@ class PointwiseRunner(Runner):
         f |= {"yn": yn, "yk": yk, "yp": yp, "ystep": yp if channels_last else yk}
         f |= {"wgroup": work.group_size * size, "wblock": work.width * work.places * size, "wstep0": work.width * size}
         f["wstep1"] = (work.width if self._rows else t.tail * work.lanes) * size
-        f |= {"wahead": f["wstep0"], "wfar": _DISTANCE}
-        f |= {"blocks": t.blocks, "width": work.width, "nc": work.inputs, "oc": work.outputs}
+        f["wahead"] = f["wstep0"]
+        f |= {"blocks": t.blocks, "width": work.width, "nc": work.inputs, "oc": work.outputs, "chunk": work.inputs}
         f |= {"oh": output[1], "ow": output[2], "pixels": work.pixels}
         f |= {"tiles": t.cut.pieces, "total": work.images * t.cut.pieces, "full": t.cut.full, "cut": t.cut.size}
         f |= {"unit": t.unit, "bands": work.bands, "band": work.band, "parts": work.parts}
@@ -117,7 +115,7 @@ class PointwiseRunner(Runner):
         work, t = self.work, self.work.tile
         if not t.left:
             return {}
-        pixels = min(t.left, _PIXELS)
+        pixels = 1 if t.left % _PIXELS else _PIXELS
         how = (pixels, work.lanes, work.format, int(work.simd.fma), int(self._apart))
         f = {f"remainder{i}": remainder(rows, *how).address for i, rows in enumerate((t.block, t.tail))}
         return f | {"left": t.left, "lefts": pixels, "left_bytes": work.left_bytes, "left_at": work.left_at}
@@ -168,10 +166,10 @@ class InPlaceRunner(InPlace, PointwiseRunner):
         work, size = self.work, self.work.size
         if self.across:
             row = work.problem.oc * size
-            copy = copy_block(work.width, work.format).address
-            block = work.width * size
-            f = {"wgroup": work.outputs * size, "wblock": block, "wrow": row, "wahead": row, "wfar": block}
-            return found[0] | f | {"wcopy": copy, "block_at": work.block_at}, *found[1:]
+            f = {"wgroup": work.outputs * size, "wblock": work.width * size, "wrow": row, "wahead": row}
+            f |= {"wcopy": copy_blocks(work.format, work.copies * work.width, work.width).address}
+            f |= {"wcopies": work.copies, "block_at": work.block_at, "block_bytes": work.block_bytes}
+            return found[0] | f | {"chunk": work.chunk}, *found[1:]
         row = work.inputs * size
         f = {"wgroup": work.outputs * row, "wblock": work.width * row, "wrow": row, "wstep0": size, "wstep1": size}
         return found[0] | f, *found[1:]

@@ -21,6 +21,7 @@ ROWS_ARE_CHANNELS, LANES_ARE_CHANNELS, TURNED = range(3)
 _LATENCY = 4  # cycles before a sum can be added to again
 _CALL = 60  # cycles of a tile's beginning and end
 _IMAGE = 50  # cycles of finding the place of an image and a group
+_LEAST_CHUNK, _MOST_CHUNK = 64, 256  # input channels of a transposed weight that are done together
 # Cycles to bring the sum of a row's lanes to its place, and to copy a channel of a pixel that is done on its own.
 _LEFT_ROW, _GATHER = 6.0, 2.0
 _EVEN = 0.95  # which share of their time all workers should have something to do
@@ -230,14 +231,13 @@ class Work(ConvWork):
 
     @property
     def block_at(self) -> int:
-        """Where in a worker's memory a block of the weight goes that is read where it is."""
+        """Where in a worker's memory the panels end."""
         return TABLE_BYTES + self.band * self.panel_bytes
 
     @property
     def left_at(self) -> int:
         """Where in a worker's memory the channels of pixels go that are done on their own."""
-        block = self.width * self.inputs * self.size if self.in_place else 0
-        return -(-(self.block_at + block) // 64) * 64
+        return -(-self.block_at // 64) * 64
 
     @property
     def left_bytes(self) -> int:
@@ -273,3 +273,29 @@ class InPlaceWork(Work):
     """A problem whose weight is read where it is."""
 
     in_place = True
+
+    @property
+    def is_small(self) -> bool:
+        """False: every band of pixels reads or copies the weight again."""
+        return False
+
+    @property
+    def copies(self) -> int:
+        """Blocks of a transposed weight that are copied at once: whole vectors."""
+        return max(1, self.lanes // self.width)
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block that was copied."""
+        return self.chunk * self.width * self.size
+
+    @property
+    def left_at(self) -> int:
+        """See `Work.left_at`; blocks that were copied come before."""
+        return -(-(self.block_at + self.copies * self.block_bytes) // 64) * 64
+
+    @property
+    def chunk(self) -> int:
+        """Input channels at once of a transposed weight: their rows stay in the cache while blocks are copied."""
+        row = self.problem.oc * self.size
+        return even(self.inputs, max(_LEAST_CHUNK, min(_MOST_CHUNK, self.cache // 2 // row))).size
