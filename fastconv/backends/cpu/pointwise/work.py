@@ -19,9 +19,10 @@ from fastconv.problem import ConvProblem
 ROWS_ARE_CHANNELS, LANES_ARE_CHANNELS, TURNED = range(3)
 
 _LATENCY = 4  # cycles before a sum can be added to again
+_STEP = 1.0  # cycles of a product beside its multiplications
 _CALL = 60  # cycles of a tile's beginning and end
 _IMAGE = 50  # cycles of finding the place of an image and a group
-_LEAST_CHUNK, _MOST_CHUNK = 64, 256  # input channels of a transposed weight that are done together
+_LEAST_CHUNK, _MOST_CHUNK = 128, 256  # input channels of a transposed weight that are done together
 # Cycles to bring the sum of a row's lanes to its place, and to copy a channel of a pixel that is done on its own.
 _LEFT_ROW, _GATHER = 6.0, 2.0
 _EVEN = 0.95  # which share of their time all workers should have something to do
@@ -102,7 +103,7 @@ class Work(ConvWork):
         """Cycles of one tile."""
         rate = self.simd.fma_per_cycle
         # Broadcasts come two a cycle; whole vectors as fast as they are multiplied.
-        step = max(rows * vectors / rate, rows / 2 + vectors / rate, _LATENCY)
+        step = max(rows * vectors / rate + _STEP, rows / 2 + vectors / rate, _LATENCY)
         end: float = rows * vectors
         if form == TURNED:
             squares = vectors * -(-rows // self.lanes)
