@@ -15,7 +15,7 @@ from fastconv.machine import machine
 from fastconv.notation import parse_problem
 from fastconv.options import options
 
-POINTWISE = registry.find("numba/pointwise")
+POINTWISE, IN_PLACE = registry.find("numba/pointwise"), registry.find("numba/pointwise_in_place")
 
 # Odd numbers of pixels and channels, tiles that do not divide them, strides, groups, dimensions.
 SHAPES = """
@@ -40,23 +40,53 @@ SHAPES = """
 """.strip().splitlines()
 
 
-@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+# Each algorithm in the memory orders that it takes.
+WAYS = [(POINTWISE, "channels_first"), (POINTWISE, "channels_last"), (IN_PLACE, "channels_first")]
+
+
+@pytest.mark.parametrize(("algorithm", "layout"), WAYS, ids=lambda value: getattr(value, "name", value))
 @pytest.mark.parametrize("text", SHAPES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_awkward_shapes_are_right_and_the_same_for_any_number_of_threads(text, layout, dtype):
+def test_awkward_shapes_are_right_and_the_same_for_any_number_of_threads(text, algorithm, layout, dtype):
     problem = parse_problem(text).replace(layout=layout, dtype=dtype)
-    assert POINTWISE.refuses(problem) is None
+    assert algorithm.refuses(problem) is None
     results = []
     for threads in (1, 2):
         with options(threads=threads):
-            testing.check_problem(POINTWISE, problem)
-            testing.check_problem(POINTWISE, problem.replace(prepacked=True))
-            results.append(testing.run(POINTWISE, problem, testing.random_inputs(problem)))
+            testing.check_problem(algorithm, problem)
+            testing.check_problem(algorithm, problem.replace(prepacked=True))
+            results.append(testing.run(algorithm, problem, testing.random_inputs(problem)))
     assert np.array_equal(results[0][0], results[1][0], equal_nan=True)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("text", [text for text in SHAPES if " g" not in text])
+@pytest.mark.parametrize("algorithm", [POINTWISE, IN_PLACE], ids=lambda algorithm: algorithm.name)
+def test_transposed_weights_are_read_right(algorithm, text, dtype):
+    """Those whose output channels lie together, as a gradient finds them."""
+    problem = parse_problem(text).replace(dtype=dtype)
+    inputs = testing.random_inputs(problem)
+    w = np.ascontiguousarray(inputs[1].swapaxes(0, 1)).swapaxes(0, 1)
+    testing.compare(
+        problem,
+        testing.run(algorithm, problem, (inputs[0], w, *inputs[2:])),
+        testing.exact(problem, inputs),
+        algorithm.error_bound(problem),
+    )
+
+
+def test_weights_that_lie_in_no_order_are_copied():
+    problem = parse_problem("conv2d n1 c40 i7 oc48 k1 bias residual relu")
+    x, w, *rest = testing.random_inputs(problem)
+    spread = np.zeros((48, 80, 1, 1), np.float32)[:, ::2]
+    spread[...] = w
+    expected = testing.run(IN_PLACE, problem, (x, w, *rest))
+    assert np.array_equal(testing.run(IN_PLACE, problem, (x, spread, *rest))[0], expected[0])
+
+
+@pytest.mark.parametrize("algorithm", [POINTWISE, IN_PLACE], ids=lambda algorithm: algorithm.name)
 @pytest.mark.parametrize("text", ["conv2d n2 c33 i14 oc100 k1 bias residual relu", "conv2d n2 c8 i57 oc24 k1 s2"])
-def test_special_values_stay_in_their_pixel(text):
+def test_special_values_stay_in_their_pixel(algorithm, text):
     """Lanes and rows that do not exist must not reach those that do."""
     problem = parse_problem(text)
     inputs = testing.random_inputs(problem)
@@ -64,7 +94,7 @@ def test_special_values_stay_in_their_pixel(text):
     inputs[0][1, 0, -1, -1] = np.inf
     with np.errstate(invalid="ignore"):
         reference = testing.exact(problem, inputs)
-    testing.compare(problem, testing.run(POINTWISE, problem, inputs), reference, POINTWISE.error_bound(problem))
+    testing.compare(problem, testing.run(algorithm, problem, inputs), reference, algorithm.error_bound(problem))
 
 
 @pytest.mark.parametrize("form", [ROWS_ARE_CHANNELS, TURNED, LANES_ARE_CHANNELS])
@@ -78,7 +108,8 @@ def test_every_tiling_is_right(text, form, monkeypatch):
     tiles = [tile for tile in Work(problem, machine_simd(), 1, 1 << 20)._tiles() if tile.form == form]
     for tile in tiles:
         monkeypatch.setattr(Work, "_tiles", lambda self, tile=tile: iter([tile]))
-        testing.check_problem(POINTWISE, problem)
+        for algorithm in (POINTWISE, IN_PLACE) if form == ROWS_ARE_CHANNELS else (POINTWISE,):
+            testing.check_problem(algorithm, problem)
     assert tiles
 
 
@@ -125,10 +156,11 @@ def test_compiled_loops_do_not_grow_with_the_shapes_that_come():
 
 
 def test_workspace_is_what_the_runner_takes():
-    for text in ("conv2d n2 c300 i10 oc700 k1", "conv2d n1 c2080 i8 oc1536 k1", "conv2d n1 c64 i57 oc64 k1 s2"):
+    shapes = ("conv2d n2 c300 i10 oc700 k1", "conv2d n1 c2080 i8 oc1536 k1", "conv2d n1 c64 i57 oc64 k1 s2")
+    for text, algorithm in itertools.product(shapes, (POINTWISE, IN_PLACE)):
         problem = parse_problem(text)
-        runner = POINTWISE.plan(problem).run.__self__
-        packed = runner.pack(testing.random_inputs(problem)[1]).array.nbytes
-        assert POINTWISE.workspace_bytes(problem) >= packed + runner._scratch
-        assert POINTWISE.workspace_bytes(problem.replace(prepacked=True)) >= runner._scratch
+        runner = algorithm.plan(problem).run.__self__
+        packed = 0 if algorithm is IN_PLACE else runner.pack(testing.random_inputs(problem)[1]).array.nbytes
+        assert algorithm.workspace_bytes(problem) >= packed + runner._scratch
+        assert algorithm.workspace_bytes(problem.replace(prepacked=True)) >= runner._scratch
         assert runner._scratch <= machine().threads() * (2 << 20)
