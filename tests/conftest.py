@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from fastconv import dispatch
+from fastconv.backends.cpu import work
 from fastconv.environment import VARIABLES
 
 # Every run tries the same examples; `--hypothesis-profile=search` looks for new ones, and for longer.
@@ -28,6 +29,15 @@ def pytest_configure(config):
     patch.setenv("FASTCONV_CACHE_DIR", cache.name)
     config.add_cleanup(cache.cleanup)
     config.add_cleanup(patch.undo)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _however_small():
+    """Threads share the work of problems that they are not worth starting for: those are what tests can afford."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(work, "WORTH_SHARING", 0.0)
+    yield
+    patch.undo()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,9 +16,10 @@ from fresh import python
 
 import fastconv as fc
 from fastconv import registry, testing
-from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu import scratch, threads, work
 from fastconv.backends.cpu.direct.work import Work, choose_tile
 from fastconv.backends.cpu.registers import Simd, simd
+from fastconv.machine import machine
 from fastconv.notation import parse_problem
 
 ENGINE = [algorithm.key for algorithm in registry.algorithms() if algorithm.backend == "numba"]
@@ -184,6 +185,17 @@ def test_any_number_of_threads_gives_the_same_bits(key):
                 with fc.options(threads=count):
                     results.append(testing.run(algorithm, problem, inputs)[0])
             assert np.array_equal(*results)
+
+
+def test_a_problem_that_is_soon_done_is_left_to_one_thread(monkeypatch):
+    monkeypatch.setattr(work, "WORTH_SHARING", 6e-6)
+    for text, count in (
+        ("conv2d n1 c2 i4 oc2 k3 p1", 1),
+        ("max_pool2d n1 c8 i8 k2", 1),
+        ("conv2d n1 c64 i56 oc64 k3 p1", machine().threads()),
+        ("max_pool2d n1 c64 i112 k3 s2", machine().threads()),
+    ):
+        assert work.workers_for(parse_problem(text)) == count
 
 
 # -------------------------------------------------------------------------------------------------------- scratch

@@ -12,6 +12,10 @@ from fastconv.backends.cpu.registers import Simd, simd
 from fastconv.machine import machine
 from fastconv.problem import ConvProblem, Problem
 
+# Seconds on one core that are worth other threads, to start which takes 1 to 3 us, and the later ones cold caches:
+# two were faster from 7 us on, as this counts, and slower below 5, whatever the algorithm.
+WORTH_SHARING = 6e-6
+
 _ONLY = {
     "fprop": "computes forward only",
     "dgrad": "computes input gradients and transposed convolutions only",
@@ -35,6 +39,13 @@ def refuses_halves(problem: Problem) -> str | None:
     if problem.dtype != problem.accumulator:
         return f"computes in float32 and float64, not on {problem.dtype}"
     return None
+
+
+def workers_for(problem: Problem) -> int:
+    """Return how many threads a problem is worth, of those that the options allow."""
+    here = machine()
+    alone = problem.flops / here.peak(problem.accumulator, 1) + here.moving(problem.bytes)
+    return here.threads() if alone > WORTH_SHARING else 1
 
 
 class ConvWork:
@@ -75,9 +86,9 @@ class ConvWork:
 
     @classmethod
     def of(cls, problem: AnyProblem) -> Self:
-        """Return a problem made ready for this machine and as many threads as the options allow."""
+        """Return a problem made ready for this machine and as many threads as it is worth."""
         assert isinstance(problem, ConvProblem)
-        return cls(problem, simd(), machine().threads(), machine().l2_bytes)
+        return cls(problem, simd(), workers_for(problem), machine().l2_bytes)
 
     @property
     def bytes(self) -> float:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.work import refuses_halves
-from fastconv.machine import Machine, machine
+from fastconv.backends.cpu.work import refuses_halves, workers_for
+from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 _OVERHEAD = 8e-6
@@ -24,10 +24,10 @@ class BiasGradient(Algorithm):
         return refuses_halves(problem)
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        return _OVERHEAD + machine.reading(problem.bytes) / machine.threads()
+        return _OVERHEAD + machine.reading(problem.bytes) / workers_for(problem)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.bias_gradient.run import Runner
 
         assert isinstance(problem, ConvProblem)
-        return Plan(problem, self, Runner(problem, machine().threads()).run)
+        return Plan(problem, self, Runner(problem, workers_for(problem)).run)

@@ -7,7 +7,7 @@ import math
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.backends.cpu.work import refuses_all_but, refuses_halves, workers_for
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -63,4 +63,4 @@ class DepthwiseWgrad(Algorithm):
 
 def _work(problem: AnyProblem) -> Work:
     assert isinstance(problem, ConvProblem)
-    return Work(problem.replace(layout="channels_first"), simd(), machine().threads(), machine().l2_bytes, slab=False)
+    return Work(problem.replace(layout="channels_first"), simd(), workers_for(problem), machine().l2_bytes, slab=False)

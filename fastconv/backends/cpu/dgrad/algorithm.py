@@ -17,7 +17,7 @@ from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise, PointwiseInPlace
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd3x2, Winograd4
-from fastconv.backends.cpu.work import refuses_all_but
+from fastconv.backends.cpu.work import refuses_all_but, workers_for
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -107,7 +107,7 @@ class Dgrad(Algorithm):
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
         lanes = simd().lanes(size_of(computed(format_of(problem))))
-        workers, cache = machine().threads(), machine().l2_bytes
+        workers, cache = workers_for(problem), machine().l2_bytes
         return Work(problem, lanes, workers, cache, self.views)
 
     def plan(self, problem: AnyProblem) -> Plan:

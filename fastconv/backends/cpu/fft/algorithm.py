@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.fft.work import Work
-from fastconv.backends.cpu.work import refuses_all_but
+from fastconv.backends.cpu.work import refuses_all_but, workers_for
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -53,4 +53,4 @@ class Fft(Algorithm):
 
 def _work(problem: AnyProblem) -> Work:
     assert isinstance(problem, ConvProblem)
-    return Work(problem, machine().threads(), machine().l2_bytes)
+    return Work(problem, workers_for(problem), machine().l2_bytes)

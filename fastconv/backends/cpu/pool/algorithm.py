@@ -9,7 +9,8 @@ from fastconv.backends.cpu.pool.gradient_work import GradientWork
 from fastconv.backends.cpu.pool.windows import dense, lifted
 from fastconv.backends.cpu.pool.work import Work
 from fastconv.backends.cpu.registers import simd
-from fastconv.machine import Machine, machine
+from fastconv.backends.cpu.work import workers_for
+from fastconv.machine import Machine
 from fastconv.problem import PoolProblem
 
 _OVERHEAD = 8e-6
@@ -94,9 +95,9 @@ def moving(size: int, cycles: float, workers: int, machine: Machine) -> float:
 
 def _work(problem: AnyProblem) -> Work:
     assert isinstance(problem, PoolProblem)
-    return Work(problem, simd(), machine().threads())
+    return Work(problem, simd(), workers_for(problem))
 
 
 def _gradient(problem: AnyProblem) -> GradientWork:
     assert isinstance(problem, PoolProblem)
-    return GradientWork(problem, simd(), machine().threads())
+    return GradientWork(problem, simd(), workers_for(problem))

@@ -8,6 +8,7 @@ from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.pool.algorithm import moving
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.unfold.work import FoldWork, UnfoldWork, Work
+from fastconv.backends.cpu.work import workers_for
 from fastconv.machine import Machine, machine
 from fastconv.problem import PoolProblem
 
@@ -31,7 +32,7 @@ class _Columns(Algorithm):
 
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, PoolProblem)
-        return self.work(problem, simd(), machine().threads(), machine().l2_bytes)
+        return self.work(problem, simd(), workers_for(problem), machine().l2_bytes)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = self._work(problem)

@@ -13,7 +13,7 @@ from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.backends.cpu.winograd.work import Work
-from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.backends.cpu.work import refuses_all_but, refuses_halves, workers_for
 from fastconv.geometry import Axis, axes_of, fewest_reads
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
@@ -95,7 +95,7 @@ class Winograd(Algorithm):
 
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
-        return Work(self.m, problem, simd(), machine().threads(), machine().l2_bytes)
+        return Work(self.m, problem, simd(), workers_for(problem), machine().l2_bytes)
 
 
 class Winograd2(Winograd):

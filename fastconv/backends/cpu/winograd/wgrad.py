@@ -8,7 +8,7 @@ from typing import ClassVar
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.wgrad_work import Work
-from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.backends.cpu.work import refuses_all_but, refuses_halves, workers_for
 from fastconv.geometry import Axis, axes_of, fewest_uses
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
@@ -79,7 +79,7 @@ class WinogradWgrad(Algorithm):
 
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
-        return Work(self.m, problem, simd(), machine().threads(), machine().l2_bytes)
+        return Work(self.m, problem, simd(), workers_for(problem), machine().l2_bytes)
 
 
 class WinogradWgrad4(WinogradWgrad):
