@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 
 from fastconv.problem import DTYPES, Operand
+from fastconv.sizes import Sizes
 
 Array: TypeAlias = Any
 """An array of any accepted kind."""
@@ -23,6 +24,9 @@ _DLPACK_CPU = 1
 _DLPACK_CUDA = 2
 # What the libraries raise for an array that they cannot export: BufferError by the standard, and others before it.
 _NOT_EXPORTED = (BufferError, RuntimeError, TypeError, ValueError)
+
+
+_HERE = nullcontext()
 
 
 class Kind(NamedTuple):
@@ -177,6 +181,11 @@ def layout_of(array: Any) -> str:
     return "channels_last" if inside and max(array.shape[2:]) > 1 else "channels_first"
 
 
+def shaped(array: Any, shape: Sizes) -> Any:
+    """Return an array in a shape: itself if that is its own, by which `fastconv.repeat` knows it again."""
+    return array if array.shape == shape else array.reshape(shape)
+
+
 def empty(operand: Operand, layout: str, like: Any) -> Any:
     """Return an uninitialised array for an operand, where ``like`` is, in the layout if it is a map."""
     if isinstance(like, np.ndarray):
@@ -200,7 +209,7 @@ def gpu_of(array: Any) -> int | None:
 
 def at(array: Any) -> AbstractContextManager[Any]:
     """Return a context in which an array's GPU, if it is on one, is the current one."""
-    context: AbstractContextManager[Any] = nullcontext() if isinstance(array, np.ndarray) else array.device
+    context: AbstractContextManager[Any] = _HERE if isinstance(array, np.ndarray) else array.device
     return context
 
 

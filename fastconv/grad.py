@@ -127,19 +127,14 @@ class _Pullback:
 
     def __call__(self, grad_output: Array, wrt: str | Collection[str] | None = None) -> tuple[Array | None, ...]:
         rule = self._rule
-        wanted = rule.names if wrt is None else (wrt,) if isinstance(wrt, str) else wrt
-        if not isinstance(wanted, Collection):
-            raise TypeError(f"wrt: expected a name or several, got {wrt!r}")
-        for name in wanted:
-            if name not in rule.names:
-                raise ValueError(f"wrt: expected names among {', '.join(rule.names)}, got {name!r}")
+        wanted = rule.names if wrt is None else _wanted(wrt, rule.names)
         grad = arrays.read_as("grad_output", grad_output, rule.kind, "input")
         expected = rule.problem.outputs[0]
         if grad.shape != rule.shape:
             raise ValueError(f"grad_output: expected the output's shape {rule.shape}, got {grad.shape}")
         arrays.check_dtype("grad_output", grad, expected.dtype)
         with arrays.at(grad):
-            grad = grad.reshape(expected.shape)
+            grad = arrays.shaped(grad, expected.shape)
             if isinstance(rule.problem, ConvProblem):
                 grad = activation_gradient(rule.problem.activation, grad, self._saved.get(expected.name))
             return tuple([self._gradient(name, grad) if name in wanted else None for name in rule.names])
@@ -152,9 +147,21 @@ class _Pullback:
         if role == "residual":
             result = grad.copy()  # the caller may change what it is given
         else:
-            problem, inputs = _derivative(rule.problem, role, grad, self._saved)
-            (result,) = execute(problem, inputs, rule.options)
-        return rule.kind.give_back(result.reshape(rule.shapes[name]))
+            derivative = _derivative(rule.problem, role)
+            inputs = tuple([grad if kept is None else self._saved[kept] for kept in derivative.roles])
+            (result,) = execute(derivative.problem, inputs, rule.options, derivative.outputs(grad))
+        return rule.kind.give_back(arrays.shaped(result, rule.shapes[name]))
+
+
+def _wanted(wrt: Any, names: tuple[str, ...]) -> Collection[str]:
+    """Return the arguments whose gradients are asked for."""
+    wanted = (wrt,) if isinstance(wrt, str) else wrt
+    if not isinstance(wanted, Collection):
+        raise TypeError(f"wrt: expected a name or several, got {wrt!r}")
+    for name in wanted:
+        if name not in names:
+            raise ValueError(f"wrt: expected names among {', '.join(names)}, got {name!r}")
+    return wanted
 
 
 def _kept(problem: AnyProblem) -> tuple[str, ...]:
@@ -169,21 +176,32 @@ def _kept(problem: AnyProblem) -> tuple[str, ...]:
     return factors if problem.activation is None else (*factors, problem.outputs[0].name)
 
 
-def _derivative(problem: AnyProblem, role: str, grad: Any, saved: dict[str, Any]) -> tuple[AnyProblem, tuple[Any, ...]]:
-    """Return the problem whose result is the gradient for one input, and that problem's inputs."""
-    derivative = _derivative_problem(problem, role)
-    if isinstance(problem, PoolProblem):
-        return derivative, (grad, *(saved[r] for r in _kept(problem)))
-    if role == "bias":
-        return derivative, (grad,)
-    # The sum of x * w * dy over all windows is linear in each: leave one out, and the rest is its gradient.
-    roles = {"fprop": "dy", "dgrad": "x", "wgrad": "w"}
-    factors = {**saved, roles[problem.direction]: grad}
-    return derivative, tuple(factors[operand.name] for operand in derivative.inputs)
+class _Derivative(NamedTuple):
+    """How the gradient for one input is computed."""
+
+    problem: AnyProblem
+    #: Of what was kept, that problem's inputs; None for the gradient that is carried back.
+    roles: tuple[str | None, ...]
+    #: Makes its outputs, like an array.
+    outputs: Callable[[Any], tuple[Any, ...]]
 
 
-# To make and check a record takes longer than to differentiate a small layer.
+# To work this out takes longer than to differentiate a small layer.
 @lru_cache(maxsize=4096)
+def _derivative(problem: AnyProblem, role: str) -> _Derivative:
+    derivative = _derivative_problem(problem, role)
+    roles: tuple[str | None, ...]
+    if isinstance(problem, PoolProblem):
+        roles = None, *_kept(problem)
+    elif role == "bias":
+        roles = (None,)
+    else:
+        # The sum of x * w * dy over all windows is linear in each: leave one out, and the rest is its gradient.
+        carried = {"fprop": "dy", "dgrad": "x", "wgrad": "w"}[problem.direction]
+        roles = tuple(None if operand.name == carried else operand.name for operand in derivative.inputs)
+    return _Derivative(derivative, roles, repeat.new_outputs(derivative))
+
+
 def _derivative_problem(problem: AnyProblem, role: str) -> AnyProblem:
     if isinstance(problem, PoolProblem):
         back = {"fprop": "dgrad", "dgrad": "fprop"}[problem.direction]

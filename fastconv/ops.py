@@ -202,11 +202,6 @@ def _bias_kind(read: Read, local: bool) -> str:
     return "position" if local and bias.ndim > 1 else "channel"
 
 
-def _shaped(array: Any, shape: Sizes) -> Any:
-    """Return an array in a shape: itself if that is its own, by which `fastconv.repeat` knows it again."""
-    return array if array.shape == shape else array.reshape(shape)
-
-
 def _forward_call(problem: ConvProblem, read: Read, first: Any, shape: Sizes, common: Common) -> Call:
     """Check the arrays whose shapes the problem tells, and make the call of a forward pass."""
     expected = {"residual": shape, "bias": problem.bias_shape, "weight": problem.w_shape}
@@ -215,7 +210,7 @@ def _forward_call(problem: ConvProblem, read: Read, first: Any, shape: Sizes, co
             raise ValueError(f"{name}: expected shape {expected[name]}, got {array.shape}")
     inputs = {**read.arrays, "input": first}
     if "residual" in inputs:
-        inputs["residual"] = _shaped(inputs["residual"], problem.result_shape)
+        inputs["residual"] = arrays.shaped(inputs["residual"], problem.result_shape)
     return common.call(problem, inputs, read, shape)
 
 
@@ -410,4 +405,4 @@ def linear(
         device=read.kind.device,
     )
     shape = (*x.shape[:-1], w.shape[0])
-    return _forward_call(problem, read, _shaped(x, problem.x_shape), shape, common)
+    return _forward_call(problem, read, arrays.shaped(x, problem.x_shape), shape, common)

@@ -55,9 +55,12 @@ def new_outputs(problem: AnyProblem) -> Callable[[Any], tuple[Any, ...]]:
 _known: dict[Form, Any] = {}
 
 
-def _is_pair(value: Any) -> bool:
-    """Whether it is padding before and after an axis."""
-    return type(value) is tuple and all(type(entry) is int for entry in value)
+def _are_integers(values: Sequence[Any]) -> bool:
+    """Whether these are integers, or pairs of them. A loop: a generator takes longer than all else here."""
+    for value in values:  # noqa: SIM110
+        if type(value) is not int and not (type(value) is tuple and _are_integers(value)):
+            return False
+    return True
 
 
 def _gpu_arrays() -> Any:
@@ -74,9 +77,9 @@ def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form 
             parts += value.shape, value.strides, value.dtype
         elif kind in _SIMPLE:  # with its type: True is no 1 here
             parts += kind, value
-        elif kind is tuple and all(type(entry) is int or _is_pair(entry) for entry in value):
+        elif kind is tuple and _are_integers(value):
             parts.append(value)
-        elif kind is list and all(type(entry) is int for entry in value):
+        elif kind is list and _are_integers(value):
             parts.append(tuple(value))
         elif isinstance(value, np.integer):
             parts += int, int(value)
