@@ -194,6 +194,14 @@ def test_biases_at_one_address_are_told_apart():
             F.conv2d(X, weight, biases[:3])
 
 
+def test_a_parameter_may_move_to_shared_memory():
+    conv, x = nn.Conv2d(256, 256, 3), torch.randn(1, 256, 4, 4)  # its old memory goes back to the system
+    with torch.no_grad(), ft.use():
+        y = conv(x)
+        conv.share_memory()
+        assert torch.equal(conv(x), y)
+
+
 def test_a_weight_of_too_few_axes_is_pytorchs_error():
     x, weight = torch.ones(3, 8, 8, requires_grad=True), torch.ones(4, 3, 3)
     with ft.use(), pytest.raises(RuntimeError):

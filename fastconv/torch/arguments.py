@@ -48,15 +48,8 @@ def conv_window(ndim: int, stride: Any, padding: Any, dilation: Any, groups: Any
     return strides, sizes("padding", padding, ndim, 0), dilations, _groups(groups)
 
 
-@lru_cache(maxsize=1024)
-def _twice(padding: Any) -> Any:
-    return tuple(p for p in padding for _ in range(2))
-
-
-def flat_padding(padding: Any, kernel: Any, dilation: Any) -> Any:
-    """Return padding before and after, axis by axis."""
-    if padding != "same":
-        return (_twice.__wrapped__ if torch.compiler.is_compiling() else _twice)(padding)
+def same_padding(kernel: Any, dilation: Any) -> Any:
+    """Return the padding ``'same'`` before and after, axis by axis."""
     totals = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     return tuple(p for total in totals for p in (total // 2, total - total // 2))
 

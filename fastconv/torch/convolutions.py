@@ -1,12 +1,11 @@
 """The operators behind convolutions: three, each of which has its derivatives in the two others.
 
 The sum of ``input * weight * grad_output`` over all windows is linear in each; leaving one out gives its gradient.
-``padding`` is flat here: before and after, axis by axis.
+``padding`` is one number an axis, or flat: before and after, axis by axis.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -18,11 +17,14 @@ from fastconv.torch.tensors import Tensor, array, empty_map, optional_array, run
 _WINDOW = "SymInt[] stride, SymInt[] padding, SymInt[] dilation, SymInt groups"
 
 
-@lru_cache(maxsize=4096)
-def paired(padding: Any) -> Any:
-    """Return flat padding as fastconv takes it: numbers if it is the same on both sides."""
-    before, after = padding[::2], padding[1::2]
-    return before if before == after else tuple(zip(before, after, strict=True))
+def paired(padding: Any, ndim: int) -> Any:
+    """Return padding as fastconv takes it: one number an axis, or a pair."""
+    return tuple(padding) if len(padding) == ndim else tuple(zip(padding[::2], padding[1::2], strict=True))
+
+
+def sides(padding: Any, ndim: int) -> tuple[Any, Any]:
+    """Return the padding before and after each axis."""
+    return (padding, padding) if len(padding) == ndim else (padding[::2], padding[1::2])
 
 
 def spans(kernel: Any, dilation: Any) -> list[Any]:
@@ -71,15 +73,15 @@ class _Conv(_Product):
     def compute(
         self, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
-        function = _CONV[len(stride)]
+        ndim = len(stride)
         arrays = array(x), array(w), optional_array(b)
-        return tensor(run(function, *arrays, tuple(stride), paired(tuple(padding)), tuple(dilation), groups))
+        return tensor(run(_CONV[ndim], *arrays, tuple(stride), paired(padding, ndim), tuple(dilation), groups))
 
     def fake(
         self, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: Any
     ) -> Tensor:
         torch._check(x.shape[1] == w.shape[1] * groups, lambda: "weight: its channels do not fit the input's")
-        before, after = padding[::2], padding[1::2]
+        before, after = sides(padding, len(stride))
         size = [
             (i + p + q - span) // s + 1
             for i, p, q, span, s in zip(x.shape[2:], before, after, spans(w.shape[2:], dilation), stride, strict=True)
@@ -87,15 +89,17 @@ class _Conv(_Product):
         return empty_map(x, (x.shape[0], w.shape[0], *size))
 
     def keep(self, ctx: Any, inputs: Any, output: Any) -> None:
-        x, w, _, *ctx.window = inputs
-        ctx.shapes = x.shape, w.shape
-        ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, w if ctx.needs_input_grad[0] else None)
+        x, w = inputs[:2]
+        needs = ctx.needs_input_grad
+        ctx.save_for_backward(x if needs[1] else None, w if needs[0] else None)
+        ctx.known = x.shape, w.shape, inputs[3:]
 
     def backward(self, ctx: Any, g: Tensor) -> Any:
         x, w = ctx.saved_tensors
-        (x_shape, w_shape), needs = ctx.shapes, ctx.needs_input_grad
-        dx = conv_input(g, w, None, x_shape[2:], *ctx.window) if needs[0] else None
-        dw = conv_weight(x, g, w_shape[2:], *ctx.window) if needs[1] else None
+        needs = ctx.needs_input_grad
+        x_shape, w_shape, window = ctx.known
+        dx = conv_input(g, w, None, x_shape[2:], *window) if needs[0] else None
+        dw = conv_weight(x, g, w_shape[2:], *window) if needs[1] else None
         return dx, dw, _sum_to_channels(g) if needs[2] else None, None, None, None, None
 
 
@@ -105,15 +109,16 @@ class _ConvInput(_Product):
     def compute(
         self, dy: Tensor, w: Tensor, b: Tensor | None, size: Any, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
+        ndim = len(stride)
+        before, after = sides(padding, ndim)
         extra = tuple(
             i - (o - 1) * s - span + p + q
             for i, o, s, span, p, q in zip(
-                size, dy.shape[2:], stride, spans(w.shape[2:], dilation), padding[::2], padding[1::2], strict=True
+                size, dy.shape[2:], stride, spans(w.shape[2:], dilation), before, after, strict=True
             )
         )
-        function = _CONV_TRANSPOSE[len(stride)]
-        arrays = array(dy), array(w), optional_array(b)
-        return tensor(run(function, *arrays, tuple(stride), paired(tuple(padding)), extra, groups, tuple(dilation)))
+        window = tuple(stride), paired(padding, ndim), extra, groups, tuple(dilation)
+        return tensor(run(_CONV_TRANSPOSE[ndim], array(dy), array(w), optional_array(b), *window))
 
     def fake(self, dy: Tensor, w: Tensor, b: Tensor | None, size: Any, *args: Any) -> Tensor:
         groups = args[-1]
@@ -141,8 +146,9 @@ class _ConvWeight(Core):
         self, x: Tensor, dy: Tensor, kernel: Any, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
         shape = (dy.shape[1], x.shape[1] // groups, *kernel)
-        window = tuple(stride), paired(tuple(padding)), tuple(dilation), groups
-        return tensor(run(_CONV_WEIGHT[len(stride)], array(x), shape, array(dy), *window))
+        ndim = len(stride)
+        window = tuple(stride), paired(padding, ndim), tuple(dilation), groups
+        return tensor(run(_CONV_WEIGHT[ndim], array(x), shape, array(dy), *window))
 
     def fake(self, x: Tensor, dy: Tensor, kernel: Any, *args: Any) -> Tensor:
         groups = args[-1]

@@ -64,8 +64,9 @@ def _make_conv(ndim: int) -> Callable[..., Tensor]:
     def through(
         call: Any, x: Tensor, w: Tensor, b: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
     ) -> Tensor:
-        flat = arguments.flat_padding(padding, w.shape[2:], dilation)
-        return call(convolutions.conv)(x, w, b, stride, flat, dilation, groups)
+        if padding == "same":
+            padding = arguments.same_padding(w.shape[2:], dilation)
+        return call(convolutions.conv)(x, w, b, stride, padding, dilation, groups)
 
     offer = Offer(f"conv{ndim}d", ndim, partial(arguments.conv_window, ndim), direct, through)
 
@@ -102,8 +103,7 @@ def _make_conv_transpose(ndim: int) -> Callable[..., Tensor]:
         spans = convolutions.spans(w.shape[2:], dilation)
         each = zip(x.shape[2:], stride, padding, spans, extra, strict=True)
         size = [(i - 1) * s - 2 * p + span + e for i, s, p, span, e in each]
-        flat = arguments.flat_padding(padding, w.shape[2:], dilation)
-        return call(convolutions.conv_input)(x, w, b, size, stride, flat, dilation, groups)
+        return call(convolutions.conv_input)(x, w, b, size, stride, padding, dilation, groups)
 
     offer = Offer(f"conv_transpose{ndim}d", ndim, partial(arguments.transposed_window, ndim), direct, through)
 

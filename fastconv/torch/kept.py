@@ -29,13 +29,13 @@ _SAMPLE = 32
 class _Record:
     """What was packed of one parameter."""
 
-    __slots__ = ("alias", "bytes", "plans", "sample", "version", "weight")
+    __slots__ = ("address", "alias", "bytes", "plans", "sample", "version", "weight")
 
     def __init__(self, weight: Tensor, sample: Any) -> None:
         key = id(weight)
         self.weight = weakref.ref(weight, lambda _: _records.pop(key, None))
         self.alias = weight.detach()
-        self.version = weight._version
+        self.address, self.version = weight.data_ptr(), weight._version
         self.sample = sample
         self.bytes = sample.tobytes()
         self.plans: OrderedDict[Any, Any] = OrderedDict()
@@ -45,6 +45,7 @@ class _Record:
             self.weight() is weight
             and weight._version == self.version
             and weight.is_set_to(self.alias)
+            and weight.data_ptr() == self.address  # which `share_memory_` changes beneath both
             and self.sample.tobytes() == self.bytes
         )
 

@@ -20,7 +20,6 @@ PLAIN = frozenset({torch.Tensor, torch.nn.Parameter})
 # What arrays can hold. Other tensors are PyTorch's.
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
-_is_compiling = torch.compiler.is_compiling
 _include_set = torch._C._dispatch_tls_local_include_set
 _autocast = getattr(torch._C, "_is_any_autocast_enabled", lambda: torch.is_autocast_enabled("cpu"))
 _function_mode = torch._C._is_torch_function_mode_enabled
@@ -39,13 +38,12 @@ _ALWAYS = frozenset({_key_set("BackendSelect", "ADInplaceOrView"), _key_set("Bac
 
 
 def eager() -> bool:
-    """Whether nothing but autograd looks at a call: no tracer, transform, mode or autocast is at work."""
+    """Whether nothing but autograd looks at a call: no tracer, transform, mode or autocast is at work.
+
+    A compiler cannot follow this: ask `torch.compiler.is_compiling` before.
+    """
     return not (
-        _is_compiling()
-        or _include_set().raw_repr() not in _ALWAYS
-        or _autocast()
-        or _function_mode()
-        or forward_ad._current_level >= 0
+        _include_set().raw_repr() not in _ALWAYS or _autocast() or _function_mode() or forward_ad._current_level >= 0
     )
 
 
