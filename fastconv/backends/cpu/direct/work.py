@@ -224,7 +224,7 @@ class Work(ConvWork):
     def parts(self) -> int:
         """Pieces that the blocks of output channels are cut into, where bands alone do not feed all workers."""
         units = self.images * self.problem.groups * self.axes[0].out * self.bands
-        if self.workers == 1 or units >= 2 * self.workers:
+        if self.workers == 1 or (self.staged and units >= 2 * self.workers):  # each part would fill the slab again
             return 1
         return min(self.blocks, -(-_UNITS * self.workers // units))
 
