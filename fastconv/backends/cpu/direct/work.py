@@ -212,7 +212,7 @@ class Work(ConvWork):
     def _by_blocks(self) -> bool:
         """Whether workers share out the output channels and not the rows: where the weight is the larger by far."""
         weight = self.packed_size // self.problem.groups * self.size
-        return self.blocks >= _UNITS * self.workers and weight > 2 * self.slab_bytes(
+        return self.blocks >= _UNITS * self.workers and weight > 2 * self._read_bytes(
             max(self.tile.rows, self.output[0])
         )
 
@@ -234,8 +234,10 @@ class Work(ConvWork):
 
     def slab_bytes(self, band: int) -> int:
         """Bytes of the input, padding included, that a band of output rows reads; 0 if it is read where it is."""
-        if not self.staged:
-            return 0
+        return self._read_bytes(band) if self.staged else 0
+
+    def _read_bytes(self, band: int) -> int:
+        """Bytes of the input, padding included, that a band of output rows reads."""
         depth, rows, cols = self.axes
         pixels = depth.extent(1) * rows.extent(band) * cols.extent(cols.out)
         return _lines(self.chunks * self.item * pixels * self.size)
