@@ -10,8 +10,11 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import inlined
+from fastconv.backends.cpu.registers import LINE
 
 _BYTES = ir.IntType(8).as_pointer()
+# Lines that are on their way together.
+_LINES = 4
 
 
 @intrinsic
@@ -34,6 +37,62 @@ def clear(typingctx: Any, target: Any, count: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def stream(typingctx: Any, target: Any, source: Any, count: Any, begins: Any, ends: Any) -> Any:
+    """Copy the next ``count`` bytes of a run past the caches: lines that are written whole are not read before.
+
+    A run comes in pieces, each of a line at least. What is left of the last line of one waits in the `LINE` bytes
+    before the source, behind which the next piece is to stand. What the lines at both ends of a run hold besides stays
+    as it is. Other threads see a run that has ended when they see what the caller writes next.
+
+    Values and addresses: target (of the piece), source, count, begins and ends (whether the run does with it).
+    """
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        b, (target, source, count, begins, ends) = builder, args
+        word, line = ir.IntType(64), ir.VectorType(ir.IntType(32), LINE // 4)
+        past_caches = b.module.add_metadata([ir.IntType(32)(1)])
+
+        def load(address: Any) -> Any:
+            loaded = b.load(b.inttoptr(address, line.as_pointer()))
+            loaded.align = 1
+            return loaded
+
+        def part(first: Any, bytes: Any) -> None:
+            to, of = (b.inttoptr(b.add(start, first), _BYTES) for start in (target, source))
+            cgutils.raw_memcpy(b, to, of, bytes, 1)
+
+        def whole(first: Any, many: int) -> Any:
+            """Move lines, so many at a time, as long as there are as many, and return how far that went."""
+            step = word(many * LINE)
+            times = b.sdiv(b.sub(count, first), step)
+            with cgutils.for_range(b, times) as loop:
+                places = [b.add(first, b.add(b.mul(loop.index, step), word(i * LINE))) for i in range(many)]
+                for place, value in zip(places, [load(b.add(source, place)) for place in places], strict=True):
+                    stored = b.store(value, b.inttoptr(b.add(target, place), line.as_pointer()))
+                    stored.align = LINE
+                    stored.set_metadata("nontemporal", past_caches)
+            return b.add(first, b.mul(times, step))
+
+        starting = b.icmp_signed("!=", begins, word(0))
+        ahead = b.and_(b.neg(target), word(LINE - 1))
+        ahead = b.select(b.icmp_signed("<", ahead, count), ahead, count)
+        with b.if_then(starting):
+            part(word(0), ahead)
+        waiting = b.neg(b.and_(target, word(LINE - 1)))
+        done = whole(whole(b.select(starting, ahead, waiting), _LINES), 1)
+        with b.if_else(b.icmp_signed("!=", ends, word(0))) as (end, more):
+            with end:
+                part(done, b.sub(count, done))
+                b.fence("seq_cst")
+            with more:
+                last = load(b.add(source, b.sub(count, word(LINE))))
+                b.store(last, b.inttoptr(b.sub(source, word(LINE)), line.as_pointer())).align = 1
+        return context.get_dummy_value()
+
+    return types.void(*(types.int64,) * 5), codegen
 
 
 @intrinsic

@@ -10,7 +10,7 @@ from numba import carray
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, word
+from fastconv.backends.cpu.memory import clear, stream, word
 from fastconv.backends.cpu.pool.block import route_block
 from fastconv.backends.cpu.pool.cover import cover_columns, weigh_rows
 from fastconv.backends.cpu.pool.gradient_work import WAYS
@@ -39,6 +39,7 @@ _FIELDS = """
     block_rows block_columns    | blocks of elements along rows and columns of the large side
     block waiting               | rows of windows done before the next columns; bytes that wait for the next rows
     lines line_bytes line plane | scratch: the first worker's, bytes of each; in it a line, and a row of sums
+    passes ready                | whether rows go past the caches, and where in scratch they are made then
     windows cells               | elements of a map of the small side, of the large one
     y_step j_step x_step        | from element to element of a map
     item wide                   | bytes of an element in the arrays, and as it is computed
@@ -57,6 +58,20 @@ def _weigh(norm, fused, lanes, format, job, y, count, d0, nd, h0, nh, scales, li
         y, nd, job.yd, nh, job.yh, count, job.scale + (d0 * job.oh + h0) * job.wide, job.oh * job.wide, scales,
         job.roots + (y - job.y), job.powers, line,
     )  # fmt: skip
+
+
+@inlined
+def _base(job, worker, x, top):
+    """Return the address of a map whose rows from ``top`` on are where they are made: there, or in scratch."""
+    return job.lines + worker * job.line_bytes + job.ready - top * job.xh if job.passes else x
+
+
+@inlined
+def _done(job, worker, x, top, bottom, begins, ends):
+    """Send on what was made in scratch: the next rows of the worker's run, which its first unit begins."""
+    if job.passes:
+        source = job.lines + worker * job.line_bytes + job.ready
+        stream(x + top * job.xh, source, (bottom - top) * job.width * job.item, begins, ends)
 
 
 @cache
@@ -129,16 +144,19 @@ def routes(kernel: int, lanes: int, format: int) -> Any:
             j = job.j + n * job.jn + c * job.jc
             for h in range(job.oh):
                 first = h * job.rise
+                bottom = first + job.rise if h + 1 < job.oh else job.heights
+                rows = _base(job, worker, x, first)
                 # What lies behind is written later, if every row is written at once.
                 single = job.width <= kernel * lanes and job.xh == job.width * job.item
                 room = (job.heights - first) * job.width if single else -1
                 route_row(
                     kernel, lanes, format,
                     y + h * job.yh, j + h * job.jh, job.ow, first * job.width, job.rise, job.width,
-                    job.width, room, x + first * job.xh, job.xh,
+                    job.width, room, rows + first * job.xh, job.xh,
                 )  # fmt: skip
-            for h in range(job.oh * job.rise, job.heights):
-                clear(x + h * job.xh, job.width * job.item)
+                for rest in range(first + job.rise, bottom):
+                    clear(rows + rest * job.xh, job.width * job.item)
+                _done(job, worker, x, first, bottom, plane == start and h == 0, plane + 1 == stop and h + 1 == job.oh)
 
     return run
 
@@ -161,14 +179,15 @@ def tiles(kernel: int, lanes: int, format: int) -> Any:
         for plane in range(start, stop):
             c, n = split(plane, job.channels)
             x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
-            j = job.j + n * job.jn + c * job.jc
+            j, rows = job.j + n * job.jn + c * job.jc, _base(job, worker, x, 0)
             for strip in range(strips):
                 route_tiles(
                     kernel, lanes, format,
-                    y, job.yh, j, job.jh, job.ow, strip * many, job.oh, job.width, x, job.xh, whole,
+                    y, job.yh, j, job.jh, job.ow, strip * many, job.oh, job.width, rows, job.xh, whole,
                 )  # fmt: skip
             for h in range(job.oh * kernel, job.heights):
-                clear(x + h * job.xh, job.width * job.item)
+                clear(rows + h * job.xh, job.width * job.item)
+            _done(job, worker, x, 0, job.heights, plane == start, plane + 1 == stop)
 
     return run
 
@@ -194,17 +213,21 @@ def maps(op: int, kernel: int, stride: int, lanes: int, format: int) -> Any:
             x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
             j = job.j + n * job.jn + c * job.jc
             if kernel > stride:
-                clear(lines, job.line_bytes)
+                clear(lines, groups * job.waiting)
             for h in range(0, job.oh, job.block):
                 rows = min(job.block, job.oh - h)
+                top = max(h * stride - job.above, 0)
+                bottom = (h + rows) * stride - job.above if h + rows < job.oh else job.heights
+                base = _base(job, worker, x, top)
                 for group in range(groups):
                     spread_rows(
                         op, kernel, stride, lanes, format,
                         y + h * job.yh, job.yh, j + h * job.jh, job.jh, job.ow, group * lanes,
                         h * stride - job.above, rows, h + rows == job.oh,
-                        x, job.xh, job.width, job.heights, job.before, safe,
+                        base, job.xh, job.width, job.heights, job.before, safe,
                         job.scale + h * job.wide, job.scales, lines + group * job.waiting,
                     )  # fmt: skip
+                _done(job, worker, x, top, bottom, plane == start and h == 0, plane + 1 == stop and h + rows == job.oh)
 
     return run
 

@@ -52,6 +52,7 @@ class GradientRunner:
         # An unpooling's gradient goes the other way.
         self._turned = work.unpools and p.direction == "dgrad"
         self._size, self._units, self._workers = p.itemsize, work.units, work.workers
+        self._passes = work.passes
         self._scratch = work.workers * work.line_bytes
         self._loops = self._compiled().address
         self._fields = self._known()
@@ -90,7 +91,7 @@ class GradientRunner:
         f |= dict(zip(("od", "oh", "ow"), (axis.out for axis in work.axes), strict=True))
         f |= dict(zip(("depths", "heights", "width"), (axis.size for axis in work.axes), strict=True))
         f |= {"block": work.block, "waiting": work.waiting}
-        f["rise"] = work.square[0]
+        f |= {"rise": work.square[0], "ready": work.ready}
         if work.loops == "blocks":
             f["block_rows"], f["block_columns"] = work.block_rows
         before = [axis.before if isinstance(axis, Axis) else 0 for axis in work.axes]
@@ -142,11 +143,7 @@ class GradientRunner:
             return True
         step = shape[1] * size if self.work.last else size
         if self.work.loops == "recorded" or self.work.whole:
-            for stride, length in zip(strides[:1:-1], shape[:1:-1], strict=True):
-                if stride != step and length > 1:
-                    return False
-                step *= length
-            return True
+            return _is_dense(strides[2:], shape[2:], step)
         return strides[-1] == size or shape[-1] == 1
 
     def _record(self, large: Sizes, small: Sizes, indices: Sizes) -> Any:
@@ -165,6 +162,16 @@ class GradientRunner:
         missing = (0,) * (3 - self.problem.ndim)
         for array, name in ((large, "x"), (small, "y"), (indices, "j")):
             f |= {name + axis: s for axis, s in zip("ncdhw", (*array[:2], *missing, *array[2:]), strict=True)}
+        f["passes"] = int(self._passes and _is_dense(large, shapes[0], size))
         record = record_of(FIELDS, f) if fits else None
         self._records[large, small, indices] = record
         return record
+
+
+def _is_dense(strides: Sizes, shape: Sizes, step: int) -> bool:
+    """Whether elements lie one step from another, without gaps."""
+    for stride, length in zip(strides[::-1], shape[::-1], strict=True):
+        if stride != step and length > 1:
+            return False
+        step *= length
+    return True

@@ -8,8 +8,9 @@ from functools import cached_property
 from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.pool.windows import Windows, dense, lifted
 from fastconv.backends.cpu.pool.work import LONGEST, POWER, ROOT, WIDEST
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import LINE, Simd
 from fastconv.geometry import Axis, UnevenAxis
+from fastconv.machine import machine
 from fastconv.problem import PoolProblem, Sizes
 
 # Kernels and strides that there are maps for: by indices, and for averages.
@@ -25,6 +26,9 @@ _VECTORS = 4
 _STRIPS = 2
 # Cycles of an element that goes where an index says, and bytes a cycle that are cleared before.
 _SCATTERED, _CLEARED = 3.0, 16
+# Second-level caches' worth of bytes a worker, beyond which a map is out of its caches before anybody reads it, and
+# bytes of rows made in scratch at most.
+_KEPT, _PASSING = 8, 128 << 10
 # Planes, or channels, that take turns in going where indices say.
 WAYS = 4
 # Bytes that sums of half formats take in scratch, if more than one plane or line of channels.
@@ -248,7 +252,34 @@ class GradientWork:
         return max(self.lanes, WIDEST)
 
     @property
+    def passes(self) -> bool:
+        """Whether maps go past the caches, their rows in scratch first: large ones, row by row without gaps."""
+        kept = _KEPT * machine().l2_bytes * self.workers
+        row = self.problem.itemsize * self.axes[2].size if self.axes else 0
+        return 0 < self._passing <= _PASSING and row >= LINE and self.problem.bytes > kept
+
+    @property
+    def _passing(self) -> int:
+        """Bytes of the rows that are made before they are sent on, and of what vectors write behind; 0: never."""
+        if self.loops not in ("routes", "tiles", "maps"):
+            return 0
+        _, height, width = self.axes
+        kernel, stride = self.square
+        rows = {"routes": 2 * kernel, "tiles": height.size, "maps": (self.block + 1) * stride + kernel}[self.loops]
+        behind = max(kernel, stride) * self.simd.vector_bytes
+        return -(-(rows * width.size * self.problem.itemsize + behind) // LINE) * LINE
+
+    @property
+    def ready(self) -> int:
+        """Where in a worker's scratch such rows are: behind everything else, and what waits of a line."""
+        return self._working_bytes + LINE
+
+    @property
     def line_bytes(self) -> int:
+        return self._working_bytes + (LINE + self._passing if self.passes else 0)
+
+    @property
+    def _working_bytes(self) -> int:
         if self.loops == "recorded":
             channels = -(-self.problem.c // (self._line * self.bands)) * self._line if self.last else self.planes
             return 64 + -(-self.apart * channels * self._sum_bytes // 64) * 64
