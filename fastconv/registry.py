@@ -40,6 +40,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.winograd.algorithm:Winograd2x5",
     "fastconv.backends.cpu.winograd.algorithm:Winograd3x2",
     "fastconv.backends.cpu.dgrad.algorithm:DgradDirect",
+    "fastconv.backends.cpu.dgrad.woven:WovenDgrad",
     "fastconv.backends.cpu.dgrad.algorithm:DgradPointwise",
     "fastconv.backends.cpu.dgrad.algorithm:DgradPointwiseInPlace",
     "fastconv.backends.cpu.dgrad.algorithm:DgradDepthwise",

@@ -24,7 +24,7 @@ _SHARED = 128 << 10
 
 
 @intrinsic(prefer_literal=True)
-def _turn(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
+def turn_square(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
     """Transpose a square: ``count`` elements of ``rows`` rows, ``stride`` bytes apart, both at most ``lanes``.
 
     Element ``e`` of all rows becomes a vector, widened and zero beyond ``rows``, at ``target + offsets[e]``.
@@ -97,7 +97,7 @@ def _lines_kernel(bits: int, lanes: int) -> Any:
             for v in range((there + lanes - 1) // lanes):
                 rows = min(lanes, there - v * lanes)
                 for e in range(0, job.terms, lanes):
-                    _turn(
+                    turn_square(
                         lanes, bits, source + v * lanes * job.stride + e * size, job.stride,
                         rows, min(lanes, job.terms - e), target + v * vector, table + 8 * e,
                     )  # fmt: skip

@@ -27,7 +27,7 @@ def fresh(size: int) -> Any:
     return aligned(size)
 
 
-def _kept(size: int) -> Any:
+def kept(size: int) -> Any:
     """Return memory that this thread's next call uses again."""
     return scratch.room(size, "weight") if size <= _MOST_KEPT else fresh(size)
 
@@ -108,7 +108,7 @@ class Runner(ABC):
         if record is None or not (x.flags.aligned and y.flags.aligned) or not _alike(residual, y):
             self._run_apart(inputs, y)
             return
-        packed = w if self._prepacked else self.pack(w, _kept)
+        packed = w if self._prepacked else self.pack(w, kept)
         bias = contiguous(inputs[2]) if self._has_bias else None
         slab = scratch.take(self._scratch) if self._scratch else 0
         job.start(

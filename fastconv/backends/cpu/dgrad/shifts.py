@@ -66,29 +66,40 @@ def refuses_all_but_plain(problem: AnyProblem) -> str | None:
 
 
 def paddings(problem: ConvProblem) -> list[tuple[int, int]]:
-    """Return the zeros before and after ``dy`` that all windows in the plane read; negative where some is not read."""
+    """Return the zeros before and after ``dy`` that all windows read; negative where some is not read."""
     found = []
-    for axis, stride in zip(lifted_axes(problem)[1:], problem.stride, strict=True):
+    for axis, stride in zip(_axes(problem), problem.stride, strict=True):
         window, count = shifts_of(axis), -(-axis.size // stride)
         found.append((-window.first, count + window.first + window.elements - 1 - axis.out))
     return found
 
 
-def stacked_problem(problem: ConvProblem) -> ConvProblem:
-    """Return the convolution of ``dy`` in the plane that has a gradient's phases as channels, and all their windows."""
-    windows = [shifts_of(axis) for axis in lifted_axes(problem)[1:]]
+def window_problem(problem: ConvProblem, phases: int = 1) -> ConvProblem:
+    """Return the convolution of ``dy`` with all windows of a gradient, which has so many ``phases`` as channels."""
     return ConvProblem(
         op=problem.op,
         direction="fprop",
         n=problem.n,
         ic=problem.oc,
-        oc=problem.ic * math.prod(problem.stride),
+        oc=problem.ic * phases,
         input_size=problem.output_size,
-        kernel_size=tuple(window.elements for window in windows),
+        kernel_size=tuple(shifts_of(axis).elements for axis in _axes(problem)),
         padding=tuple(paddings(problem)),
         groups=problem.groups,
+        bias=problem.bias,
+        activation=problem.activation,
         prepacked=True,
         dtype=problem.dtype,
         layout=problem.layout,
         device=problem.device,
     )
+
+
+def stacked_problem(problem: ConvProblem) -> ConvProblem:
+    """Return the convolution of ``dy`` that has all phases of a gradient as channels."""
+    return window_problem(problem, math.prod(problem.stride))
+
+
+def _axes(problem: ConvProblem) -> tuple[Axis, ...]:
+    """Return the axes that a problem has."""
+    return lifted_axes(problem)[-problem.ndim :]

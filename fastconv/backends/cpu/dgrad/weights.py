@@ -100,7 +100,7 @@ def _transpose(typingctx, lanes, bits, source, stride, rows, columns, target, st
 
 
 @intrinsic(prefer_literal=True)
-def _special(typingctx, lanes, bits, source, count):
+def special(typingctx, lanes, bits, source, count):
     """Return 1 if one of ``count`` elements is not finite, otherwise 0."""
     shape = literals(lanes, bits)
     if shape is None:
@@ -207,7 +207,7 @@ def looking(lanes: int, bits: int) -> Any:
         job = carray(jobs, 1)[0]
         row = job.outputs * job.terms
         for k in range(start, stop):
-            if _special(lanes, bits, job.w + k * row * size, row):
+            if special(lanes, bits, job.w + k * row * size, row):
                 move(job.special, job.special + 8, 8)
 
     return look
@@ -242,7 +242,7 @@ def turning(how: int, lanes: int, bits: int) -> Any:
                 together = min(lanes, job.inputs - k)
                 if job.special:
                     for i in range(together):
-                        found |= _special(lanes, bits, w + (k + i) * down, channels * job.terms)
+                        found |= special(lanes, bits, w + (k + i) * down, channels * job.terms)
                 if how == TRANSPOSE:
                     for c in range(0, channels, lanes):
                         _transpose(

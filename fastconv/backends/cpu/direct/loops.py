@@ -12,18 +12,47 @@ from typing import Any
 from numba import carray
 
 from fastconv.backends.cpu.calling import call
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.direct.job import JOB
 from fastconv.backends.cpu.job import task_type
 
 
+@inlined
+def sweep(job, block, w, source, band_rows, y, bias, residual, sums):
+    """Compute a block of output channels for some rows, whose tiles read from ``source`` on and write to ``y``.
+
+    Of the block's weights a stage is used for all tiles before the next, so that it stays in the cache; between stages
+    the sums wait in memory.
+    """
+    whole = block < job.blocks - 1
+    full, less, wterm = (job.full0, job.less0, job.wterm0) if whole else (job.full1, job.less1, job.wterm1)
+    for run_ in range(0, job.nruns, job.stage):
+        nruns = min(job.stage, job.nruns - run_)
+        runs = job.runs + 8 * run_
+        weights = w + run_ * job.run * wterm
+        resumed = sums if run_ > 0 else 0
+        kept = sums if run_ + nruns < job.nruns else 0
+        # Tiles of one size go over all rows, tiles of two take turns.
+        for row in range(0, band_rows, job.turn):
+            rows = min(job.turn, band_rows - row)
+            for tiles, first, cols in ((full, 0, job.cut), (less, job.cut, job.ow - job.cut)):
+                if cols == 0:
+                    continue
+                at = row * job.yh + first * job.yw
+                before = (row * job.ow + rows * first) * wterm  # sums of all tiles before
+                call(tiles, (
+                    rows, cols,
+                    source + row * job.sh + first * job.sw, job.st, job.sh, job.sw,
+                    runs, nruns, job.run, weights,
+                    y + at, job.yk, job.yh, job.yw, job.oc - block * job.wide,
+                    bias, residual + at if residual else 0, job.activation,
+                    resumed + before if resumed else 0, kept + before if kept else 0,
+                ))  # fmt: skip
+
+
 @cache
 def loops() -> Any:
-    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units.
-
-    Of a block's weights a stage is used for all tiles of a band before the next, so that it stays in the cache; between
-    stages the sums wait in memory.
-    """
+    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units."""
     sources = fingerprint()
 
     @callback(task_type(JOB))
@@ -53,33 +82,11 @@ def loops() -> Any:
             y = image * job.yn + group * job.oc * job.yk + depth * job.yd
             for block in range(part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts):
                 first_k = block * job.wide
-                channel = group * job.oc + first_k
+                bias = job.bias + (group * job.oc + first_k) * job.size if job.bias else 0
                 w = job.w + group * job.wgroup + block * job.wblock
-                bias = job.bias + channel * job.size if job.bias else 0
-                whole = block < job.blocks - 1
-                full, less, wterm = (job.full0, job.less0, job.wterm0) if whole else (job.full1, job.less1, job.wterm1)
-                for run_ in range(0, job.nruns, job.stage):
-                    nruns = min(job.stage, job.nruns - run_)
-                    runs = job.runs + 8 * run_
-                    weights = w + run_ * job.run * wterm
-                    resumed = slab + job.sums if run_ > 0 else 0
-                    kept = slab + job.sums if run_ + nruns < job.nruns else 0
-                    # Tiles of one size go over all rows, tiles of two take turns.
-                    for row in range(0, band_rows, job.turn):
-                        rows = min(job.turn, band_rows - row)
-                        at_row = first_row + row
-                        for tiles, first, cols in ((full, 0, job.cut), (less, job.cut, job.ow - job.cut)):
-                            if cols == 0:
-                                continue
-                            at = y + first_k * job.yk + at_row * job.yh + first * job.yw
-                            sums = (row * job.ow + rows * first) * wterm  # of all tiles before
-                            call(tiles, (
-                                rows, cols,
-                                source + at_row * job.sh + first * job.sw, job.st, job.sh, job.sw,
-                                runs, nruns, job.run, weights,
-                                job.y + at, job.yk, job.yh, job.yw, job.oc - first_k,
-                                bias, job.residual + at if job.residual else 0, job.activation,
-                                resumed + sums if resumed else 0, kept + sums if kept else 0,
-                            ))  # fmt: skip
+                at = y + first_k * job.yk + first_row * job.yh
+                residual = job.residual + at if job.residual else 0
+                sums = slab + job.sums
+                sweep(job, block, w, source + first_row * job.sh, band_rows, job.y + at, bias, residual, sums)
 
     return run

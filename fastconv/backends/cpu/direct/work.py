@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -20,7 +21,7 @@ _UNITS = 4
 _CROWDED = 2048
 
 # Cycles that a vector of a slab takes, a line of it, and a unit of work.
-_FILL, _FILL_LINE, _UNIT = 10.0, 35.0, 200.0
+_FILL, _FILL_LINE, UNIT = 10.0, 35.0, 200.0
 # Cycles of a vector that is packed, beside its shuffles.
 _PACK = 6.0
 
@@ -35,6 +36,8 @@ _TWO_SIZES = 0.97
 _TURN = 8
 # Bytes a cycle that come from there, and terms of a stage whose weights and pixels the first level holds.
 _FETCHED, _NEAR_TERMS = 20, 128
+# Vectors of output channels that a tile may have.
+_WIDTHS = (1, 2, 3, 4)
 
 
 class Tile(NamedTuple):
@@ -55,6 +58,7 @@ def choose_tile(
     terms: int = 1024,
     fetching: float = 0.0,
     evenly: bool = False,
+    widths: Sequence[int] = _WIDTHS,
 ) -> tuple[Tile, float]:
     """Return the tile that takes the fewest cycles, and these cycles a term, stores included.
 
@@ -73,11 +77,15 @@ def choose_tile(
         Cycles a term until a pixel is in the first-level cache. They count for the choice only.
     evenly : bool
         Columns are cut as `even` does it, the tile being the largest; otherwise all tiles are of one size.
+    widths : sequence of int
+        Vectors of output channels that a tile may have.
     """
     rows_out, cols_out = output
     needed = -(-channels // lanes)
     best, best_cost, least = Tile(1, 1, 1, 1), math.inf, math.inf
-    for vectors in range(1, min(needed, 4) + 1):
+    for vectors in widths:
+        if vectors > needed:
+            break
         blocks = -(-needed // vectors)
         tail = needed - (blocks - 1) * vectors
         # Beside the sums: the weights of a step, and one value that is broadcast.
@@ -116,6 +124,9 @@ def _square_cycles(lanes: int) -> float:
 class Work(ConvWork):
     """A problem as the loops take it; see `ConvWork`."""
 
+    #: Vectors of output channels that a tile may have.
+    widths: Sequence[int] = _WIDTHS
+
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
         self.is_half = self.format != computed(self.format)
@@ -127,14 +138,7 @@ class Work(ConvWork):
         if self.across and self.taps == 1:
             point = Axis(1, 1, 1, 1, 1, 0, "zeros")
             self.axes = (point, Axis(problem.n, problem.n, 1, 1, 1, 0, "zeros"), point)
-        # What tiles read is put together in a slab, unless it lies together already, or would be read only once.
-        if self.taps == 1:
-            step = problem.ic * self.size * (1 if self.across else self.axes[2].stride)
-            crowded = step % _CROWDED == 0 and not (first and pixels > 1) and pixels * problem.n > 1
-            self.staged = padded or crowded
-        else:
-            self.staged = padded or (first and pixels > 1)
-        self.staged |= self.is_half  # widened on the way
+        self.staged = self._needs_slab(padded) or self.is_half  # widened on the way
         # A pixel's chunk of channels is a cache line of the slab, or less.
         self.chunks = -(-self.inputs * self.size // LINE) if self.staged else 1
         self.item = -(-self.inputs // self.chunks)
@@ -148,9 +152,20 @@ class Work(ConvWork):
             self._choose_tile(self.size / _FETCHED)
             self._split_channels()
 
+    def _needs_slab(self, padded: bool) -> bool:
+        """Whether what tiles read is put together: unless it lies together already, or would be read only once."""
+        first = self.problem.layout == "channels_first"
+        pixels = math.prod(self.problem.output_size)
+        if self.taps > 1:
+            return padded or (first and pixels > 1)
+        step = self.problem.ic * self.size * (1 if self.across else self.axes[2].stride)
+        crowded = step % _CROWDED == 0 and not (first and pixels > 1) and pixels * self.problem.n > 1
+        return padded or crowded
+
     def _choose_tile(self, fetching: float = 0.0) -> None:
         registers = self.simd.registers, self.simd.fma_per_cycle
         choose = partial(choose_tile, self.output, self.outputs, self.lanes, *registers, self.terms, fetching)
+        choose = partial(choose, widths=self.widths)
         self.tile, self.step_cycles = choose()
         pieces = -(-self.output[1] // self.tile.cols)
         # Tiles of one size overlap: what is computed twice comes out the same.
@@ -240,7 +255,7 @@ class Work(ConvWork):
         """Bytes of the input, padding included, that a band of output rows reads."""
         depth, rows, cols = self.axes
         pixels = depth.extent(1) * rows.extent(band) * cols.extent(cols.out)
-        return _lines(self.chunks * self.item * pixels * self.size)
+        return whole_lines(self.chunks * self.item * pixels * self.size)
 
     def stage(self, run: int) -> int:
         """Return how many runs of terms are summed before the next tile's turn comes."""
@@ -259,21 +274,35 @@ class Work(ConvWork):
         return -(-self.band // self.tile.rows) * self.cut.pieces
 
     @property
+    def sums_bytes(self) -> int:
+        """Bytes of sums that wait for the next stage."""
+        if self.stage(self.item) == self.terms // self.item:
+            return 0
+        return whole_lines(self._tiles * self.tile.rows * self.tile.cols * self.block * self.size)
+
+    @property
     def scratch_bytes(self) -> int:
-        """Bytes of a worker's slab, and of sums that wait for the next stage."""
-        sums = self._tiles * self.tile.rows * self.tile.cols * self.block * self.size
-        return self.slab_bytes(self.band) + (_lines(sums) if self.stage(self.item) < self.terms // self.item else 0)
+        """Bytes of a worker's slab, and of sums that wait."""
+        return self.slab_bytes(self.band) + self.sums_bytes
+
+    @property
+    def filling_cycles(self) -> float:
+        """Cycles of filling a slab."""
+        if not self.staged:
+            return 0.0
+        lines = self.chunks * self.axes[0].extent(1) * self.axes[1].extent(self.band)
+        return lines * _FILL_LINE + self.slab_bytes(self.band) / self.size * _FILL / self.lanes
+
+    @property
+    def summing_cycles(self) -> float:
+        """Cycles of all tiles of one depth of a group of an image."""
+        return self.terms * self.step_cycles - self._unstored_cycles
 
     @property
     def cycles(self) -> float:
         """Cycles on one core: all tiles, and the filling of slabs."""
         outer = self.images * self.problem.groups * self.axes[0].out
-        units = self.bands * self.parts
-        filling = 0.0
-        if self.staged:
-            lines = self.chunks * self.axes[0].extent(1) * self.axes[1].extent(self.band)
-            filling = lines * _FILL_LINE + self.slab_bytes(self.band) / self.size * _FILL / self.lanes
-        return outer * (self.terms * self.step_cycles - self._unstored_cycles + units * (_UNIT + filling))
+        return outer * (self.summing_cycles + self.bands * self.parts * (UNIT + self.filling_cycles))
 
     @property
     def pack_cycles(self) -> float:
@@ -292,5 +321,5 @@ class Work(ConvWork):
         return squares * (_square_cycles(self.lanes) - needed - 1.5 * last)
 
 
-def _lines(size: int) -> int:
+def whole_lines(size: int) -> int:
     return -(-size // LINE) * LINE

@@ -1,0 +1,74 @@
+"""The input gradient of strided convolution: all phases of the stride from one slab, woven as they are stored."""
+
+from __future__ import annotations
+
+import math
+
+from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.activation import unfused_half
+from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.dgrad.shifts import paddings, shifts_of, window_problem
+from fastconv.backends.cpu.dgrad.woven_work import Work
+from fastconv.backends.cpu.work import refuses_all_but
+from fastconv.machine import Machine
+from fastconv.problem import ConvProblem
+
+# Seconds of a call, and of one that packs the weight.
+_OVERHEAD, _PACKING = 4e-6, 8e-6
+_EFFICIENCY = 0.97
+# Of the shorter of computing and moving, what is not hidden behind the other.
+_EXPOSED = 0.25
+# Numbers of columns that are brought together in registers.
+_WAYS = (2, 4)
+
+
+class WovenDgrad(Algorithm):
+    """By implicit GEMM, phase by phase of a block of channels; columns move by two or four."""
+
+    name = "dgrad_woven"
+    backend = "numba"
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        common = refuses_all_but("dgrad", problem)
+        if common is not None:
+            return common
+        assert isinstance(problem, ConvProblem)
+        if problem.layout == "channels_last" or problem.ndim == 0 or problem.stride[-1] not in _WAYS:
+            return f"weaves {' or '.join(map(str, _WAYS))} neighbouring columns"
+        if problem.padding_mode != "zeros":
+            return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
+        if problem.residual:
+            return "adds no residual"
+        if all(size <= stride for size, stride in zip(problem.input_size, problem.stride, strict=True)):
+            return "computes phases of more than one element"
+        windows = [shifts_of(axis) for axis in lifted_axes(problem)]
+        if not all(all(window.terms) for window in windows) and (problem.bias != "none" or problem.activation):
+            return "leaves phases to which nothing contributes zero, without a bias or an activation"
+        if min(map(min, paddings(problem))) < 0:
+            return "reads the whole of the output's gradient"
+        return unfused_half(problem)
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        work = Work.of(problem)
+        assert isinstance(problem, ConvProblem)
+        packed = 0 if problem.prepacked else work.packed_size * work.size
+        return packed + work.workers * work.scratch_bytes
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        work = Work.of(problem)
+        assert isinstance(problem, ConvProblem)
+        packing = 0.0
+        if not problem.prepacked:
+            moving = machine.moving(2 * work.packed_size * work.size)
+            packing = _PACKING + max(work.pack_cycles / machine.hertz, moving) / work.workers
+        computing = work.cycles / machine.hertz / _EFFICIENCY
+        weight = math.prod(problem.w_shape) * problem.itemsize
+        moving = machine.moving(problem.bytes - weight) + machine.reading(weight)
+        together = max(computing, moving) + _EXPOSED * min(computing, moving)
+        return _OVERHEAD + packing + together / work.workers
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.dgrad.woven_run import WovenRunner
+
+        runner = WovenRunner(Work.of(problem))
+        return Plan(problem, self, runner.run, runner.pack)
