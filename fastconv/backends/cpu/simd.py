@@ -92,6 +92,13 @@ class Emitter:
         stored = self.builder.store(value, self.builder.inttoptr(address, value.type.as_pointer()))
         stored.align = self.bytes
 
+    def load_few(self, address: Any, count: int) -> Any:
+        """Return a shorter vector, of elements that are stored as they are computed."""
+        pointer = self.builder.inttoptr(address, ir.VectorType(self.scalar, count).as_pointer())
+        loaded = self.builder.load(pointer)
+        loaded.align = self.bytes
+        return loaded
+
     def load_integer(self, address: Any) -> Any:
         return self.builder.load(self.builder.inttoptr(address, I64.as_pointer()))
 
@@ -128,7 +135,8 @@ class Emitter:
         return self.builder.call(self._fma, [a, b, c])
 
     def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, self.lanes), list(lanes)))
+        """Return the lanes of two vectors one behind the other that are listed, however long they and the list are."""
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
 
     def first(self, count: Any) -> Any:
         """Return a mask of the lanes below a count, which is a value or an integer."""
@@ -229,6 +237,12 @@ class Emitter:
                 result[i], result[i + step] = self.shuffle(a, b, low), self.shuffle(a, b, high)
             step *= 2
         return result
+
+    def any_nan(self, vector: Any) -> Any:
+        """Return 1 if a lane is not a number, otherwise 0."""
+        lanes = ir.IntType(self.lanes)
+        found = self.builder.bitcast(self.builder.fcmp_unordered("uno", vector, vector), lanes)
+        return self.builder.zext(self.builder.icmp_unsigned("!=", found, lanes(0)), I64)
 
     def sums(self, vectors: Sequence[Any]) -> Any:
         """Return a vector of the sums of the lanes of at most as many vectors as it has lanes, halved step by step."""

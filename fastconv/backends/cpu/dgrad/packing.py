@@ -11,7 +11,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
+from numba import carray, types
+from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
@@ -21,13 +22,13 @@ from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.memory import move
 from fastconv.backends.cpu.packing import turn_square
 from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.simd import Emitter, literals
 from fastconv.problem import ConvProblem
 
 FIELDS = fields_of(
     """
     w packed                | the weight, (groups, inputs, outputs, taps), and where its packed form goes
     inputs outputs taps     | of a group: channels that are summed and that are computed; kernel positions
-    chunks                  | of `_ROWS` inputs, of a group
     blocks block terms      | blocks of outputs, outputs of one, terms of one
     group_bytes             | of the packed weight
     offsets tail_offsets    | where in a block each (input, tap) goes: in whole ones, in the last
@@ -37,12 +38,87 @@ FIELDS = fields_of(
 JOB = job_type(FIELDS)
 _W, _PACKED, _SPECIAL = map(FIELDS.index, ("w", "packed", "special"))
 
-# Summed channels that are packed for every block in turn, before the next: of a term's place those behind it are near.
-_ROWS = 16
+# More taps are turned by squares.
+_MOST_DEALT = 32
+
+# Bytes of what instructions rearrange most cheaply, and put together to wider vectors as they load.
+_PIECE = 16
+
+
+def _dealt(taps: int, lanes: int, bits: int) -> int:
+    """Return the taps for which `_deal` is compiled, 0 if squares are turned instead."""
+    wide = abs(bits) == 8 * size_of(computed(bits)) and lanes * size_of(bits) >= _PIECE
+    return taps if wide and (taps == 1 or _PIECE // size_of(bits) <= taps <= _MOST_DEALT) else 0
+
+
+@intrinsic(prefer_literal=True)
+def _deal(typingctx, taps, lanes, bits, source, target, offsets):
+    """Turn ``lanes`` rows of ``taps`` elements, one behind the other: tap ``t`` goes to ``target + offsets[t]``.
+
+    Return 1 if one of the elements is not finite, otherwise 0.
+    """
+    given = (taps, lanes, bits)
+    known = literals(*given)
+    if known is None:
+        return None
+    terms, width, element = known
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, offsets = args[3:]
+        e = Emitter(builder, element, width)
+        side = min(terms, _PIECE // e.bytes)
+        total = e.zero
+        for done in range(0, terms, side):
+            column = min(done, terms - side)  # the last squares overlap the ones before
+            turned = _squares(e, e.at(source, column * e.bytes), terms, side)
+            for tap in range(done, column + side):
+                vector = turned[tap - column]
+                e.store(vector, e.at(target, e.load_integer(e.at(offsets, 8 * tap))))
+                # Zero times what is not finite is NaN, which every later sum keeps.
+                total = e.fma(vector, e.zero, total)
+        return e.any_nan(total)
+
+    return types.int64(*given, *(types.int64,) * 3), codegen
+
+
+def _squares(e: Emitter, source: Any, pitch: int, side: int) -> list[Any]:
+    """Load squares that lie below one another, their rows ``pitch`` elements apart, side by side, and turn them."""
+    if side == pitch == 1:
+        return [e.load(source)]
+    rows = range(0, e.lanes, side)
+    return _zipped(
+        e,
+        [
+            _joined(e, [e.load_few(e.at(source, (row + i) * pitch * e.bytes), side) for row in rows])
+            for i in range(side)
+        ],
+    )
+
+
+def _joined(e: Emitter, parts: list[Any]) -> Any:
+    """Return short vectors side by side."""
+    while len(parts) > 1:
+        order = range(2 * parts[0].type.count)
+        parts = [e.shuffle(a, b, order) for a, b in zip(parts[::2], parts[1::2], strict=True)]
+    return parts[0]
+
+
+def _zipped(e: Emitter, rows: list[Any]) -> list[Any]:
+    """Turn squares that lie side by side: of two rows, elements in turn, half a piece of each."""
+    if len(rows) == 1:
+        return rows
+    half = _PIECE // e.bytes // 2
+    pairs = [(lane, e.lanes + lane) for lane in range(e.lanes)]
+    low, high = (
+        [lane for i, pair in enumerate(pairs) if i // half % 2 == part for lane in pair] for part in (0, 1)
+    )  # fmt: skip
+    halves = zip(_zipped(e, rows[0::2]), _zipped(e, rows[1::2]), strict=True)
+    return [e.shuffle(a, b, part) for a, b in halves for part in (low, high)]
 
 
 @cache
-def _kernel(lanes: int, bits: int) -> Any:
+def _kernel(taps: int, lanes: int, bits: int) -> Any:
+    """Return the compiled ``pack(job, start, stop, worker)``, for so many taps or, if 0, for any."""
     size = size_of(bits)
     vector = lanes * size_of(computed(bits))
     sources = fingerprint()
@@ -55,24 +131,25 @@ def _kernel(lanes: int, bits: int) -> Any:
         found = 0
         row = job.outputs * job.taps * size
         for unit in range(start, stop):
-            group, first = unit // job.chunks, unit % job.chunks * _ROWS
-            last = min(first + _ROWS, job.inputs)
+            group, k = unit // job.inputs, unit % job.inputs
             for block in range(job.blocks):
-                table = job.offsets if block < job.blocks - 1 else job.tail_offsets
+                table = 8 * k * job.taps + (job.offsets if block < job.blocks - 1 else job.tail_offsets)
                 target = job.packed + group * job.group_bytes + block * job.block // lanes * job.terms * vector
                 for channel in range(block * job.block, min((block + 1) * job.block, job.outputs), lanes):
                     rows = min(lanes, job.outputs - channel)
-                    for k in range(first, last):
-                        source = job.w + (group * job.inputs + k) * row + channel * job.taps * size
+                    source = job.w + unit * row + channel * job.taps * size
+                    if taps > 0 and rows == lanes:
+                        found |= _deal(taps, lanes, bits, source, target, table)
+                    else:
                         if job.special:
                             found |= special(lanes, bits, source, rows * job.taps)
                         for tap in range(0, job.taps, lanes):
                             turn_square(
                                 lanes, bits, source + tap * size, job.taps * size, rows, min(lanes, job.taps - tap),
-                                target, table + 8 * (k * job.taps + tap),
+                                target, table + 8 * tap,
                             )  # fmt: skip
                     target += vector
-        if found:
+        if found and job.special:
             move(job.special, job.special + 8, 8)
 
     return pack
@@ -101,13 +178,13 @@ class GradientPacker:
         self, problem: ConvProblem, format: int, lanes: int, block: int, terms: int, places: Sequence[Any],
         padded: bool, workers: int,
     ) -> None:  # fmt: skip
-        self._kernel = _kernel(lanes, format).address
+        taps = places[0].size // (problem.oc // problem.groups)
+        self._kernel = _kernel(_dealt(taps, lanes, format), lanes, format).address
         self._places = places  # the kernel looks at these by address
         self._padded, self._workers = padded, workers
         inputs, outputs = problem.oc // problem.groups, problem.ic // problem.groups
-        chunks = -(-inputs // _ROWS)
-        self._units = problem.groups * chunks
-        f = {"inputs": inputs, "outputs": outputs, "taps": places[0].size // inputs, "chunks": chunks}
+        self._units = problem.groups * inputs
+        f = {"inputs": inputs, "outputs": outputs, "taps": taps}
         f |= {"blocks": -(-outputs // block), "block": block, "terms": terms}
         f |= {"group_bytes": -(-outputs // lanes) * lanes * terms * size_of(computed(format))}
         f |= dict(zip(("offsets", "tail_offsets"), map(address, places), strict=True))

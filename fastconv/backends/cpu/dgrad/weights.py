@@ -126,16 +126,9 @@ def special(typingctx, lanes, bits, source, count):
         total, *others = e.loop(rounds, [e.zero] * _CHAINS, add)
         for other in others:
             total = builder.fadd(total, other)
-        lanes_of = builder.bitcast(builder.fcmp_unordered("uno", total, total), _integer(width))
-        return builder.zext(builder.icmp_unsigned("!=", lanes_of, _integer(width)(0)), I64)
+        return e.any_nan(total)
 
     return types.int64(lanes, bits, types.int64, types.int64), codegen
-
-
-def _integer(bits: int) -> Any:
-    from llvmlite import ir
-
-    return ir.IntType(bits)
 
 
 @intrinsic(prefer_literal=True)

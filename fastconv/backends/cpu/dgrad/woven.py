@@ -7,7 +7,7 @@ import math
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.axes import lifted_axes
-from fastconv.backends.cpu.dgrad.shifts import paddings, shifts_of, window_problem
+from fastconv.backends.cpu.dgrad.shifts import paddings, shifts_of
 from fastconv.backends.cpu.dgrad.woven_work import Work
 from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine

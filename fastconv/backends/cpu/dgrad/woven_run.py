@@ -210,7 +210,7 @@ class WovenRunner(Runner):
         return f, loops(ways[2], work.lanes, work.format).address, (phases, table, runs)
 
     def _phases(self, steps: Sizes, term: int, row: int, pixel: int, ways: Sizes) -> tuple[Any, Any, Any]:
-        """Return the phases' records, the table of where their results are, and the arrays that the records point to."""
+        """Return the phases' records, the table of where their results are, and arrays that the records point to."""
         work = self.work
         records, kept_runs = [], []
         table = np.zeros((*ways, ENTRY // 8), np.int64)

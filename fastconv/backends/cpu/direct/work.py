@@ -322,4 +322,5 @@ class Work(ConvWork):
 
 
 def whole_lines(size: int) -> int:
+    """Return a number of bytes rounded up to whole lines of the cache."""
     return -(-size // LINE) * LINE
