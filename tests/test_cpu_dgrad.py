@@ -222,17 +222,20 @@ def test_padding_beyond_the_kernel_is_refused(key, stride):
     assert (why is None) == ((key, stride) == ("numba/dgrad_depthwise2", 2))
 
 
-UNTURNED = [
+TOGETHER = [
     ("numba/dgrad_depthwise2", "conv2d:dgrad n2 c37 ih19 iw41 oc37 k3 p1 g37"),
     ("numba/dgrad_depthwise2", "conv2d:dgrad n2 c37 ih19 iw41 oc37 k3 s2 p1 g37"),
     ("numba/dgrad_depthwise2", "conv2d:dgrad n1 c5 ih1 iw40 oc5 kh3 kw5 s2 ph1 pw2 g5"),
     ("numba/dgrad_grouped2", "conv2d:dgrad n2 c12 ih19 iw41 oc24 k3 p1 g3"),
     ("numba/dgrad_grouped2", "conv2d:dgrad n2 c12 ih18 iw41 oc24 k3 s2 p1 g3"),
+    ("numba/dgrad_woven", "conv2d:dgrad n2 c36 ih19 iw41 oc24 k3 s2 p1"),
+    ("numba/dgrad_woven", "conv2d:dgrad n1 c40 i17 oc20 k3 s4 d2 p1 g2"),
+    ("numba/dgrad_woven", "conv3d:dgrad n2 c5 i9 oc18 k3 s2"),
 ]
 
 
-@pytest.mark.parametrize(("key", "text"), UNTURNED)
-def test_threads_change_no_gradient_that_reads_the_weight_where_it_is(key, text):
+@pytest.mark.parametrize(("key", "text"), TOGETHER)
+def test_threads_change_no_gradient_of_all_phases_together(key, text):
     problem, algorithm = parse_problem(text), registry.find(key)
     inputs = testing.random_inputs(problem)
     results = []
@@ -245,7 +248,7 @@ def test_threads_change_no_gradient_that_reads_the_weight_where_it_is(key, text)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize(("key", "text"), UNTURNED)
+@pytest.mark.parametrize(("key", "text"), TOGETHER)
 def test_what_is_not_finite_goes_where_its_windows_are(key, text, value):
     problem, algorithm = parse_problem(text), registry.find(key)
     dy, w = testing.random_inputs(problem)
@@ -253,3 +256,27 @@ def test_what_is_not_finite_goes_where_its_windows_are(key, text, value):
     with np.errstate(invalid="ignore"):
         expected = testing.exact(problem, (dy, w))
     testing.compare(problem, testing.run(algorithm, problem, (dy, w)), expected, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(("key", "text"), TOGETHER)
+def test_no_weight_that_is_not_finite_is_multiplied_by_padding(key, text, value):
+    problem, algorithm = parse_problem(text), registry.find(key)
+    dy, w = testing.random_inputs(problem)
+    w[0, 0].flat[0] = w[-1, -1].flat[-1] = value
+    with np.errstate(invalid="ignore"):
+        expected = testing.exact(problem, (dy, w))
+    testing.compare(problem, testing.run(algorithm, problem, (dy, w)), expected, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, 6, 7])
+@pytest.mark.parametrize("channels", [32, 37])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+def test_weights_of_all_phases_are_packed_whatever_their_taps(kernel, channels, dtype):
+    problem = parse_problem(f"conv2d:dgrad n1 c{channels} i13 oc19 k{kernel} s2").replace(dtype=dtype)
+    testing.check_problem(registry.find("numba/dgrad_woven"), problem)
+
+
+@pytest.mark.parametrize("text", ["c16 i260 oc16 k2 s2", "c16 ih130 iw250 oc16 k3 s2 p1", "c16 ih131 iw250 oc16 k3 s2"])
+def test_bands_of_large_maps_are_woven(text):
+    testing.check_problem(registry.find("numba/dgrad_woven"), parse_problem(f"conv2d:dgrad n1 {text}"))

@@ -12,6 +12,9 @@ from fastconv.backends.cpu.direct.work import whole_lines
 from fastconv.backends.cpu.registers import LINE, Simd
 from fastconv.problem import AXES, ConvProblem
 
+# Of the second-level cache, what results take until they are woven.
+_WAITING = 0.5
+
 # Cycles to bring the phases of a row together, and of a vector of it.
 _ROW, _WEAVE = 10.0, 4.0
 
@@ -63,6 +66,14 @@ class Work(direct.Work):
         #: Terms of a block before each phase's, and those of all.
         self.before = [sum(phase.terms for phase in self.phases[:i]) for i in range(len(self.phases))]
         self.terms = sum(phase.terms for phase in self.phases)
+
+    @cached_property
+    def band(self) -> int:
+        """Rows that all phases compute of a block before they are woven: the results wait in the cache, too."""
+        band, rows = super().band, self.tile.rows
+        most = max(rows, int(_WAITING * self.cache) // (self.block * sum(phase.pitch for phase in self.phases)))
+        even = -(-band // -(-band // most))
+        return band if band <= most else -(-even // rows) * rows
 
     @cached_property
     def result_bytes(self) -> list[int]:
