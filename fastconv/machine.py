@@ -20,6 +20,8 @@ _READING = 1.6
 # To wait for the first line of a piece, while others are on their way.
 _NEAR_SECONDS, _FAR_SECONDS = 1.5e-9, 15e-9
 _ASSUMED_BANDWIDTH = 15e9
+# What a core has just written, others get from its cache, line by line; what was too much for it has left it by then.
+_HANDED_RATE, _HANDED_SHARE = 2.5e9, 0.2
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,10 @@ class Machine:
     def reading(self, count: float) -> float:
         """Return the seconds that one core takes to read so many bytes in one go, and write nothing."""
         return self.moving(count) / _READING
+
+    def handing(self, count: float) -> float:
+        """Return the seconds that other cores wait for so many bytes that one core has just written."""
+        return min(count, _HANDED_SHARE * self.l2_bytes) / _HANDED_RATE
 
     def threads(self, threads: int | None = None) -> int:
         """Return how many threads the options allow, at most the cores."""

@@ -9,12 +9,14 @@ from fastconv.algorithm import AnyProblem
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.registers import Simd, simd
-from fastconv.machine import machine
+from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem, Problem
 
 # Seconds on one core that are worth other threads, to start which takes 1 to 3 us, and the later ones cold caches:
 # two were faster from 7 us on, as this counts, and slower below 5, whatever the algorithm.
 WORTH_SHARING = 6e-6
+# Seconds of handing over a packed weight for which a problem must take as many seconds more.
+_HANDED = 3e-6
 
 _ONLY = {
     "fprop": "computes forward only",
@@ -41,11 +43,27 @@ def refuses_halves(problem: Problem) -> str | None:
     return None
 
 
-def workers_for(problem: Problem) -> int:
-    """Return how many threads a problem is worth, of those that the options allow."""
+def workers_for(problem: Problem, packed: float = 0.0) -> int:
+    """Return how many threads a problem is worth, of those that the options allow.
+
+    Parameters
+    ----------
+    problem : Problem
+    packed : float
+        Bytes of a weight that is packed in every run, and that threads then get from one another.
+    """
     here = machine()
+    threads = here.threads()
     alone = problem.flops / here.peak(problem.accumulator, 1) + here.moving(problem.bytes)
-    return here.threads() if alone > WORTH_SHARING else 1
+    worth = WORTH_SHARING * (1 + here.handing(packed) / _HANDED)
+    return threads if alone > worth else 1
+
+
+def packed_in_a_run(problem: Problem, growth: float = 1.0) -> float:
+    """Return the bytes of a weight that every run packs, ``growth`` times as large as it comes; 0 if none does."""
+    if not isinstance(problem, ConvProblem) or problem.prepacked or problem.direction == "wgrad":
+        return 0.0
+    return growth * math.prod(problem.w_shape) * problem.itemsize
 
 
 class ConvWork:
@@ -84,11 +102,18 @@ class ConvWork:
         self.inputs, self.outputs = problem.ic // problem.groups, problem.oc // problem.groups
         self.taps = math.prod(problem.kernel_size)
 
+    #: How much larger a packed weight is than it comes; 0 if it is read where it is.
+    growth: float = 1.0
+
     @classmethod
     def of(cls, problem: AnyProblem) -> Self:
         """Return a problem made ready for this machine and as many threads as it is worth."""
         assert isinstance(problem, ConvProblem)
-        return cls(problem, simd(), workers_for(problem), machine().l2_bytes)
+        return cls(problem, simd(), workers_for(problem, packed_in_a_run(problem, cls.growth)), machine().l2_bytes)
+
+    def handing_over(self, here: Machine) -> float:
+        """Return the seconds that threads wait for a weight that others of them pack in every run."""
+        return here.handing(packed_in_a_run(self.problem, self.growth)) if self.workers > 1 else 0.0
 
     @property
     def bytes(self) -> float:

@@ -51,6 +51,8 @@ class Work(ConvWork):
         Whether rows are copied with their padding; by default if the micro-kernel does not read them in place.
     """
 
+    growth = 0.0
+
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int, slab: bool | None = None) -> None:
         super().__init__(problem, vectors, workers, cache)
         self.depth, self.height, self.width = self.axes

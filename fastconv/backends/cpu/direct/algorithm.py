@@ -46,7 +46,7 @@ class Direct(Algorithm):
         # Every second element of many short rows, read where it is: nothing fetches it ahead.
         scattered = not work.staged and problem.stride[-1:] > (1,) and problem.layout == "channels_first"
         together = max(computing, moving) + (1.0 if scattered else _EXPOSED) * min(computing, moving)
-        return _OVERHEAD + packing + together / work.workers
+        return _OVERHEAD + packing + work.handing_over(machine) + together / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.direct.run import DirectRunner

@@ -47,6 +47,8 @@ class Tile(NamedTuple):
 class Work(ConvWork):
     """A problem as the loops take it; see `ConvWork`."""
 
+    growth = 0.0
+
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
         self.terms = self.inputs * self.taps

@@ -86,6 +86,8 @@ def choose_tile(outputs: int, channels: int, lanes: int, registers: int, fma_per
 class Work(ConvWork):
     """A problem as the loops take it; see `ConvWork`."""
 
+    growth = 0.0
+
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
         _, self.rows, self.cols = self.axes

@@ -44,7 +44,7 @@ class Planes(Algorithm):
         computing = work.cycles / machine.hertz
         # Lines are copied before they are used: nothing hides behind anything else.
         moving = machine.moving(work.moved, work.pieces)
-        return _OVERHEAD + packing + (computing + moving) / min(work.workers, work.units)
+        return _OVERHEAD + packing + work.handing_over(machine) + (computing + moving) / min(work.workers, work.units)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.planes.run import PlanesRunner

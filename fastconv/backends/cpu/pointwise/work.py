@@ -267,6 +267,7 @@ class Work(ConvWork):
         moving = machine.moving(self.bytes, self.pieces)
         computing = self.cycles / machine.hertz
         together = max(computing, moving) + _EXPOSED * min(computing, moving)
+        packing += self.handing_over(machine)
         return _OVERHEAD + packing + together / (self.workers * self._balance(self.parts))
 
 
@@ -274,6 +275,7 @@ class InPlaceWork(Work):
     """A problem whose weight is read where it is."""
 
     in_place = True
+    growth = 0.0
 
     @property
     def is_small(self) -> bool:

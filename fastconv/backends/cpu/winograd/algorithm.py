@@ -12,8 +12,8 @@ from typing import ClassVar
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.points import TAPS
-from fastconv.backends.cpu.winograd.work import Work
-from fastconv.backends.cpu.work import refuses_all_but, refuses_halves, workers_for
+from fastconv.backends.cpu.winograd.work import Work, growth
+from fastconv.backends.cpu.work import packed_in_a_run, refuses_all_but, refuses_halves, workers_for
 from fastconv.geometry import Axis, axes_of, fewest_reads
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
@@ -76,6 +76,7 @@ class Winograd(Algorithm):
         packing = 0.0 if work.problem.prepacked else self._packing_seconds(work, machine)
         maps = sum(math.prod(shape) for shape in (work.problem.x_shape, work.problem.y_shape)) * problem.itemsize
         moving = _EXPOSED * max(0, maps - _CACHED * work.cache) / machine.bandwidth / work.workers
+        packing += work.handing_over(machine)
         return _OVERHEAD + packing + work.block.cycles / machine.hertz + moving
 
     def _packing_seconds(self, work: Work, machine: Machine) -> float:
@@ -95,7 +96,8 @@ class Winograd(Algorithm):
 
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
-        return Work(self.m, problem, simd(), workers_for(problem), machine().l2_bytes)
+        workers = workers_for(problem, packed_in_a_run(problem, growth(self.m, self.taps)))
+        return Work(self.m, problem, simd(), workers, machine().l2_bytes)
 
 
 class Winograd2(Winograd):

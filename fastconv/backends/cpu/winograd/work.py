@@ -84,6 +84,11 @@ def _uneven(units: int, workers: int) -> float:
     return -(-units // workers) / units
 
 
+def growth(m: int, taps: int) -> float:
+    """Return how much larger a transformed filter is than the filter."""
+    return (m + taps - 1) ** 2 / taps**2
+
+
 class Work(ConvWork):
     """A problem as the loops take it: of `ConvWork`'s parameters, and ``m``.
 
@@ -98,6 +103,7 @@ class Work(ConvWork):
         self.m, self.extent = m, m + problem.kernel_size[-1] - 1
         self.width = self.lanes * self.size
         self.points = self.extent**2
+        self.growth = growth(m, problem.kernel_size[-1])
         # Chunks of input channels. Those at another depth of the kernel are as further channels.
         self.pieces = -(-self.inputs // self.lanes)
         self.chunk = -(-self.inputs // self.pieces)
