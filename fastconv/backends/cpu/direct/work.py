@@ -225,11 +225,11 @@ class Work(ConvWork):
 
     @property
     def _by_blocks(self) -> bool:
-        """Whether workers share out the output channels and not the rows: where the weight is the larger by far."""
+        """Whether workers share out the output channels and not the rows: where the weight is the larger."""
         weight = self.packed_size // self.problem.groups * self.size
-        return self.blocks >= _UNITS * self.workers and weight > 2 * self._read_bytes(
-            max(self.tile.rows, self.output[0])
-        )
+        read = self._read_bytes(max(self.tile.rows, self.output[0]))
+        # A slab would be filled by every worker.
+        return self.blocks >= _UNITS * self.workers and weight > (2 if self.staged else 1) * read
 
     @property
     def bands(self) -> int:
