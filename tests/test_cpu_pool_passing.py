@@ -21,6 +21,8 @@ SHAPES = """
     max_pool2d n2 c3 ih8 iw101 k3
     max_pool2d n1 c3 ih70 iw67 k3 s2 p1
     max_pool2d n2 c3 ih15 iw30 k3 s1 p1
+    max_pool2d n2 c3 ih70 iw73 k3 s1 p1
+    avg_pool2d n2 c3 ih12 iw70 k2
     avg_pool2d n2 c3 ih12 iw19 k2
     avg_pool2d n2 c3 ih90 iw35 k3 s1 p1 exclude_pad
     avg_pool2d n1 c3 ih16 iw40 k5 s3

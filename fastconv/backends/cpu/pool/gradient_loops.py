@@ -193,8 +193,8 @@ def tiles(kernel: int, lanes: int, format: int) -> Any:
 
 
 @cache
-def maps(op: int, kernel: int, stride: int, lanes: int, format: int) -> Any:
-    """Return compiled loops of the gradient of square windows, a unit is a plane."""
+def maps(op: int, kernel: int, stride: int, along: int, lanes: int, format: int) -> Any:
+    """Return compiled loops of the gradient of square windows, a unit is a plane: down its columns, or along rows."""
     sources = fingerprint()
 
     @callback(_SIGNATURE)
@@ -219,10 +219,10 @@ def maps(op: int, kernel: int, stride: int, lanes: int, format: int) -> Any:
                 top = max(h * stride - job.above, 0)
                 bottom = (h + rows) * stride - job.above if h + rows < job.oh else job.heights
                 base = _base(job, worker, x, top)
-                for group in range(groups):
+                for group in range(1 if along else groups):
                     spread_rows(
-                        op, kernel, stride, lanes, format,
-                        y + h * job.yh, job.yh, j + h * job.jh, job.jh, job.ow, group * lanes,
+                        op, kernel, stride, along, lanes, format,
+                        y + h * job.yh, job.yh, j + h * job.jh, job.jh, job.ow, group * lanes, groups,
                         h * stride - job.above, rows, h + rows == job.oh,
                         base, job.xh, job.width, job.heights, job.before, safe,
                         job.scale + h * job.wide, job.scales, lines + group * job.waiting,

@@ -19,16 +19,20 @@ _SHARED = ((2, 2), (3, 1), (3, 2), (3, 3), (5, 3))
 _UNITS = 8
 # Bytes that stay in the first-level cache.
 _NEAR = 16 << 10
-# Maps that are written by columns: beyond that much the lines of a row are gone before its next columns come.
+# Vectors of a row from which on it is done along: what comes from afar should come in the order of memory.
+_LONG = 4
+# Averages of larger maps are faster as rows of their own.
 _MAP = 64 << 10
 _VECTORS = 4
 # Strips of windows side by side that are done one after the other, from the top of a map to its end.
 _STRIPS = 2
 # Cycles of an element that goes where an index says, and bytes a cycle that are cleared before.
 _SCATTERED, _CLEARED = 3.0, 16
-# Second-level caches' worth of bytes a worker, beyond which a map is out of its caches before anybody reads it, and
-# bytes of rows made in scratch at most.
-_KEPT, _PASSING = 8, 128 << 10
+# Second-level caches' worth of bytes: beyond these everything comes from afar; beyond those, a worker, a map is out of
+# the caches before anybody reads it.
+_AFAR, _KEPT = 4, 8
+# Bytes, at most, of rows that are made in scratch before they go past the caches.
+_PASSING = 128 << 10
 # Planes, or channels, that take turns in going where indices say.
 WAYS = 4
 # Bytes that sums of half formats take in scratch, if more than one plane or line of channels.
@@ -84,14 +88,15 @@ class GradientWork:
         if self.unpools:
             return "recorded"
         if self.problem.is_max:
-            cleared = self.problem.itemsize * math.prod(self.large) / _CLEARED
-            if self.last and self.square in _ROUTED and self._block_cycles < self._scattered_cycles + cleared:
+            if self.last and self.square in _ROUTED and self._block_cycles < self._scattered_cycles + self._cleared:
                 return "blocks"
             if self.last or not self.square[0]:
                 return "recorded"
             if self._is_tiled and self.square[0] <= WIDEST:
                 return "tiles" if 0 < self._strips <= _STRIPS else "routes"
-            return "maps" if self._is_mapped(_ROUTED) and self._map_cycles < self._scattered_cycles else "recorded"
+            # Zeros that are near cost next to nothing. Sums are in another order: threads must not decide.
+            scattered = self._scattered_cycles + self._cleared * self._is_beyond(_AFAR)
+            return "maps" if self._is_mapped(_ROUTED) and self._map_cycles < scattered else "recorded"
         if self.last:
             return "covers"
         return "maps" if not (self.whole or self.norm) and self._is_mapped(_SHARED) else "averages"
@@ -124,7 +129,7 @@ class GradientWork:
 
     def _is_mapped(self, among: tuple[tuple[int, int], ...]) -> bool:
         map_bytes = self.problem.itemsize * self.axes[1].size * self.axes[2].size
-        return self.square in among and map_bytes <= _MAP
+        return self.square in among and (self.problem.is_max or map_bytes <= _MAP)
 
     @property
     def _map_cycles(self) -> float:
@@ -159,6 +164,15 @@ class GradientWork:
         return _SCATTERED * math.prod(self.small)
 
     @property
+    def _cleared(self) -> float:
+        """Cycles of the zeros that are in a map before."""
+        return self.problem.itemsize * math.prod(self.large) / _CLEARED
+
+    def _is_beyond(self, caches: int) -> bool:
+        """Whether what is read and written is more than so many second-level caches hold."""
+        return self.problem.bytes > caches * machine().l2_bytes
+
+    @property
     def square(self) -> tuple[int, int]:
         """Kernel and stride if they are the same along rows and columns, without depth and dilation; else zeros."""
         depth, height, width = self.axes
@@ -177,6 +191,12 @@ class GradientWork:
         if isinstance(axis, Axis) and axis.kernel <= WIDEST and axis.stride <= LONGEST:
             return axis.kernel, axis.stride
         return -1, -1
+
+    @property
+    def along(self) -> bool:
+        """Whether rows of maps are done along, in the order of memory, which comes from afar; else down columns."""
+        groups = -(-self.axes[2].size // (self.square[1] * self.lanes))
+        return groups > 1 and groups * self.square[1] >= _LONG
 
     @property
     def waiting(self) -> int:
@@ -254,9 +274,8 @@ class GradientWork:
     @property
     def passes(self) -> bool:
         """Whether maps go past the caches, their rows in scratch first: large ones, row by row without gaps."""
-        kept = _KEPT * machine().l2_bytes * self.workers
         row = self.problem.itemsize * self.axes[2].size if self.axes else 0
-        return 0 < self._passing <= _PASSING and row >= LINE and self.problem.bytes > kept
+        return 0 < self._passing <= _PASSING and row >= LINE and self._is_beyond(_KEPT * self.workers)
 
     @property
     def _passing(self) -> int:

@@ -20,32 +20,35 @@ from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 @intrinsic(prefer_literal=True)
 def spread_rows(
-    typingctx, op, kernel, stride, lanes, format,
-    y, yh, indices, jh, windows, first, above, rows, last, x, xh, width, height, before, safe, scale, scales, line,
+    typingctx, op, kernel, stride, along, lanes, format,
+    y, yh, indices, jh, windows, first, groups, above, rows, last, x, xh, width, height, before, safe, scale, scales,
+    line,
 ):  # fmt: skip
-    """Compute the gradient that some rows of windows complete, in the columns that ``lanes`` windows begin at.
+    """Compute the gradient that some rows of windows complete, in the columns that groups of windows begin at.
 
     Literal integers: op (``MAX`` by indices, otherwise an average), kernel and stride (of rows and columns, the
-    kernel at least as large), lanes, format (of an element).
+    kernel at least as large), along (do the groups of one row, then those of the next; else there is one group), lanes
+    (windows of a group), format (of an element).
 
     Values, addresses and strides in bytes: y and indices (of the first of the rows), yh and jh (from row to row),
-    windows (of a row), first (number of the first lane's window), above (number of the row of the map that the first
-    row of windows begins at), rows (how many), last (whether there are no more), x (gradient of the map), xh, width
-    and height (of it), before (padding), safe (rows of the map that may be stored as whole vectors, since what lies
-    behind is written later), scale (of a factor for each row), scales (of one for each column, 0 for none), line
-    (scratch for the rows that wait, as many vectors as these have: zeros at first).
+    windows (of a row), first (number of the first lane's window), groups (how many), above (number of the row of the
+    map that the first row of windows begins at), rows (how many), last (whether there are no more), x (gradient of the
+    map), xh, width and height (of it), before (padding), safe (rows of the map that may be stored as whole vectors,
+    since what lies behind is written later), scale (of a factor for each row), scales (of one for each column, 0 for
+    none), line (scratch for the rows that wait, as many vectors as these have: zeros at first).
     """
-    given = (op, kernel, stride, lanes, format)
+    given = (op, kernel, stride, along, lanes, format)
     known = literals(*given)
     if known is None:
         return None
-    nop, nkernel, nstride, nlanes, element = known
+    nop, nkernel, nstride, is_along, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _Rows(Emitter(builder, element, nlanes), nop, nkernel, nstride, args[len(known) :]).emit()
+        rows = _Rows(Emitter(builder, element, nlanes), nop, nkernel, nstride, args[len(known) :])
+        (rows.emit_along if is_along else rows.emit_down)()
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 18), codegen
+    return types.void(*given, *(types.int64,) * 19), codegen
 
 
 class _Rows:
@@ -54,41 +57,90 @@ class _Rows:
     def __init__(self, e: Emitter, op: int, kernel: int, stride: int, args: Any) -> None:
         self.e, self.b, self.kernel, self.stride = e, e.builder, kernel, stride
         self.wide = e.wide
-        self.y, self.yh, self.indices, self.jh, self.windows, self.first, self.above, self.rows = args[:8]
-        self.last, self.x, self.xh, self.width, self.height, self.before, self.safe = args[8:15]
-        self.scale, self.scales, self.line = args[15:]
+        self.y, self.yh, self.indices, self.jh, self.windows, self.first, self.groups, self.above, self.rows = args[:9]
+        self.last, self.x, self.xh, self.width, self.height, self.before, self.safe = args[9:16]
+        self.scale, self.scales, self.line = args[16:]
         self.routed = op == MAX
         self.integer = index_type(e)
         self.open = kernel - stride  # rows that the next windows reach too
         self.reach = -(-kernel // stride)  # windows of a row that read an element
         self.lane = ir.Constant(ir.VectorType(I32, e.lanes), list(range(e.lanes)))
+        # What a window's index is compared with, counted from its first element.
+        self.codes = [
+            [e.splat(narrowed(e, e.at(e.times(self.width, r), c))) for c in range(kernel)] for r in range(kernel)
+        ]
 
-    def emit(self) -> None:
+    @property
+    def _state(self) -> list[Any]:
+        """What changes from row to row of windows: the row of the map that it begins at, and addresses."""
+        return [self.above, self.y, self.indices, self.scale]
+
+    def emit_down(self) -> None:
+        """Do all rows of one group: those that wait stay in registers."""
+        self._begin(self.first)
+        waiting = self._waiting(self.line)
+        row, _, _, _, *waiting = self.e.loop(self.rows, self._state + waiting, self._round)
+        self._keep(waiting, self.line)
+        with self.b.if_then(self.b.icmp_signed("!=", self.last, I64(0))):
+            self._end(row, waiting)
+
+    def emit_along(self) -> None:
+        """Do the groups of one row after the other, in the order of memory."""
+        e, b = self.e, self.b
+        kept = self.open * self.stride * e.lanes * self.wide.bytes
+
+        def group(index: Any) -> Any:
+            self._begin(e.at(self.first, e.times(index, e.lanes)))
+            return e.at(self.line, e.times(index, kept))
+
+        def row(_: Any, state: list[Any]) -> list[Any]:
+            def columns(index: Any, following: list[Any]) -> list[Any]:
+                line = group(index)
+                following = self._round(index, state + self._waiting(line))
+                self._keep(following[len(state) :], line)
+                return following[: len(state)]
+
+            return e.loop(self.groups, state, columns)
+
+        def end(index: Any, _: list[Any]) -> list[Any]:
+            self._end(below, self._waiting(group(index)))
+            return []
+
+        below, *_ = e.loop(self.rows, self._state, row)
+        with b.if_then(b.icmp_signed("!=", self.last, I64(0))):
+            e.loop(self.groups, [], end)
+
+    def _begin(self, first: Any) -> None:
+        """Work out what depends on the columns alone."""
         e, b, stride = self.e, self.b, self.stride
         # Vectors are stored from where the map begins if windows are one apart; else from where the first one does.
         if stride == 1:
-            self.start, self.column = b.add(self.first, self.before), self.first
+            self.start, self.column = b.add(first, self.before), first
         else:
-            self.start, self.column = self.first, b.sub(e.times(self.first, stride), self.before)
+            self.start, self.column = first, b.sub(e.times(first, stride), self.before)
         self._prepare_stores()
         self.mask = self._inside(self.start, self.windows)
         (self._prepare_codes if self.routed else self._prepare_factors)()
-        slots = [e.at(self.line, i * e.lanes * self.wide.bytes) for i in range(self.open * stride)]
-        state = [self.above, self.y, self.indices, self.scale, *map(self.wide.load, slots)]
-        row, _, _, _, *waiting = e.loop(self.rows, state, self._round)
-        with b.if_else(b.icmp_signed("!=", self.last, I64(0))) as (end, more):
-            with end:
-                self._store(row, [waiting[r * stride : (r + 1) * stride] for r in range(self.open)])
-                row = e.at(row, self.open)
 
-                def clear(_: Any, values: list[Any]) -> list[Any]:
-                    self._store(values[0], [[e.zero] * stride])
-                    return [e.at(values[0], 1)]
+    def _waiting(self, line: Any) -> list[Any]:
+        e = self.e
+        return [self.wide.load(e.at(line, i * e.lanes * self.wide.bytes)) for i in range(self.open * self.stride)]
 
-                if_any(e, b.sub(self.height, row), [row], clear)
-            with more:
-                for value, slot in zip(waiting, slots, strict=True):
-                    self.wide.store(value, slot)
+    def _keep(self, waiting: list[Any], line: Any) -> None:
+        for i, value in enumerate(waiting):
+            self.wide.store(value, self.e.at(line, i * self.e.lanes * self.wide.bytes))
+
+    def _end(self, row: Any, waiting: list[Any]) -> None:
+        """Store what waits, and zeros below it."""
+        e, stride = self.e, self.stride
+        self._store(row, [waiting[r * stride : (r + 1) * stride] for r in range(self.open)])
+        row = e.at(row, self.open)
+
+        def clear(_: Any, values: list[Any]) -> list[Any]:
+            self._store(values[0], [[e.zero] * stride])
+            return [e.at(values[0], 1)]
+
+        if_any(e, self.b.sub(self.height, row), [row], clear)
 
     def _inside(self, first: Any, count: Any) -> Any:
         """Return a mask of the lanes that are, counted from ``first``, at least 0 and below a count."""
@@ -111,12 +163,8 @@ class _Rows:
         self.plain = b.select(whole, b.select(within, self.height, self.safe), I64(0))
 
     def _prepare_codes(self) -> None:
-        """Make what a window's index is compared with, counted from its first element."""
+        """Make the index of the windows' first elements, but for their row, and find the windows before them."""
         e, b = self.e, self.b
-        self.codes = [
-            [e.splat(narrowed(e, e.at(e.times(self.width, r), c))) for c in range(self.kernel)]
-            for r in range(self.kernel)
-        ]
         kind = ir.VectorType(self.integer, e.lanes)
         origin = b.sub(e.times(self.start, self.stride), self.before)
         lanes = ir.Constant(kind, [self.stride * lane for lane in range(e.lanes)])
