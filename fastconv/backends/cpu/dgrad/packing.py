@@ -29,6 +29,7 @@ FIELDS = fields_of(
     """
     w packed                | the weight, (groups, inputs, outputs, taps), and where its packed form goes
     inputs outputs taps     | of a group: channels that are summed and that are computed; kernel positions
+    together chunks         | inputs that are packed for every block in turn, before the next; so many of a group
     blocks block terms      | blocks of outputs, outputs of one, terms of one
     group_bytes             | of the packed weight
     offsets tail_offsets    | where in a block each (input, tap) goes: in whole ones, in the last
@@ -40,6 +41,9 @@ _W, _PACKED, _SPECIAL = map(FIELDS.index, ("w", "packed", "special"))
 
 # More taps are turned by squares.
 _MOST_DEALT = 32
+
+# Vectors that are written near one another before the next place's turn comes.
+_NEAR = 16
 
 # Bytes of what instructions rearrange most cheaply, and put together to wider vectors as they load.
 _PIECE = 16
@@ -131,16 +135,19 @@ def _kernel(taps: int, lanes: int, bits: int) -> Any:
         found = 0
         row = job.outputs * job.taps * size
         for unit in range(start, stop):
-            group, k = unit // job.inputs, unit % job.inputs
+            group, first = unit // job.chunks, unit % job.chunks * job.together
+            last = min(first + job.together, job.inputs)
             for block in range(job.blocks):
-                table = 8 * k * job.taps + (job.offsets if block < job.blocks - 1 else job.tail_offsets)
+                offsets = job.offsets if block < job.blocks - 1 else job.tail_offsets
                 target = job.packed + group * job.group_bytes + block * job.block // lanes * job.terms * vector
                 for channel in range(block * job.block, min((block + 1) * job.block, job.outputs), lanes):
                     rows = min(lanes, job.outputs - channel)
-                    source = job.w + unit * row + channel * job.taps * size
-                    if taps > 0 and rows == lanes:
-                        found |= _deal(taps, lanes, bits, source, target, table)
-                    else:
+                    for k in range(first, last):
+                        source = job.w + (group * job.inputs + k) * row + channel * job.taps * size
+                        table = offsets + 8 * k * job.taps
+                        if taps > 0 and rows == lanes:
+                            found |= _deal(taps, lanes, bits, source, target, table)
+                            continue
                         if job.special:
                             found |= special(lanes, bits, source, rows * job.taps)
                         for tap in range(0, job.taps, lanes):
@@ -183,8 +190,11 @@ class GradientPacker:
         self._places = places  # the kernel looks at these by address
         self._padded, self._workers = padded, workers
         inputs, outputs = problem.oc // problem.groups, problem.ic // problem.groups
-        self._units = problem.groups * inputs
+        together = max(1, _NEAR // taps)
+        chunks = -(-inputs // together)
+        self._units = problem.groups * chunks
         f = {"inputs": inputs, "outputs": outputs, "taps": taps}
+        f |= {"together": together, "chunks": chunks}
         f |= {"blocks": -(-outputs // block), "block": block, "terms": terms}
         f |= {"group_bytes": -(-outputs // lanes) * lanes * terms * size_of(computed(format))}
         f |= dict(zip(("offsets", "tail_offsets"), map(address, places), strict=True))
