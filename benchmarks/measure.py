@@ -211,8 +211,13 @@ def measure(
                 **outcome,
             )
         progress("rounds")
-        taken = timed(runs, seconds, _SPINNING if threads > 1 else 0.0)
+        taken = timed(runs, seconds, pause_for(threads))
     return [replace(row, seconds=taken.get(name)) for name, row in rows.items()]
+
+
+def pause_for(threads: int) -> float:
+    """Return the seconds of rest that each turn on so many threads begins with."""
+    return _SPINNING if threads > 1 else 0.0
 
 
 def timed(runs: dict[str, Run], seconds: float, pause: float = 0.0) -> dict[str, float]:

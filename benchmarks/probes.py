@@ -14,7 +14,7 @@ import numpy as np
 
 import fastconv as fc
 from benchmarks import cases
-from benchmarks.measure import algorithm_run, pinned, timed
+from benchmarks.measure import algorithm_run, pause_for, pinned, timed
 from benchmarks.peak import fma_run
 from benchmarks.report import Figure
 from benchmarks.steps import layer_steps
@@ -118,23 +118,30 @@ def _environment(**values: str) -> Iterator[None]:
 
 
 def predictions(direction: str = "fprop", count: int = _SHAPES, seconds: float = 0.1) -> list[Figure]:
-    """Compare the dispatcher's choice with the best algorithm there is, over random shapes."""
-    losses: list[float] = []
-    for problem in random_problems(direction, count):
-        choice = dispatch.survey(problem, current())
-        best = min(c.predicted for c in choice.candidates if c.refusal is None and c.predicted is not None)
-        names = [
-            c.algorithm
-            for c in choice.candidates
-            if c.refusal is None and c.predicted is not None and c.predicted < _HOPELESS * best
-        ]
-        inputs = testing.random_inputs(problem)
-        taken = timed({name: algorithm_run(registry.find(name), problem, inputs) for name in names}, seconds)
-        losses.append(taken[choice.winner] / min(taken.values()))
-    return [
-        Figure(f"{direction}: loss of the choice, {count} random shapes, mean", 1.05, geometric_mean(losses), "x"),
-        Figure(f"{direction}: loss of the choice, {count} random shapes, worst", 1.4, max(losses), "x"),
+    """Compare the dispatcher's choice with the best algorithm, over random shapes, on one thread and on all."""
+    figures: list[Figure] = []
+    for threads in sorted({1, machine().threads()}):
+        with pinned(threads):
+            losses = [_loss(problem, seconds, threads) for problem in random_problems(direction, count)]
+        where = f"{count} random shapes, {threads} thread{'s' if threads > 1 else ''}"
+        for word, asked, loss in (("mean", 1.05, geometric_mean(losses)), ("worst", 1.4, max(losses))):
+            figures.append(Figure(f"{direction}: loss of the choice, {where}, {word}", asked, loss, "x"))
+    return figures
+
+
+def _loss(problem: ConvProblem, seconds: float, threads: int) -> float:
+    """Return how many times longer the dispatcher's choice takes than the fastest."""
+    choice = dispatch.survey(problem, current())
+    best = min(c.predicted for c in choice.candidates if c.refusal is None and c.predicted is not None)
+    names = [
+        c.algorithm
+        for c in choice.candidates
+        if c.refusal is None and c.predicted is not None and c.predicted < _HOPELESS * best
     ]
+    inputs = testing.random_inputs(problem)
+    runs = {name: algorithm_run(registry.find(name), problem, inputs) for name in names}
+    taken = timed(runs, seconds, pause_for(threads))
+    return taken[choice.winner] / min(taken.values())
 
 
 def random_problems(direction: str, count: int, seed: int = _SEED) -> Iterator[ConvProblem]:
