@@ -22,6 +22,7 @@ _LATENCY = 4  # cycles before a sum can be added to again
 _STEP = 1.0  # cycles of a product beside its multiplications
 _CALL = 60  # cycles of a tile's beginning and end
 _IMAGE = 50  # cycles of finding the place of an image and a group
+_APART = 1.02  # how much slower scalars of a weight come that lie apart
 _LEAST_CHUNK, _MOST_CHUNK = 128, 256  # input channels of a transposed weight that are done together
 # Cycles to bring the sum of a row's lanes to its place, and to copy a channel of a pixel that is done on its own.
 _LEFT_ROW, _GATHER = 6.0, 2.0
@@ -302,3 +303,7 @@ class InPlaceWork(Work):
         """Input channels at once of a transposed weight: their rows stay in the cache while blocks are copied."""
         row = self.problem.oc * self.size
         return even(self.inputs, max(_LEAST_CHUNK, min(_MOST_CHUNK, self.cache // 2 // row))).size
+
+    def seconds(self, machine: Machine) -> float:
+        """Return what a run should take: no less than of a weight that was packed once, which lies nearer together."""
+        return super().seconds(machine) * (_APART if self.problem.prepacked else 1.0)
