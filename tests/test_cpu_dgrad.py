@@ -83,6 +83,12 @@ GRADIENTS = """
     conv1d:dgrad n2 c4 i11 oc5 k1 s3 residual
     conv1d:dgrad n2 c5 i40 oc6 k4 s2 p1 bias relu
     conv3d:dgrad n1 c4 i6 oc5 k2 s2 bias relu
+    conv2d:dgrad n1 c5 ih1 iw9 oc7 k3 s2 p1
+    conv2d:dgrad n2 c17 ih5 iw7 oc40 kh4 kw7 sh4 sw2 ph1:0 pw0:6
+    conv1d:dgrad n1 c4 i3 oc4 k2 s2 p1 d3 bias
+    conv1d:dgrad n8 c12 i25 oc256 k2 s4 p0:1
+    conv2d:dgrad n1 c96 ih15 iw11 oc1000 k2 s2 ph0:1 pw0:2
+    conv2d:dgrad n2 c128 ih7 iw45 oc192 k2 sh2 sw4 ph0:1 pw0:3
 """.strip().splitlines()
 
 
@@ -95,6 +101,12 @@ def test_gradients_are_the_references(text, dtype):
     for algorithm in algorithms:
         testing.check_problem(algorithm, problem)
         testing.check_problem(algorithm, problem.replace(prepacked=True))
+
+
+def test_gradients_to_which_nothing_contributes_are_refused():
+    """All taps meet padding."""
+    problem = parse_problem("conv1d:dgrad n1 c4 i3 oc4 k2 s2 p5 d11")
+    assert all(algorithm.refuses(problem) for algorithm in DGRAD)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.dgrad.phases import groups_of
 from fastconv.backends.cpu.dgrad.shifts import paddings, shifts_of
 from fastconv.backends.cpu.dgrad.woven_work import Work
 from fastconv.backends.cpu.work import refuses_all_but
@@ -44,6 +45,9 @@ class WovenDgrad(Algorithm):
         windows = [shifts_of(axis) for axis in lifted_axes(problem)]
         if not all(all(window.terms) for window in windows) and (problem.bias != "none" or problem.activation):
             return "leaves phases to which nothing contributes zero, without a bias or an activation"
+        used = sum(group.taps for group in groups_of(problem, together=False))
+        if used < math.prod(problem.kernel_size):
+            return "packs no taps that meet nothing but padding"
         if min(map(min, paddings(problem))) < 0:
             return "reads the whole of the output's gradient"
         return unfused_half(problem)
@@ -61,6 +65,7 @@ class WovenDgrad(Algorithm):
         if not problem.prepacked:
             moving = machine.moving(2 * work.packed_size * work.size)
             packing = _PACKING + max(work.pack_cycles / machine.hertz, moving) / work.workers
+            packing += machine.handing(work.packed_size * work.size) if work.workers > 1 else 0.0
         computing = work.cycles / machine.hertz / _EFFICIENCY
         weight = math.prod(problem.w_shape) * problem.itemsize
         moving = machine.moving(problem.bytes - weight) + machine.reading(weight)

@@ -59,13 +59,13 @@ class Work(direct.Work):
         self.widths = (self.tile.vectors,)
         groups = groups_of(problem, together=False)
         #: The phases to which something contributes.
-        self.phases = [Phase(self, group) for group in groups if not group.is_empty and _has_elements(group)]
-        self.tile = self.tile._replace(rows=max(phase.tile.rows for phase in self.phases))
-        for phase in self.phases:
-            phase.band = self.band
+        self.phases = [Phase(self, group) for group in groups if not group.is_empty]
         #: Terms of a block before each phase's, and those of all.
         self.before = [sum(phase.terms for phase in self.phases[:i]) for i in range(len(self.phases))]
         self.terms = sum(phase.terms for phase in self.phases)
+        self.tile = self.tile._replace(rows=max(phase.tile.rows for phase in self.phases))
+        for phase in self.phases:
+            phase.band = self.band
 
     @cached_property
     def band(self) -> int:
@@ -104,7 +104,3 @@ class Work(direct.Work):
         summing = sum(phase.axes[0].out * phase.summing_cycles for phase in self.phases)
         filling = self.axes[0].out * self.bands * self.parts * (direct.UNIT + self.filling_cycles)
         return self.images * self.problem.groups * (summing + filling) + weaving
-
-
-def _has_elements(group: Group) -> bool:
-    return all(line.length for line in group.lines)

@@ -117,7 +117,8 @@ def _literal_steps(work: Work, term: int, pixel: int) -> tuple[int, int]:
 def _runs(work: Work, steps: Sizes, step: int, shift: int) -> tuple[Any, int]:
     """Return the offsets of runs of terms that lie ``step`` bytes apart, and how many terms a run has."""
     counts = (work.chunks, *(axis.kernel for axis in work.axes))
-    scaled = (steps[0], *(axis.dilation * s for axis, s in zip(work.axes, steps[1:], strict=True)))
+    chunk = steps[0] if work.staged else work.item * step
+    scaled = (chunk, *(axis.dilation * s for axis, s in zip(work.axes, steps[1:], strict=True)))
     run = work.item
     if scaled[-1] == run * step:  # the columns of the kernel follow one another
         run *= counts[-1]

@@ -21,6 +21,8 @@ _UNITS = 8
 _NEAR = 16 << 10
 # Vectors of a row from which on it is done along: what comes from afar should come in the order of memory.
 _LONG = 4
+# Second-level caches' worth of bytes from which on that pays where windows overlap.
+_LONG_AFAR = 12
 # Averages of larger maps are faster as rows of their own.
 _MAP = 64 << 10
 _VECTORS = 4
@@ -195,8 +197,12 @@ class GradientWork:
     @property
     def along(self) -> bool:
         """Whether rows of maps are done along, in the order of memory, which comes from afar; else down columns."""
-        groups = -(-self.axes[2].size // (self.square[1] * self.lanes))
-        return groups > 1 and groups * self.square[1] >= _LONG
+        kernel, stride = self.square
+        groups = -(-self.axes[2].size // (stride * self.lanes))
+        if groups < 2 or groups * stride < _LONG:
+            return False
+        # Where windows overlap, sums wait between rows, which only maxima from afar are worth.
+        return kernel == stride or (self.problem.is_max and self._is_beyond(_LONG_AFAR))
 
     @property
     def waiting(self) -> int:
