@@ -28,6 +28,8 @@ PROBLEMS = (
     "conv2d:wgrad n1 ic4 ih5 iw5 oc4 kh1 kw1 p2",  # padding alone
     "conv2d:wgrad n3 ic70 ih9 iw8 oc20 kh1 kw1",
     "conv2d:wgrad n3 ic20 ih9 iw8 oc70 kh1 kw1",  # inputs in the lanes
+    "conv2d:wgrad n2 ic144 ih7 iw7 oc70 kh1 kw1",  # and stored in rows of dw, but for the last vectors
+    "conv2d:wgrad n2 ic64 ih56 iw56 oc70 kh1 kw1 g2",  # the same when more pixels are added to what is there
     "conv2d:wgrad n2 ic20 ih9 iw8 oc70 kh1 kw1 channels_last f64",
     "conv2d:wgrad n1 ic60 ih32 iw32 oc20 kh1 kw1",  # channels fall on the same cache lines
     "conv2d:wgrad n2 ic30 ih14 iw13 oc50 kh1 kw1 sh2 sw3",

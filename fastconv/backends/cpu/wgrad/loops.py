@@ -52,6 +52,7 @@ _FIELDS = """
     tail_order               | the same in the last block of output channels
     csupers csuper           | parts that the blocks of inputs are cut into, blocks in a part
     unit_sums own            | bytes of a unit's sums; whether a worker has room for one unit alone
+    straight                 | whether tiles store what is ready in rows of dw, if these take whole vectors
     add finish               | whether the sums go on from the last chunk's; whether this chunk is the last
 """
 FIELDS = fields_of(_FIELDS)
@@ -157,6 +158,13 @@ def _first(job, block):
     return min(block * job.channels, job.inputs - job.channels) if job.direct else block * job.channels
 
 
+@inlined
+def _is_last(job, outer, plane, row, col):
+    """Return whether the pixels that are summed at once from one on are the chunk's last."""
+    last = plane + job.mplanes >= job.planes and row + job.mrows >= job.rows and col + job.mcols >= job.cols
+    return last and outer + 1 == job.outer
+
+
 @cache
 def sums(lanes: int, bits: int) -> Any:
     """Return the compiled sums: ``run(job, start, stop, worker)`` does a range of units.
@@ -185,6 +193,9 @@ def sums(lanes: int, bits: int) -> Any:
             first_c, last_c = part * job.csuper, min((part + 1) * job.csuper, job.cblocks)
             panel = job.panel + (group * job.kblocks + k) * job.pblock
             slab = job.slab + (group * job.inputs * job.direct if job.direct else group * job.cblocks * job.sblock)
+            first_k = k * job.vectors * lanes
+            straight = job.straight and first_k + wide * lanes <= job.outputs
+            rows_of_dw = job.dw + group * job.inputs * job.dwe + first_k * size
             add = job.add
             for o in range(job.outer):
                 for p in range(0, job.planes, job.mplanes):
@@ -194,21 +205,23 @@ def sums(lanes: int, bits: int) -> Any:
                             b = slab + o * job.bimage + p * job.bplane + r * job.brow + q * job.bcol
                             planes = min(job.mplanes, job.planes - p)
                             rows, columns = min(job.mrows, job.rows - r), min(job.mcols, job.cols - q)
+                            ready = straight and _is_last(job, o, p, r, q)
                             for c in range(first_c, last_c):
                                 from_ = b + (_first(job, c) * job.direct if job.direct else c * job.sblock)
                                 to = room + (c - first_c) * block_sums
                                 for t in range(job.ntiles):
-                                    at = from_ + word(job.tiles, t)
+                                    at, there = from_ + word(job.tiles, t), to + t * tile_sums
                                     call(tile, (
                                         a, job.arow * pixel, job.aplane * pixel,
                                         at, job.bcol, job.brow, job.bplane, job.bstep,
-                                        columns, rows, planes, to + t * tile_sums, add,
+                                        columns, rows, planes, there * add,
+                                        rows_of_dw + _first(job, c) * job.dwe if ready else there,
+                                        job.dwe if ready else pixel,
                                     ))  # fmt: skip
                             add = 1
-            if not job.finish:
+            if straight or not job.finish:
                 continue
             order = job.tail_order if is_last else job.order
-            first_k = k * job.vectors * lanes
             for v in range(wide):
                 outputs = min(lanes, job.outputs - first_k - v * lanes)
                 row = job.dw + (group * job.outputs + first_k + v * lanes) * job.dwk

@@ -122,7 +122,8 @@ class Runner:
         for index, chunk in enumerate(self._chunks):
             f = common | self._read_dy(chunk, dy)
             f |= self._read_where_it_is(chunk, x) if direct else self._read_packed(chunk, x, tables)
-            f |= {"add": int(index > 0), "finish": int(index == len(self._chunks) - 1)}
+            finish = index == len(self._chunks) - 1
+            f |= {"add": int(index > 0), "finish": int(finish), "straight": int(finish and direct and work.straight)}
             jobs.append(record_of(FIELDS, f))
             lines_x = 0 if direct else work.groups * work.cblocks * f["images"] * f["depths"] * f["heights"]
             steps.append(Step(lines_x, work.groups * work.kblocks * f["images"] * f["ydepths"] * f["lines"]))
@@ -225,5 +226,7 @@ class Runner:
         width = self.work.axes[2].out
         f = {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw, "ydepths": chunk.depths}
         f["dy"] = chunk.image * yn + chunk.depth * yd + chunk.row * yh
-        together = chunk.rows > 1 and yh == width * yw
+        # Every thread should have something to pack.
+        enough = self.work.groups * self.work.kblocks * chunk.images >= self.work.workers
+        together = enough and chunk.rows > 1 and yh == width * yw
         return f | ({"lines": 1, "line": chunk.rows * width} if together else {"lines": chunk.rows, "line": width})

@@ -19,7 +19,7 @@ _REACH = 4
 @intrinsic(prefer_literal=True)
 def wgrad_tile(
     typingctx, cols, vectors, lanes, bits, fused, spread, apart,
-    a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add,
+    a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, start, sums, step,
 ):  # fmt: skip
     """Sum the products of ``vectors * lanes`` output channels and ``cols`` inputs over a box of pixels.
 
@@ -29,8 +29,8 @@ def wgrad_tile(
 
     Values, addresses and strides in bytes: a (dy: the output channels of a pixel, then the next pixel's), a_row,
     a_plane, b (x: the inputs of a pixel), b_col, b_row, b_plane, b_step (if spread: from one kernel position to the
-    next; if apart: from one input to the next), the box, sums (input, output channel), and whether to add to what
-    they are.
+    next; if apart: from one input to the next), the box, start (what the sums were so far: input, output channel; 0
+    for none), sums, step (from an input's to the next's).
     """
     given = (cols, vectors, lanes, bits, fused, spread, apart)
     known = literals(*given)
@@ -39,10 +39,10 @@ def wgrad_tile(
     cols_, vectors_, lanes_, bits_, fused_, spread_, apart_ = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add = args[len(known) :]
+        a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes = args[len(known) : -3]
+        start, sums, step = args[-3:]
         e = Emitter(builder, bits_, lanes_, bool(fused_))
         width = lanes_ * e.bytes
-        places = [i * width for i in range(cols_ * vectors_)]
         pointers = -(-cols_ // _REACH) if apart_ else 1
 
         def value_of(at: list[Any], c: int) -> Any:
@@ -71,12 +71,18 @@ def wgrad_tile(
             at_a, at_b, *total = values
             return [e.at(at_a, a_plane), e.at(at_b, b_plane), *e.loop(nrows, [at_a, at_b, *total], row)[2:]]
 
-        start = e.unless_zero(add, [e.zero] * len(places), lambda _: [e.load(e.at(sums, p)) for p in places])
-        for place, value in zip(places, e.loop(nplanes, [a, b, *start], plane)[2:], strict=True):
-            e.store(value, e.at(sums, place))
+        held = range(cols_ * vectors_)
+        so_far = e.unless_zero(start, [e.zero] * len(held), lambda _: [e.load(e.at(start, i * width)) for i in held])
+        targets = [e.at(sums, e.times(step, c), v * width) for c in range(cols_) for v in range(vectors_)]
+        # Rows of dw may be far away; sums that lie side by side were there a moment ago.
+        with builder.if_then(builder.icmp_signed("!=", step, I64(vectors_ * width))):
+            for target in targets:
+                e.prefetch(target, write=True)
+        for target, value in zip(targets, e.loop(nplanes, [a, b, *so_far], plane)[2:], strict=True):
+            e.store(value, target)
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 13), codegen
+    return types.void(*given, *(types.int64,) * 14), codegen
 
 
 @cache
@@ -84,13 +90,13 @@ def compiled_tile(cols: int, vectors: int, lanes: int, bits: int, fused: int, sp
     """Return the compiled tile; its arguments are those of `wgrad_tile` that are no literals."""
     sources = fingerprint()
 
-    @callback(types.void(*(types.int64,) * 13))
-    def run(a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add):
+    @callback(types.void(*(types.int64,) * 14))
+    def run(a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, start, sums, step):
         if sources == 0:
             return
         wgrad_tile(
             cols, vectors, lanes, bits, fused, spread, apart,
-            a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, sums, add,
+            a, a_row, a_plane, b, b_col, b_row, b_plane, b_step, ncols, nrows, nplanes, start, sums, step,
         )  # fmt: skip
 
     return run

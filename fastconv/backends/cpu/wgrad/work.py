@@ -21,6 +21,9 @@ _CHUNK_CACHES = 4
 # Sums of a unit should stay in half of a first-level cache. What tiles read again and again streams from the second
 # level, of which it may take a share: the longer it is, the less often sums are loaded and stored.
 _NEAR_BYTES, _NEAR_SHARE = 16 << 10, 16
+# Where nothing is transposed, the choice of a tile counts so many cycles for a piece of a row of dw, and so many terms
+# of a sum, beside which there is nothing else.
+_PIECE_CYCLES, _MANY = 0.1, 1 << 30
 # A row of dw is written in pieces of at least as many elements.
 _RUN = 96
 # Cycles: of an element that is transposed, or copied; of starting a tile; of a multiply-add's result.
@@ -97,6 +100,8 @@ class Work(ConvWork):
             and not self.spread
             and all(axis.is_inside((0, axis.out)) for axis in self.axes)
         )
+        # Whether tiles can store sums in rows of dw.
+        self.straight = self.turned and self.direct
         self.item = (self.channels if self.exact else -(-self.channels // self.lanes) * self.lanes) * self.size
 
     def _spread(self) -> int:
@@ -110,6 +115,13 @@ class Work(ConvWork):
         if self.spread:
             together = self.spread * width <= registers - 3
             return Tile(1, self.spread * (width if together else 1), 1, 1), self.lanes, together
+        if self.turned:
+            # Nothing is transposed. The longer the pieces of dw's rows, the faster they are written; up to a square.
+            tile, _ = choose_tile(
+                (1, self.inputs), self.outputs, self.lanes, registers,
+                terms=_MANY, fetching=_PIECE_CYCLES, widths=range(1, math.isqrt(registers)),
+            )  # fmt: skip
+            return tile, tile.cols, False
         plain, cost = choose_tile((1, self.inputs), self.outputs, self.lanes, registers)
         if width > 1 and self.axes[2].dilation == 1 and self.inputs < self.lanes:
             run, run_cost = choose_tile((1, self.inputs * width), self.outputs, self.lanes, registers)
@@ -295,4 +307,5 @@ class Work(ConvWork):
     def _move_cycles(self) -> float:
         """Return the cycles of packing x and dy and of storing dw on one core."""
         dw = math.prod(self.problem.w_shape)
-        return _TURN_CYCLES * self._packed_elements + (_COPY_CYCLES if self.turned else _TURN_CYCLES) * dw
+        storing = _TURN_CYCLES if not self.turned else 0.0 if self.straight else _COPY_CYCLES
+        return _TURN_CYCLES * self._packed_elements + storing * dw
