@@ -159,15 +159,16 @@ def products(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: i
                 for c in range(first, end):
                     b = job.v + p * job.v_plane + c * tiles * width
                     to = sums + p * job.m_plane + (c - first) * cols * wide
+                    so_far = to if job.add else 0
                     if last:
                         wgrad_tile(
                             cols, tail, lanes, bits, fused, 0, 0,
-                            a, 0, 0, b, width, 0, 0, 0, tiles, 1, 1, to, job.add,
+                            a, 0, 0, b, width, 0, 0, 0, tiles, 1, 1, so_far, to, wide,
                         )  # fmt: skip
                     else:
                         wgrad_tile(
                             cols, vectors, lanes, bits, fused, 0, 0,
-                            a, 0, 0, b, width, 0, 0, 0, tiles, 1, 1, to, job.add,
+                            a, 0, 0, b, width, 0, 0, 0, tiles, 1, 1, so_far, to, wide,
                         )  # fmt: skip
             if job.alone:
                 call(job.leave, (job.here, unit, unit + 1, worker))
