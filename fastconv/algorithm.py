@@ -91,7 +91,7 @@ class Algorithm(ABC):
         """Return the seconds one run should take, from FLOPs, bytes and efficiency."""
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        """Return the scratch memory a run takes, beyond its inputs and outputs."""
+        """Return the bytes of scratch memory a run takes beyond its inputs and outputs, if these are contiguous."""
         return 0
 
     def error_bound(self, problem: AnyProblem) -> float:

@@ -103,6 +103,33 @@ def test_gradients_are_the_references(text, dtype):
         testing.check_problem(algorithm, problem.replace(prepacked=True))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:dgrad n2 c16 i14 oc12 k3 s2 p1",
+        "conv2d:dgrad n2 c16 i14 oc12 k1 s2",
+        "conv2d:dgrad n2 c16 i14 oc16 k3 s2 p1 g16",
+        "conv2d:dgrad n2 c16 i14 oc16 k3 p1",
+    ],
+)
+def test_arrays_of_any_strides_and_alignment_are_taken(text):
+    problem = parse_problem(text)
+    dy, w = testing.random_inputs(problem)
+    shifted = np.zeros(dy.nbytes + 1, np.uint8)[1:].view(dy.dtype).reshape(dy.shape)
+    shifted[...] = dy
+    for algorithm in DGRAD:
+        if algorithm.refuses(problem) is not None:
+            continue
+        plan = algorithm.plan(problem)
+        (expected,) = testing.run(algorithm, problem, (dy, w))
+        spread = np.zeros((*problem.x_shape[:-1], 2 * problem.x_shape[-1]), dy.dtype)
+        turned = np.zeros(problem.x_shape[::-1], dy.dtype).T
+        for given, dx in ((dy, spread[..., ::2]), (dy, turned), (shifted, np.empty_like(expected))):
+            plan.run((given, w), (dx,))
+            np.testing.assert_allclose(dx, expected, rtol=1e-4, atol=1e-4)
+        assert not spread[..., 1::2].any()
+
+
 def test_gradients_to_which_nothing_contributes_are_refused():
     """All taps meet padding."""
     problem = parse_problem("conv1d:dgrad n1 c4 i3 oc4 k2 s2 p5 d11")
@@ -131,6 +158,7 @@ def test_adjoint_of_the_forward_convolution(text):
         "conv2d:dgrad n2 c24 i30 oc40 k3 p1",
         "conv2d:dgrad n3 c24 i30 oc40 k3 s2 p1",
         "conv2d:dgrad n2 c32 i29 oc32 k3 s2 p1 g32",
+        "conv2d:dgrad n4 c512 i40 oc600 k1 s3",  # in several rounds on one thread, in one on two
     ],
 )
 def test_any_number_of_threads_gives_the_same_bits(text):

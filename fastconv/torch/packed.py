@@ -107,7 +107,9 @@ class PackedConv(torch.nn.Module):
         TypeError, ValueError
             What fastconv raises.
         """
-        key = x.shape, x.stride(), x.dtype, residual is None, torch.get_num_threads(), current()
+        # Of where the weight is, too: a plan may read it there, and `share_memory_` moves it.
+        kept = self.weight.data_ptr(), None if self.bias is None else self.bias.data_ptr()
+        key = x.shape, x.stride(), x.dtype, residual is None, kept, torch.get_num_threads(), current()
         return self._plans.get(key) or self._planned(key, x, residual)
 
     def _planned(self, key: Any, x: Tensor, residual: Tensor | None) -> BoundPlan:

@@ -108,7 +108,7 @@ class Dgrad(Algorithm):
         assert isinstance(problem, ConvProblem)
         lanes = simd().lanes(size_of(computed(format_of(problem))))
         workers, cache = workers_for(problem), machine().l2_bytes
-        return Work(problem, lanes, workers, cache, self.views)
+        return Work(problem, lanes, workers, cache, self.views, self.in_place)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.dgrad.run import Runner

@@ -164,7 +164,7 @@ class Runner:
         return places
 
     def _packed(self, w: Any, places: list[Any]) -> Packed:
-        if self._as_view and self.work.rounds == 1:
+        if self._as_view and not self.work.is_packed_once:
             return Packed([], w) if self._is_special(w) else Packed([self._view(w)] * len(self._plans), None)
         if self._as_view:
             return self.pack(w)

@@ -29,11 +29,16 @@ class Work:
     views : int
         Whether the forward algorithm takes a weight that is turned by its strides alone: 1 if it has one tap, 2 if it
         has more.
+    in_place : bool
+        Whether it reads such a weight where it is, and packs nothing.
     """
 
-    def __init__(self, problem: ConvProblem, lanes: int, workers: int, cache: int, views: int = 0) -> None:
+    def __init__(
+        self, problem: ConvProblem, lanes: int, workers: int, cache: int, views: int = 0, in_place: bool = False
+    ) -> None:
         self.problem, self.lanes, self.workers, self.cache = problem, lanes, workers, cache
         self.format, self.size, self._views = format_of(problem), problem.itemsize, views
+        self._in_place = in_place
         # Columns of several phases lie between one another: no vectors of one phase can be stored.
         self.interleaved = problem.layout == "channels_first" and problem.ndim > 0 and problem.stride[-1] > 1
         groups = groups_of(problem, together=self.interleaved)
@@ -95,8 +100,13 @@ class Work:
     @cached_property
     def forward(self) -> list[ConvProblem]:
         """The convolutions, one a group of phases."""
-        prepacked = self.problem.prepacked or self.rounds > 1
+        prepacked = self.problem.prepacked or self.is_packed_once
         return [forward_problem(self.problem, group, self.images, prepacked, self.is_one) for group in self.groups]
+
+    @property
+    def is_packed_once(self) -> bool:
+        """Whether the weight is packed before several rounds, which one that is read where it is must never be."""
+        return self.rounds > 1 and not (self.as_view and self._in_place)
 
     @property
     def phase_bytes(self) -> int:

@@ -19,7 +19,6 @@ from fastconv.problem import ConvProblem
 ROWS_ARE_CHANNELS, LANES_ARE_CHANNELS, TURNED = range(3)
 
 _LATENCY = 4  # cycles before a sum can be added to again
-_STEP = 1.0  # cycles of a product beside its multiplications
 _CALL = 60  # cycles of a tile's beginning and end
 _IMAGE = 50  # cycles of finding the place of an image and a group
 _APART = 1.02  # how much slower scalars of a weight come that lie apart
@@ -104,7 +103,7 @@ class Work(ConvWork):
         """Cycles of one tile."""
         rate = self.simd.fma_per_cycle
         # Broadcasts come two a cycle; whole vectors as fast as they are multiplied.
-        step = max(rows * vectors / rate + _STEP, rows / 2 + vectors / rate, _LATENCY)
+        step = max(rows * vectors / rate, rows / 2 + vectors / rate, _LATENCY)
         end: float = rows * vectors
         if form == TURNED:
             squares = vectors * -(-rows // self.lanes)
