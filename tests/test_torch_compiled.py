@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import fastconv as fc
 import fastconv.torch as ft
 from benchmarks import torch_models
 from fastconv.torch.packed import PackedConv
@@ -404,3 +405,13 @@ def test_bad_models():
         ft.compile_model(nn.Conv2d(1, 1, 1))
     with pytest.raises(TypeError, match="model: expected"):
         ft.compile_model(print)
+
+
+def test_weights_of_a_compiled_model_may_move():
+    """A plan may read a weight where it is, which is somewhere else then."""
+    net, x = ft.compile_model(nn.Sequential(nn.Conv2d(1024, 2048, 1)).eval()), torch.randn(1, 1024, 7, 7)
+    with torch.no_grad(), fc.options(algorithm="pointwise_in_place", backend="numba"):
+        y = net(x)
+        for buffer in (*net.parameters(), *net.buffers()):
+            buffer.share_memory_()
+        assert torch.equal(net(x), y)

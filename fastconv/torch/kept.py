@@ -18,7 +18,7 @@ from fastconv import choice, dispatch
 from fastconv.options import current
 from fastconv.torch.tensors import Tensor, array, optional_array, run
 
-# Forms of call that are kept for one parameter. Each holds a packed copy of it: so many at most, and so many bytes of
+# Forms of call that are kept for one parameter. Each may hold a packed copy: so many at most, and so many bytes of
 # the parameter, but two in any case.
 _MOST = 8
 _MOST_BYTES = 64 << 20
