@@ -30,9 +30,9 @@ def _product(
     apart (whether a product's scalars lie ``a_row`` bytes apart, and not side by side).
 
     Values: a (address), a_row, b (address; vectors side by side), a_step, b_step (bytes to the next product), depth
-    (products), y, step (bytes between the rows of y, or, turned, its channels), count (lanes
-    that exist), bias, residual (lies like y) and activation (addresses, 0 for none), ahead (address to prefetch
-    from, two cache lines and ``ahead_step`` bytes further each product), panel (address).
+    (products), y, step (bytes between the rows of y, or, turned, its channels), count (lanes that exist), bias,
+    residual (lies like y) and activation (addresses, 0 for none), ahead (address to prefetch from, two cache lines and
+    ``ahead_step`` bytes further each product), panel (address).
     """
     given = (rows, vectors, lanes, bits, fused, form, kept, apart)
     shape = literals(*given)
