@@ -21,7 +21,7 @@ import time
 import timeit
 import warnings
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
@@ -61,7 +61,7 @@ def measure(
     """Time several runs against each other.
 
     Each is called once to warm up; then they take turns in rounds, so that a processor that slows down for a
-    while slows all of them, and the median of each one's rounds is what it took.
+    while slows all of them. What counts is each one's share of its round (see `_typical`).
 
     Parameters
     ----------
@@ -84,25 +84,42 @@ def measure(
         Seconds a call.
     """
     timers = {name: timeit.Timer(run) for name, run in runs.items()}
-    samples: dict[str, list[float]] = {}
+    slow: dict[str, float] = {}
     repeats: dict[str, int] = {}
     for name, timer in timers.items():
         if not warm:
             timer.timeit(1)
         once = timer.timeit(1)
         if once > seconds:
-            samples[name] = [once]
+            slow[name] = once
         else:
             repeats[name] = max(1, math.ceil(turn / max(once, 1e-9)))
-    start, rounds = time.perf_counter(), 0
-    while repeats and (rounds < _LEAST_ROUNDS or time.perf_counter() - start < seconds):
+    rounds: list[dict[str, float]] = []
+    start = time.perf_counter()
+    while repeats and (len(rounds) < _LEAST_ROUNDS or time.perf_counter() - start < seconds):
+        rounds.append({})
         for name, number in repeats.items():
             if pause:
                 time.sleep(pause)
                 timers[name].timeit(1)
-            samples.setdefault(name, []).append(timers[name].timeit(number) / number)
-        rounds += 1
-    return {name: statistics.median(samples[name]) for name in timers}
+            rounds[-1][name] = timers[name].timeit(number) / number
+    return slow | _typical(rounds)
+
+
+def _typical(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return what each run typically took, given the seconds of all in every round.
+
+    The medians of two runs may come from rounds at different clocks: two cores of a virtual machine, for one, are
+    two threads of one core for seconds at a time. So what counts is the median of a run's share of its round's pace,
+    the geometric mean over all runs, times the median pace.
+    """
+    if not rounds:
+        return {}
+    paces = [statistics.geometric_mean(taken.values()) for taken in rounds]
+    pace = statistics.median(paces)
+    return {
+        name: pace * statistics.median(r[name] / p for r, p in zip(rounds, paces, strict=True)) for name in rounds[0]
+    }
 
 
 def installed(package: str) -> str | None:
