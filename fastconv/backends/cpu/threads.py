@@ -16,17 +16,15 @@ import threading
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.extending import intrinsic
 
 from fastconv import borrowed
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, function, inlined
+from fastconv.backends.cpu.shared_words import add, call_integer, get, pause, put
+from fastconv.backends.cpu.steering import BYTES, THREAD, addresses, settle, steer_away
 from fastconv.machine import available_cores
 
-_I64 = ir.IntType(64)
 _LINE = 64  # bytes of a cache line: words that different threads write lie apart
 
 # Rounds of spinning before a worker sleeps, a fraction of a millisecond: as long as Python takes between two layers.
@@ -38,92 +36,11 @@ _OPEN, _ACTIVE = 0, 2 * _LINE
 _FUNCTION, _JOB, _UNITS, _CHUNK, _HELPERS, _NUMBER = (_LINE + 8 * i for i in range(6))
 # What never changes: addresses of functions. Those of a borrowed team are 0 if these are our own workers.
 _WAIT, _POST, _PARALLEL, _SHARE, _THREAD, _MOST = (3 * _LINE + 8 * i for i in range(6))
-# From there on three lines for the caller and each worker: the next unit of its portion, whether it sleeps, and its
-# semaphore.
-_WORKERS, _LINES = 4 * _LINE, 3 * _LINE
-_NEXT, _ASLEEP, _SEMAPHORE = 0, _LINE, 2 * _LINE
-
-
-def _pointer(builder: Any, address: Any) -> Any:
-    return builder.inttoptr(address, _I64.as_pointer())
-
-
-@intrinsic
-def _add(typingctx: Any, address: Any, value: Any) -> Any:
-    """Add to the word at an address, atomically; return what it was."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.atomic_rmw("add", _pointer(builder, args[0]), args[1], "seq_cst")
-
-    return types.int64(types.int64, types.int64), codegen
-
-
-@intrinsic
-def _get(typingctx: Any, address: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.load_atomic(_pointer(builder, args[0]), "seq_cst", 8)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def _set(typingctx: Any, address: Any, value: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        builder.store_atomic(args[1], _pointer(builder, args[0]), "seq_cst", 8)
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
-def _call_semaphore(typingctx: Any, function: Any, semaphore: Any) -> Any:
-    """Call sem_wait or sem_post by its address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [_I64])
-        builder.call(builder.inttoptr(args[0], kind.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(types.int64, types.int64), codegen
-
-
-@intrinsic
-def _call_integer(typingctx: Any, function: Any) -> Any:
-    """Call omp_get_thread_num or omp_get_max_threads by its address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kind = ir.FunctionType(ir.IntType(32), [])
-        return builder.sext(builder.call(builder.inttoptr(args[0], kind.as_pointer()), []), _I64)
-
-    return types.int64(types.int64), codegen
-
-
-@intrinsic
-def _call_parallel(typingctx: Any, parallel: Any, function: Any, argument: Any, threads: Any) -> Any:
-    """Call GOMP_parallel by its address."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        i32 = ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [_I64, _I64, i32, i32])
-        builder.call(
-            builder.inttoptr(args[0], kind.as_pointer()), [args[1], args[2], builder.trunc(args[3], i32), i32(0)]
-        )
-        return context.get_dummy_value()
-
-    return types.void(*(types.int64,) * 4), codegen
-
-
-@intrinsic
-def _pause(typingctx: Any) -> Any:
-    """Tell the processor that this is a spinning loop."""
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        if builder.module.triple.startswith("x86"):
-            kind = ir.FunctionType(ir.VoidType(), [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
-        return context.get_dummy_value()
-
-    return types.void(), codegen
+_STEERING = 4 * _LINE
+# From there on some lines for the caller and each worker: the next unit of its portion, whether it sleeps, its
+# semaphore, and on which cores it may run.
+_WORKERS, _LINES = 5 * _LINE, 3 * _LINE + -(-BYTES // _LINE) * _LINE
+_NEXT, _ASLEEP, _SEMAPHORE, _CORES = (_LINE * i for i in range(4))
 
 
 @inlined
@@ -132,16 +49,16 @@ def _take_units(board, worker):
 
     One layer's output is the next one's input: so it lies in the cache of the core that reads it.
     """
-    function, job = _get(board + _FUNCTION), _get(board + _JOB)
-    units, chunk, portions = _get(board + _UNITS), _get(board + _CHUNK), _get(board + _HELPERS) + 1
+    function, job = get(board + _FUNCTION), get(board + _JOB)
+    units, chunk, portions = get(board + _UNITS), get(board + _CHUNK), get(board + _HELPERS) + 1
     for turn in range(portions):
         owner = (worker + turn) % portions
         following = board + _WORKERS + owner * _LINES + _NEXT
         stop = units * (owner + 1) // portions
-        start = _add(following, chunk)
+        start = add(following, chunk)
         while start < stop:
             call(function, (job, start, min(start + chunk, stop), worker))
-            start = _add(following, chunk)
+            start = add(following, chunk)
 
 
 @inlined
@@ -150,28 +67,29 @@ def launch(board, function, job, units, helpers):
     if helpers == 0:
         call(function, (job, 0, units, 0))
         return
-    _set(board + _FUNCTION, function)
-    _set(board + _JOB, job)
-    _set(board + _UNITS, units)
-    _set(board + _CHUNK, max(1, units // (8 * (helpers + 1))))
-    _set(board + _HELPERS, helpers)
+    put(board + _FUNCTION, function)
+    put(board + _JOB, job)
+    put(board + _UNITS, units)
+    put(board + _CHUNK, max(1, units // (8 * (helpers + 1))))
+    put(board + _HELPERS, helpers)
     for worker in range(helpers + 1):
-        _set(board + _WORKERS + worker * _LINES + _NEXT, units * worker // (helpers + 1))
-    parallel = _get(board + _PARALLEL)
+        put(board + _WORKERS + worker * _LINES + _NEXT, units * worker // (helpers + 1))
+    parallel = get(board + _PARALLEL)
     if parallel:
-        threads = max(helpers + 1, _call_integer(_get(board + _MOST)))
-        _call_parallel(parallel, _get(board + _SHARE), board, threads)
+        threads = max(helpers + 1, call_integer(get(board + _MOST), ()))
+        call(parallel, (get(board + _SHARE), board, threads, 0))
         return
-    number = _add(board + _NUMBER, 1) + 1
-    _set(board + _OPEN, number)
+    number = add(board + _NUMBER, 1) + 1
+    put(board + _OPEN, number)
     for index in range(1, helpers + 1):
         mine = board + _WORKERS + index * _LINES
-        if _get(mine + _ASLEEP):
-            _call_semaphore(_get(board + _POST), mine + _SEMAPHORE)
+        if get(mine + _ASLEEP):
+            steer_away(board + _STEERING, mine + _CORES)
+            call(get(board + _POST), (mine + _SEMAPHORE,))
     _take_units(board, 0)
-    _set(board + _OPEN, 0)
-    while _get(board + _ACTIVE) > 0:
-        _pause()
+    put(board + _OPEN, 0)
+    while get(board + _ACTIVE) > 0:
+        pause()
 
 
 def _compiled() -> tuple[Any, Any, Any]:
@@ -187,23 +105,24 @@ def _compiled() -> tuple[Any, Any, Any]:
         mine = board + _WORKERS + index * _LINES
         done = 0
         while index > 0:  # for ever
-            job, spins = _get(board + _OPEN), 0
-            while job == 0 or job == done or index > _get(board + _HELPERS):
+            job, spins = get(board + _OPEN), 0
+            while job == 0 or job == done or index > get(board + _HELPERS):
                 spins += 1
-                _pause()
+                pause()
                 if spins > _PATIENCE:
-                    _set(mine + _ASLEEP, 1)
-                    job = _get(board + _OPEN)
-                    if job == 0 or job == done or index > _get(board + _HELPERS):
-                        _call_semaphore(_get(board + _WAIT), mine + _SEMAPHORE)
-                    _set(mine + _ASLEEP, 0)
+                    put(mine + _ASLEEP, 1)
+                    job = get(board + _OPEN)
+                    if job == 0 or job == done or index > get(board + _HELPERS):
+                        call(get(board + _WAIT), (mine + _SEMAPHORE,))
+                    put(mine + _ASLEEP, 0)
+                    settle(board + _STEERING, mine + _CORES)
                     spins = 0
-                job = _get(board + _OPEN)
+                job = get(board + _OPEN)
             # Whoever counts as active before the job is seen open is waited for, and so may use it.
-            _add(board + _ACTIVE, 1)
-            if _get(board + _OPEN) == job:
+            add(board + _ACTIVE, 1)
+            if get(board + _OPEN) == job:
                 _take_units(board, index)
-            _add(board + _ACTIVE, -1)
+            add(board + _ACTIVE, -1)
             done = job
         return 0
 
@@ -212,8 +131,8 @@ def _compiled() -> tuple[Any, Any, Any]:
         """What each thread of a borrowed team does."""
         if sources == 0:
             return
-        worker = _call_integer(_get(board + _THREAD))
-        if worker <= _get(board + _HELPERS):
+        worker = call_integer(get(board + _THREAD), ())
+        if worker <= get(board + _HELPERS):
             _take_units(board, worker)
 
     @function(types.void(*(types.int64,) * 5))
@@ -248,7 +167,7 @@ class Board:
         self.lock = threading.Lock()
 
     def _write(self, values: dict[int, int]) -> None:
-        """Set words, before there are threads that look at them."""
+        """Set words, by their place on the board, before there are threads that look at them."""
         for at, value in values.items():
             ctypes.c_int64.from_address(self.address + at).value = value
 
@@ -261,15 +180,17 @@ class _Own(Board):
         self._arguments = np.array([[self.address, index] for index in range(workers + 1)], np.int64)
         library = ctypes.CDLL(None)
         self._write({_WAIT: _address(library, "sem_wait"), _POST: _address(library, "sem_post")})
+        self._write({_STEERING + 8 * i: address for i, address in enumerate(addresses(library))})
         self.size = sum(self._start(library, index) for index in range(1, workers + 1))
 
     def _start(self, library: Any, index: int) -> bool:
-        semaphore = self.address + _WORKERS + index * _LINES + _SEMAPHORE
-        library.sem_init(ctypes.c_void_p(semaphore), 0, 0)
+        mine = self.address + _WORKERS + index * _LINES
+        library.sem_init(ctypes.c_void_p(mine + _SEMAPHORE), 0, 0)
         thread = ctypes.c_void_p()
         argument = ctypes.c_void_p(self._arguments[index].ctypes.data)
         failed = library.pthread_create(ctypes.byref(thread), None, ctypes.c_void_p(_work.address), argument)
         if not failed:
+            self._write({mine + _CORES + THREAD - self.address: thread.value or 0})
             library.pthread_detach(thread)
         return not failed
 
