@@ -19,9 +19,6 @@ import numpy as np
 from fastconv import options, tuning
 from fastconv.machine import available_cores
 
-# How long a library's threads may spin when they have nothing more to do.
-_SPINNING = 0.02
-
 GOAL = 3.0
 """How many times faster than XLA's these are to be."""
 
@@ -101,7 +98,7 @@ def programs(layer: Layer, batch: int, layout: str, module: Any) -> dict[str, Ca
     }
 
 
-def measure(layer: Layer, batch: int, layout: str, seconds: float, pause: float) -> list[Row]:
+def measure(layer: Layer, batch: int, layout: str, seconds: float, rest: bool) -> list[Row]:
     """Return a layer's rows; `fastconv.tuning.measure` has the last two arguments."""
     from jax import lax
 
@@ -111,7 +108,7 @@ def measure(layer: Layer, batch: int, layout: str, seconds: float, pause: float)
     rows = []
     for what, run in ours.items():
         deviation = _deviation(run(), theirs[what]())
-        taken = tuning.measure({"ours": run, "xla": theirs[what]}, seconds, pause)
+        taken = tuning.measure({"ours": run, "xla": theirs[what]}, seconds, rest)
         rows.append(Row(layer, batch, what, taken["ours"], taken["xla"], deviation))
     return rows
 
@@ -162,7 +159,7 @@ def main(arguments: list[str] | None = None) -> int:
     with options(threads=given.threads):
         for layer in LAYERS:
             for batch in given.batches if layer.family in given.families else ():
-                for row in measure(layer, batch, given.layout, given.seconds, _SPINNING if given.threads > 1 else 0.0):
+                for row in measure(layer, batch, given.layout, given.seconds, given.threads > 1):
                     rows.append(row)
                     print(_line(row), flush=True)
     print(*_means(rows), sep="\n")

@@ -27,9 +27,6 @@ from fastconv.options import current, options
 
 Run: TypeAlias = Callable[[], tuple[Any, ...]]
 
-# How long another library's threads may spin when they have nothing more to do.
-_SPINNING = 0.02
-
 # The words among the algorithms for what the dispatcher takes, and for a call with weights as they are.
 CHOSEN, CALL = "chosen", "call"
 
@@ -211,17 +208,12 @@ def measure(
                 **outcome,
             )
         progress("rounds")
-        taken = timed(runs, seconds, pause_for(threads))
+        taken = timed(runs, seconds, rest=threads > 1)
     return [replace(row, seconds=taken.get(name)) for name, row in rows.items()]
 
 
-def pause_for(threads: int) -> float:
-    """Return the seconds of rest that each turn on so many threads begins with."""
-    return _SPINNING if threads > 1 else 0.0
-
-
-def timed(runs: dict[str, Run], seconds: float, pause: float = 0.0) -> dict[str, float]:
-    """Return the seconds of each run: those of similar speed in rounds with pauses between, the slow ones once."""
+def timed(runs: dict[str, Run], seconds: float, rest: bool = False) -> dict[str, float]:
+    """Return the seconds of each run: those of similar speed in rounds, rested or not, the slow ones once."""
     if not runs:
         return {}
     once = tuning.measure(runs, 0)
@@ -229,7 +221,7 @@ def timed(runs: dict[str, Run], seconds: float, pause: float = 0.0) -> dict[str,
     short = {name: run for name, run in runs.items() if _SLOW * min(once.values()) <= once[name] < _INTERRUPTION}
     once |= {name: min(again, once[name]) for name, again in tuning.measure(short, 0).items()}
     fast = {name: run for name, run in runs.items() if once[name] < _SLOW * min(once.values())}
-    return once | tuning.measure(fast, seconds, pause)
+    return once | tuning.measure(fast, seconds, rest)
 
 
 @contextmanager

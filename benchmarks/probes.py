@@ -14,7 +14,7 @@ import numpy as np
 
 import fastconv as fc
 from benchmarks import cases
-from benchmarks.measure import algorithm_run, pause_for, pinned, timed
+from benchmarks.measure import algorithm_run, pinned, timed
 from benchmarks.peak import fma_run
 from benchmarks.report import Figure
 from benchmarks.steps import layer_steps
@@ -145,7 +145,7 @@ def _loss(problem: ConvProblem, seconds: float, threads: int) -> float:
     ]
     inputs = testing.random_inputs(problem)
     runs = {name: algorithm_run(registry.find(name), problem, inputs) for name in names}
-    taken = timed(runs, seconds, pause_for(threads))
+    taken = timed(runs, seconds, rest=threads > 1)
     return taken[choice.winner] / min(taken.values())
 
 

@@ -3,16 +3,14 @@
 For PyTorch: microseconds that a call through `fastconv.torch` takes beyond fastconv's own, and two whole networks at
 batch 1 with random weights, by PyTorch, by PyTorch with `fastconv.torch.use`, compiled by
 `fastconv.torch.compile_model`, and by ONNX Runtime on the exported model. All in one process, in turns, after a check
-that their results agree. A library's idle threads spin for a while and take cores from the next: each turn begins with
-a pause and a run that is not counted.
+that their results agree. A library's idle threads spin for a while and take cores from the next: each turn begins when
+they have stopped, with a run that is not counted.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import statistics
-import time
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -22,41 +20,25 @@ from typing import Any, TypeAlias
 import numpy as np
 
 import fastconv as fc
+from fastconv import tuning
 
 Run: TypeAlias = Callable[[], Any]
-
-# How long another library's threads may spin when they have nothing more to do.
-_SPINNING = 0.02
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.providers", description=__doc__)
     parser.add_argument("--threads", type=int, default=2, help="for every library (default: 2)")
-    parser.add_argument("--rounds", type=int, default=15, help="rounds in which each has its turn (default: 15)")
+    parser.add_argument("--seconds", type=float, default=5.0, help="of rounds of each comparison (default: 5)")
     parser.add_argument("--only", choices=MEASUREMENTS, nargs="+", default=list(MEASUREMENTS))
     args = parser.parse_args(argv)
     with fc.options(threads=args.threads):
         for name in args.only:
-            MEASUREMENTS[name](args.threads, args.rounds)
+            MEASUREMENTS[name](args.threads, args.seconds)
     return 0
 
 
-def in_turns(runs: dict[str, Run], rounds: int, calls: int = 1, pause: float = _SPINNING) -> dict[str, float]:
-    """Return the median seconds of a call of each, all having their turns in every round."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
-            time.sleep(pause)
-            run()
-            start = time.perf_counter()
-            for _ in range(calls):
-                run()
-            seconds[name].append((time.perf_counter() - start) / calls)
-    return {name: statistics.median(each) for name, each in seconds.items()}
-
-
-def torch_overhead(threads: int, rounds: int) -> None:
+def torch_overhead(threads: int, seconds: float) -> None:
     """Print the time of small calls, directly and through the provider."""
     import torch
 
@@ -97,14 +79,14 @@ def torch_overhead(threads: int, rounds: int) -> None:
         "PyTorch's F.conv2d": inference(lambda: functional.conv2d(x, weight, bias, *window)),
         "PyTorch's F.conv2d, gradient recorded": often(lambda: functional.conv2d(x, weight, bias, *window)),
     }
-    times = in_turns(runs, rounds)
+    times = tuning.measure(runs, seconds, rest=threads > 1)
     direct = times["fastconv.conv2d on arrays"]
     print(f"\na call of conv2d on 1x2x4x4, {threads} threads; beyond fastconv's own")
-    for name, seconds in times.items():
-        print(f"  {name:42} {seconds / 200 * 1e6:7.2f} us {(seconds - direct) / 200 * 1e6:+7.2f} us")
+    for name, taken in times.items():
+        print(f"  {name:42} {taken / 200 * 1e6:7.2f} us {(taken - direct) / 200 * 1e6:+7.2f} us")
 
 
-def torch_networks(threads: int, rounds: int) -> None:
+def torch_networks(threads: int, seconds: float) -> None:
     """Print the times of whole networks."""
     import torch
 
@@ -134,11 +116,11 @@ def torch_networks(threads: int, rounds: int) -> None:
                 error = np.abs(np.asarray(run()) - expected).max() / np.abs(expected).max()
                 if not error < 1e-4:
                     raise ValueError(f"{name}: differs from PyTorch by {error} of the largest")
-            times = in_turns(runs, rounds)
+            times = tuning.measure(runs, seconds, rest=threads > 1)
         eager = min(times["PyTorch"], times["PyTorch, channels-last"])
         print(f"\n{make.__name__}, batch 1, {threads} threads; times faster than the better of PyTorch's two")
-        for name, seconds in times.items():
-            print(f"  {name:42} {seconds * 1e3:7.2f} ms {eager / seconds:7.2f}")
+        for name, taken in times.items():
+            print(f"  {name:42} {taken * 1e3:7.2f} ms {eager / taken:7.2f}")
 
 
 def _within_use(use: Any, model: Any, x: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from fastconv import registry, testing, tuning
 from fastconv.algorithm import AnyProblem, Plan
+from fastconv.machine import machine
 
 # Draws before results that are zero everywhere, which show little, are taken to be the problem's nature.
 _DRAWS = 4
@@ -92,7 +93,7 @@ def hold(
             runs[key] = run
             # A promise that is not kept must not keep the others out.
             best = min(best, max(seconds, once))
-        for key, seconds in tuning.measure(runs).items():
+        for key, seconds in tuning.measure(runs, rest=machine().threads() > 1).items():
             outcomes[key] = outcomes[key]._replace(seconds=seconds)
     return outcomes
 

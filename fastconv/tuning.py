@@ -39,6 +39,10 @@ SCHEMA = 1
 _LEAST_ROUNDS = 3
 # Runs shorter than this are repeated until they fill it: far above the resolution of any timer.
 _LEAST_SECONDS = 1e-3
+# OpenBLAS's threads spin for 2**28 cycles, other libraries' for less.
+_LONGEST_SPINNING = 0.3
+# For so long the process is watched, of which it may compute so much and still counts as idle.
+_GLANCE, _IDLE = 5e-3, 0.2
 
 _timing = threading.RLock()
 
@@ -53,7 +57,7 @@ def exclusive() -> Iterator[None]:
 def measure(
     runs: Mapping[str, Callable[[], object]],
     seconds: float = 1.0,
-    pause: float = 0.0,
+    rest: bool = False,
     *,
     warm: bool = False,
     turn: float = _LEAST_SECONDS,
@@ -70,9 +74,10 @@ def measure(
     seconds : float
         When to begin no further round. There are three rounds at least, but for runs that take longer than this:
         those run once more after the warm-up.
-    pause : float
-        Seconds of rest before each turn, which then begins with a run that is not timed: what other libraries leave
-        spinning goes to sleep, one's own threads wake up, and memory is again as one's own runs leave it.
+    rest : bool
+        Whether each turn begins when no other thread of this process computes any more, as those of other libraries do
+        for a while when they have nothing to do, and with a run that is not timed: one's own threads wake up, and
+        memory is again as one's own runs leave it. For runs on several threads.
     warm : bool
         Whether all have been called before: then none is called to warm up.
     turn : float
@@ -99,11 +104,21 @@ def measure(
     while repeats and (len(rounds) < _LEAST_ROUNDS or time.perf_counter() - start < seconds):
         rounds.append({})
         for name, number in repeats.items():
-            if pause:
-                time.sleep(pause)
+            if rest:
+                _await_idle()
                 timers[name].timeit(1)
             rounds[-1][name] = timers[name].timeit(number) / number
     return slow | _typical(rounds)
+
+
+def _await_idle() -> None:
+    """Wait until this process computes nothing, or for as long as no library's threads go on spinning."""
+    start = time.perf_counter()
+    while time.perf_counter() - start < _LONGEST_SPINNING:
+        before = time.process_time()
+        time.sleep(_GLANCE)
+        if time.process_time() - before < _IDLE * _GLANCE:
+            return
 
 
 def _typical(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -23,8 +23,6 @@ from fastconv.algorithm import ERROR_CONSTANT
 
 # What can be measured.
 PARTS = ("time", "memory", "layers")
-# How long another library's threads may spin when they have nothing more to do.
-_SPINNING = 0.02
 # How long a turn goes on at least: small networks run again and again, as whoever trains or serves them does.
 _TURN = 0.05
 # How many processes measure their memory at once: most of their time goes into importing and preparing.
@@ -139,12 +137,12 @@ def _time(
             rows[name].failure = _difference(result, results.get(FASTCONV, result))
         progress("rounds")
         with tuning.exclusive():
-            taken = _timed(runs, seconds, _SPINNING if job.threads > 1 else 0.0)
+            taken = _timed(runs, seconds, rest=job.threads > 1)
     for name, value in taken.items():
         rows[name].seconds, rows[name].images = value, job.batch / value
 
 
-def _timed(runs: dict[str, Run], seconds: float, pause: float) -> dict[str, float]:
+def _timed(runs: dict[str, Run], seconds: float, rest: bool) -> dict[str, float]:
     """Return the median seconds of a run of each, once memory has settled: new pages take as long as a small network.
 
     A run that takes longer than all rounds may is given its rounds all the same.
@@ -154,7 +152,7 @@ def _timed(runs: dict[str, Run], seconds: float, pause: float) -> dict[str, floa
         start = time.perf_counter()
         run()
         longest = max(longest, time.perf_counter() - start)
-    return tuning.measure(runs, max(seconds, 2 * longest), pause, warm=True, turn=_TURN) if runs else {}
+    return tuning.measure(runs, max(seconds, 2 * longest), rest, warm=True, turn=_TURN) if runs else {}
 
 
 def _first_results(run: Run, job: Job) -> Any:
