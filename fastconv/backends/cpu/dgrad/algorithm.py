@@ -23,7 +23,7 @@ from fastconv.problem import ConvProblem
 
 # Seconds beyond the forward convolutions, whatever their size: of a call, of a call that passes its arrays on, of
 # turning the weight, and of bringing phases together.
-_OVERHEAD, _PASSING, _TURNING, _WEAVING = 8e-6, 0.5e-6, 6e-6, 28e-6
+_OVERHEAD, _PASSING, _COPYING, _TURNING, _WEAVING = 8e-6, 0.5e-6, 6e-6, 6e-6, 28e-6
 
 # Cycles, an element of a weight that is turned tap by tap, and a filter of one that is turned whole.
 _PICK_CYCLES, _FILTER_CYCLES = 2.0, 9.6
@@ -89,8 +89,10 @@ class Dgrad(Algorithm):
 
     def _turning(self, work: Work, machine: Machine) -> float:
         """Return the seconds that it takes to turn and pack the weight, beyond what the forward convolutions take."""
+        if work.as_view and self.in_place:
+            return 0.0
         if work.as_view:
-            return 0.0 if self.in_place else work.weight_bytes / _COPY_RATE / work.workers
+            return (_COPYING if self.views == 1 else 0.0) + work.weight_bytes / _COPY_RATE / work.workers
         elements = work.weight_bytes / work.size
         taps = math.prod(work.problem.kernel_size)
         cycles = elements * (_FILTER_CYCLES / taps if work.whole and 1 < taps <= work.lanes else _PICK_CYCLES)

@@ -11,7 +11,7 @@ from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 3e-6
+_OVERHEAD, _PACKING = 3e-6, 2e-6
 _EFFICIENCY = 0.97
 # Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
 _EXPOSED = 0.25
@@ -39,7 +39,7 @@ class Direct(Algorithm):
         work = Work.of(problem)
         packing = 0.0
         if not work.problem.prepacked:
-            packing = max(work.pack_cycles / machine.hertz, machine.moving(2 * work.packed_size * work.size))
+            packing = _PACKING + max(work.pack_cycles / machine.hertz, machine.moving(2 * work.packed_size * work.size))
         computing = work.cycles / machine.hertz / _EFFICIENCY
         weight = math.prod(problem.w_shape) * problem.itemsize
         moving = machine.moving(work.bytes - weight) + machine.reading(weight)

@@ -8,7 +8,7 @@ from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 3e-6
+_OVERHEAD, _PACKING = 3e-6, 2e-6
 _PACK_RATE = 1.5e9  # weights a second
 
 
@@ -40,7 +40,7 @@ class Planes(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
-        packing = 0.0 if work.problem.prepacked else work.packed_size / _PACK_RATE
+        packing = 0.0 if work.problem.prepacked else _PACKING + work.packed_size / _PACK_RATE
         computing = work.cycles / machine.hertz
         # Lines are copied before they are used: nothing hides behind anything else.
         moving = machine.moving(work.moved, work.pieces)

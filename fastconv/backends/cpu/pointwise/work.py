@@ -30,7 +30,7 @@ _EVEN = 0.95  # which share of their time all workers should have something to d
 _ROW = 10.0
 # Of the shorter of computing and moving, what is not hidden behind the other: panels are made before they are used.
 _EXPOSED = 0.5
-_OVERHEAD = 3e-6
+_OVERHEAD, _PACKING = 3e-6, 4e-6
 # Cycles of finding the place of a tile, and of a piece of a row that it takes, in all channels.
 _BEGIN, _PIECE = 55.0, 100.0
 TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
@@ -263,7 +263,9 @@ class Work(ConvWork):
 
     def seconds(self, machine: Machine) -> float:
         """Return what a run should take."""
-        packing = 0.0 if self.problem.prepacked or self.in_place else machine.moving(2 * self.packed_size * self.size)
+        packing = 0.0
+        if not (self.problem.prepacked or self.in_place):
+            packing = _PACKING + machine.moving(2 * self.packed_size * self.size)
         moving = machine.moving(self.bytes, self.pieces)
         computing = self.cycles / machine.hertz
         together = max(computing, moving) + _EXPOSED * min(computing, moving)

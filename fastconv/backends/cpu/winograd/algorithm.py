@@ -18,7 +18,7 @@ from fastconv.geometry import Axis, axes_of, fewest_reads
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 6e-6
+_OVERHEAD, _PACKING = 6e-6, 3e-6
 _EXPOSED = 0.5  # of the time that input and output take to move: what arithmetic does not hide
 # Second-level caches' worth of input and output, and of weights, that does not come from memory.
 _CACHED, _CACHED_WEIGHT = 4, 4
@@ -83,7 +83,7 @@ class Winograd(Algorithm):
         computing = work.packed_size / work.lanes * _FILTER / work.simd.fma_per_cycle / machine.hertz
         # Memory is read before it is written.
         moving = 2 * max(0, work.packed_size * work.size - _CACHED_WEIGHT * work.cache) / machine.bandwidth
-        return (computing + moving) / work.workers
+        return _PACKING + (computing + moving) / work.workers
 
     def error_bound(self, problem: AnyProblem) -> float:
         return self.constant * EPSILON[problem.accumulator] * math.sqrt(problem.reduction)
