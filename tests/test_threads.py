@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
 import os
@@ -11,15 +12,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 from fakes import Fake, general_backends
+from numba import njit
 from threadpoolctl import threadpool_info
 
 import fastconv as fc
 from fastconv import registry, testing
+from fastconv.backends.cpu.steering import BYTES, THREAD, addresses, settle, steer_away
 from fastconv.backends.im2col import blas
+from fastconv.machine import available_cores
 from fastconv.notation import parse_problem
 from fastconv.options import current
 
@@ -291,3 +296,47 @@ def test_threads_that_begin_at_once_start_one_team(monkeypatch):
         boards = list(pool.map(first, range(8)))
     assert made == [None]
     assert all(board is boards[0] for board in boards)
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "sched_getaffinity"), reason="this system does not say which cores a thread may use"
+)
+@pytest.mark.skipif(available_cores() < 2, reason="there is no other core")
+def test_a_sleeping_worker_is_steered_away_from_its_caller_until_it_runs():
+    functions, worker = np.array(addresses(ctypes.CDLL(None)), np.int64), np.zeros(BYTES // 8, np.int64)
+    steer = njit(lambda functions, worker: steer_away(functions, worker))
+    back = njit(lambda functions, worker: settle(functions, worker))
+    done = threading.Event()
+    sleeper = threading.Thread(target=done.wait)
+    sleeper.start()
+    try:
+        worker[THREAD // 8] = sleeper.ident
+        everywhere = os.sched_getaffinity(sleeper.native_id)
+        for _ in range(2):  # woken twice before it runs: what was taken is known all the same
+            steer(functions.ctypes.data, worker.ctypes.data)
+            elsewhere = os.sched_getaffinity(sleeper.native_id)
+            assert elsewhere < everywhere
+            assert len(elsewhere) == len(everywhere) - 1
+        back(functions.ctypes.data, worker.ctypes.data)
+        assert os.sched_getaffinity(sleeper.native_id) == everywhere
+    finally:
+        done.set()
+        sleeper.join()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a process's threads are not listed here")
+def test_workers_that_have_woken_up_may_run_on_all_cores_again():
+    algorithm, problem = registry.find("numba/direct"), LARGE[0]
+    inputs = testing.random_inputs(problem)
+    expected = testing.run(algorithm, problem, inputs)
+    everywhere = os.sched_getaffinity(0)
+    for _ in range(20):  # one that falls asleep just when it is called has its cores back the next time
+        time.sleep(0.01)
+        for got, wanted in zip(testing.run(algorithm, problem, inputs), expected, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+        time.sleep(0.01)
+        threads = [int(path.name) for path in Path("/proc/self/task").iterdir()]
+        if all(os.sched_getaffinity(thread) == everywhere for thread in threads):
+            break
+    else:
+        pytest.fail("some threads may not run on all cores")
