@@ -122,7 +122,8 @@ def fma_kernel(vector_bytes: int) -> Callable[[int], float]:
             builder.cbranch(builder.icmp_signed("<", next_counter, arguments[0]), body, after)
             counter.add_incoming(ir.Constant(integer, 0), before)
             counter.add_incoming(next_counter, body)
-            for i, (total, value) in enumerate(zip(sums, added, strict=True)):
+            # What begins at one stays there, and LLVM would see that and leave the chain out.
+            for i, (total, value) in enumerate(zip(sums, added, strict=True), 2):
                 total.add_incoming(ir.Constant(vector, [float(i)] * lanes), before)
                 total.add_incoming(value, body)
             builder.position_at_end(after)

@@ -258,11 +258,20 @@ def test_a_run_that_was_interrupted_is_not_slow():
 
 
 def test_the_kernel_for_the_peak_does_its_arithmetic():
-    # Chain i starts at i; a step x -> 0.999 x + 0.001 leaves 0.999 of the distance to 1. The result is the chains' sum.
+    # Chain i starts at i + 2; a step x -> 0.999 x + 0.001 leaves 0.999 of the distance to 1. The result is their sum.
     chains = CHAINS[machine().vector_bytes]
-    away = chains * (chains - 1) / 2 - chains
+    away = chains * (chains + 1) / 2
     for count in (1, 1000):
         assert fma_kernel(machine().vector_bytes)(count) == pytest.approx(chains + 0.999**count * away, rel=1e-4)
+
+
+def test_the_kernel_for_the_peak_leaves_no_chain_out():
+    width = machine().vector_bytes
+    (code,) = fma_kernel(width).inspect_llvm().values()
+    done = len(re.findall(r"= .*call .*@llvm\.fma", code))
+    # However many times the loop is unrolled.
+    assert done > 0
+    assert done % CHAINS[width] == 0
 
 
 def test_limits_are_measured(monkeypatch):
