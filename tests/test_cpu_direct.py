@@ -26,6 +26,7 @@ DIRECT = [
     "conv2d n1 c2048 i7 oc33 k3 p1 channels_last",
     "conv2d n2 c512 i9 oc33 k1 channels_last",  # pixels that contend for cache sets
     "conv2d n3 c512 i5 oc10 k5",
+    "conv2d n1 c40 i41 oc200 k1 bias",  # an output that is asked for before it is written
     "conv3d n1 c20 i6 oc17 k3 p1",
     "linear n37 c1024 oc70 bias residual relu",
 ]
@@ -74,6 +75,16 @@ def test_bands_cover_the_rows_and_no_more(vectors, workers, text):
     assert not work.staged or work.item * work.size <= 64
     assert work.chunks * work.item >= work.inputs
     assert 1 <= work.stage(work.item) <= work.terms // work.item
+
+
+def test_pixels_that_many_channels_read_are_put_together_where_registers_are_few():
+    def is_staged(vectors, text):
+        return Work(parse_problem(text), vectors, 1, 1 << 20).staged
+
+    assert is_staged(AVX2, "conv2d n1 c256 i28 oc128 k1")
+    assert not is_staged(AVX2, "conv2d n1 c256 i28 oc32 k1")
+    assert not is_staged(AVX2, "conv2d n1 c256 i28 oc128 k1 s2")
+    assert not is_staged(AVX512, "conv2d n1 c256 i28 oc128 k1")
 
 
 @pytest.mark.parametrize("vectors", [AVX512, AVX2])

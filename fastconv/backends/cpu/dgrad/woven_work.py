@@ -44,6 +44,10 @@ class Phase(direct.Work):
         return self._slab
 
     @property
+    def _is_read_often(self) -> bool:
+        return self._slab
+
+    @property
     def pitch(self) -> int:
         """Bytes of a row of results."""
         return whole_lines(self.output[1] * self.problem.itemsize)

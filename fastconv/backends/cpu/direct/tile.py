@@ -26,7 +26,7 @@ _REACH = 4
 @intrinsic(prefer_literal=True)
 def _conv_tile(
     typingctx, rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
-    x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept,
+    x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept, awaited,
 ):  # fmt: skip
     """Compute a tile of ``rows x cols`` pixels by ``vectors * lanes`` output channels.
 
@@ -38,7 +38,7 @@ def _conv_tile(
     tile column), runs (address of nruns offsets into x), nruns, run (terms of each), w (packed: run, term, lane), y,
     yk, yr, yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation
     (slope below zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave
-    the sums, instead of in y); the last five are 0 for none.
+    the sums, instead of in y); the last five are 0 for none; awaited (whether y is far away, and should be asked for).
     """
     given = (rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel)
     shape = literals(*given)
@@ -50,7 +50,7 @@ def _conv_tile(
         tile.emit(*args[len(shape) :])
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 18), codegen
+    return types.void(*given, *(types.int64,) * 19), codegen
 
 
 class _Tile:
@@ -82,9 +82,13 @@ class _Tile:
     def emit(
         self, x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any,
         y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any, resumed: Any, kept: Any,
+        awaited: Any,
     ) -> None:  # fmt: skip
         """Emit the whole kernel; sums are a list, pixel by pixel and vector by vector."""
         e, strides = self.e, (yk, yr, yq, nk)
+        if not self.last:
+            with e.builder.if_then(e.builder.icmp_signed("!=", awaited, I64(0))):
+                self._await(y, yk, yr)
         sums = self._start(bias, nk)
         sums = e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
         places = [i * self.width for i in range(len(sums))]
@@ -97,6 +101,14 @@ class _Tile:
             with finish:
                 sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
                 self._scatter(sums, y, *strides)
+
+    def _await(self, y: Any, yk: Any, yr: Any) -> None:
+        """Ask for the lines that will be written, but for a row's first, which the tile before has asked for."""
+        e = self.outer
+        for k in range(self.vectors * e.lanes):
+            for r in range(self.rows):
+                for q in range((self.cols - 1) * e.bytes, -1, -LINE):
+                    e.prefetch(e.at(y, e.times(yk, k), e.times(yr, r), q), write=True)
 
     def _start(self, bias: Any, nk: Any) -> list[Any]:
         e = self.outer
@@ -265,10 +277,11 @@ def tiles(
     sums_bytes = rows * cols * vectors * lanes * size_of(computed(bits))
     sources = fingerprint()
 
-    @callback(types.void(*(types.int64,) * 20))
+    @callback(types.void(*(types.int64,) * 21))
     def run(
-        height, width, x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept
-    ):
+        height, width, x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept,
+        awaited,
+    ):  # fmt: skip
         if sources == 0:
             return
         # The last row and column of tiles overlap the ones before: what is computed twice comes out the same.
@@ -280,7 +293,7 @@ def tiles(
                 _conv_tile(
                     rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
                     x + row * xr + col * xq, xt, xr, xq, runs, nruns, run, w, y + at, yk, yr, yq, nk,
-                    bias, residual + at if residual else 0, activation, resumed, kept,
+                    bias, residual + at if residual else 0, activation, resumed, kept, awaited,
                 )  # fmt: skip
                 resumed += sums_bytes if resumed else 0
                 kept += sums_bytes if kept else 0

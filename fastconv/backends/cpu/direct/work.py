@@ -36,6 +36,8 @@ _TWO_SIZES = 0.97
 _TURN = 8
 # Bytes a cycle that come from there, and terms of a stage whose weights and pixels the first level holds.
 _FETCHED, _NEAR_TERMS = 20, 128
+# An output of this part of the second-level cache is taken to be there still.
+_NEAR = 4
 # Vectors of output channels that a tile may have.
 _WIDTHS = (1, 2, 3, 4)
 
@@ -138,19 +140,26 @@ class Work(ConvWork):
         if self.across and self.taps == 1:
             point = Axis(1, 1, 1, 1, 1, 0, "zeros")
             self.axes = (point, Axis(problem.n, problem.n, 1, 1, 1, 0, "zeros"), point)
-        self.staged = self._needs_slab(padded) or self.is_half  # widened on the way
-        # A pixel's chunk of channels is a cache line of the slab, or less.
-        self.chunks = -(-self.inputs * self.size // LINE) if self.staged else 1
-        self.item = -(-self.inputs // self.chunks)
-        self.terms = self.chunks * self.item * self.taps
+        self._arrange(self._needs_slab(padded) or self.is_half)  # widened on the way
         self.images = 1 if self.across else problem.n
         _, rows, cols = self.axes
         self.output = (problem.n, 1) if self.across else (rows.out, cols.out)
         self._choose_tile()
         # A line of the cache is read for each term, and for few products, where pixels are in the order of the input.
         if not self.staged and first and pixels > 1 and self.taps == 1 and self._is_waiting:
+            if self._is_read_often:
+                self._arrange(staged=True)
+                return
             self._choose_tile(self.size / _FETCHED)
             self._split_channels()
+
+    def _arrange(self, staged: bool) -> None:
+        """Take the pixels from a slab or from where they are, and the terms in the order that follows."""
+        self.staged = staged
+        # A pixel's chunk of channels is a cache line of the slab, or less.
+        self.chunks = -(-self.inputs * self.size // LINE) if staged else 1
+        self.item = -(-self.inputs // self.chunks)
+        self.terms = self.chunks * self.item * self.taps
 
     def _needs_slab(self, padded: bool) -> bool:
         """Whether what tiles read is put together: unless it lies together already, or would be read only once."""
@@ -179,6 +188,12 @@ class Work(ConvWork):
         """Whether a tile that reads a line of the cache for each term waits for the second level."""
         cycles = self.tile.rows * self.tile.cols * self.tile.vectors / self.simd.fma_per_cycle
         return LINE + self.tile.vectors * self.simd.vector_bytes > _FETCHED * cycles
+
+    @property
+    def _is_read_often(self) -> bool:
+        """Whether all blocks of output channels together wait longer for pixels than it takes to put these together."""
+        whole = self.problem.input_size == self.problem.output_size
+        return whole and self.blocks * self.size / _FETCHED > _FILL / self.lanes
 
     def _split_channels(self) -> None:
         """Cut the channels into stages whose weights and pixels stay in the first-level cache."""
@@ -222,6 +237,13 @@ class Work(ConvWork):
         _, rows, cols = self.axes
         row = self.inputs * rows.stride * cols.extent(cols.out) * self.size
         return min(self.band, max(1, self.cache // _TURN // row))
+
+    @property
+    def awaited(self) -> bool:
+        """Whether tiles ask for the output before they write it: not where it is near already."""
+        p = self.problem
+        # Of short rows many share a line, and to ask for it each time takes longer than it waits.
+        return math.prod(p.y_shape) * p.itemsize > self.cache // _NEAR and 2 * self.tile.cols * p.itemsize >= LINE
 
     @property
     def _by_blocks(self) -> bool:
