@@ -28,6 +28,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.grouped.algorithm:Grouped",
     "fastconv.backends.cpu.depthwise.wgrad:DepthwiseWgrad",
     "fastconv.backends.cpu.wgrad.algorithm:Wgrad",
+    "fastconv.backends.cpu.wgrad.pixels:PixelsWgrad",
     "fastconv.backends.cpu.gemv.wgrad:GemvWgrad",
     "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad4",
     "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad2x5",

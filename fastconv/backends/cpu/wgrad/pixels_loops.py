@@ -1,0 +1,124 @@
+"""The loops of the weight gradient with pixels in the lanes: slabs of shifted rows, tiles of sums, their lanes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from numba import carray
+
+from fastconv.backends.cpu.calling import call
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
+from fastconv.backends.cpu.job import fields_of, job_type, task_type
+from fastconv.backends.cpu.memory import clear, word
+from fastconv.backends.cpu.wgrad.pixels_tile import add_up, pick
+
+# Addresses, sizes and (in bytes) strides.
+_FIELDS = """
+    x xn xc xh                  | the input and its strides: image, channel, row
+    y yn yk                     | the output's gradient and its strides: image, channel
+    dw                          | the weight's gradient
+    scratch scratch_bytes       | where the workers' slabs begin, and how far apart they are
+    images inputs outputs       | images; channels of a group
+    channels filters cells      | of a unit: channels, output channels, elements that one of these has of dw
+    cparts kparts               | units of a group: along the channels, along the output channels
+    taps kw                     | kernel positions; kernel columns
+    ih iw oh ow band piece      | sizes; output rows done together; their pixels that are summed at once
+    phases phase_rows           | how many of a stride's rows are read; which
+    overhang plane              | rows of a phase beyond a band's, bytes of a phase
+    stride_h before_h           | input rows from one output to the next, rows of padding
+    dilation_w before_w         | input columns from one kernel column to the next, columns of padding
+    places                      | where in a slab the line of each cell begins
+    high kfull wide cfull       | output channels of a tile, how many have as many; the same of cells
+    tile00 tile01 tile10 tile11 | the tiles: full, with one cell less, with one output channel less, with both
+    sums                        | where in a worker's scratch the sums begin
+"""
+FIELDS = fields_of(_FIELDS)
+JOB = job_type(FIELDS)
+
+
+@inlined
+def _fill(job, lanes, bits, apart, slab, x, row, rows):
+    """Fill a slab with what a band of output rows reads of a unit's channels."""
+    size = bits // 8
+    line, step, held = job.ow * size, lanes * size, rows + job.overhang
+    target = slab
+    for c in range(job.channels):
+        for phase in range(job.phases):
+            first = row * job.stride_h + word(job.phase_rows, phase) - job.before_h
+            # Which of the rows are the input's: those from -first / stride, rounded up.
+            begin = min(max(-(first // job.stride_h), 0), held)
+            end = min(max(-((first - job.ih) // job.stride_h), begin), held)
+            source = x + c * job.xc + (first + begin * job.stride_h) * job.xh
+            for s in range(job.kw):
+                clear(target, begin * line)
+                shift = s * job.dilation_w - job.before_w
+                # From right to left: what is stored beyond the end of a row is the beginning of the next one.
+                for v in range((job.ow - 1) // lanes if end > begin else -1, -1, -1):
+                    col = v * lanes * apart + shift
+                    pick(
+                        lanes, bits, apart, source + col * size, job.xh * job.stride_h, -col, job.iw - col,
+                        target + begin * line + v * step, line, end - begin,
+                    )  # fmt: skip
+                clear(target + end * line, (held - end) * line)
+                target += job.plane
+
+
+@inlined
+def _sum(job, vector, slab, sums, y, count, add):
+    """Add a piece of a band to all sums of a unit."""
+    k, row = 0, job.cells * vector
+    while k < job.filters:
+        short = k >= job.kfull * job.high
+        c = 0
+        while c < job.cells:
+            narrow = c >= job.cfull * job.wide
+            wide, narrower = (job.tile10, job.tile11) if short else (job.tile00, job.tile01)
+            at = sums + k * row + c * vector
+            call(narrower if narrow else wide, (y + k * job.yk, job.yk, slab, job.places + 8 * c, count, at, row, add))
+            c += job.wide - 1 if narrow else job.wide
+        k += job.high - 1 if short else job.high
+
+
+@cache
+def loops(lanes: int, bits: int, apart: int) -> Any:
+    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units.
+
+    A unit is some channels of a group by some of its output channels. A sum is taken in one order: image, band of
+    rows, vector, and the lanes at the end.
+    """
+    size = bits // 8
+    vector = lanes * size
+    sources = fingerprint()
+
+    @callback(task_type(JOB))
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = carray(jobs, 1)[0]
+        slab = job.scratch + worker * job.scratch_bytes
+        sums = slab + job.sums
+        for unit in range(start, stop):
+            kpart, rest = unit % job.kparts, unit // job.kparts
+            cpart, group = rest % job.cparts, rest // job.cparts
+            channel = group * job.inputs + cpart * job.channels
+            output = group * job.outputs + kpart * job.filters
+            add = 0
+            for image in range(job.images):
+                x = job.x + image * job.xn + channel * job.xc
+                y = job.y + image * job.yn + output * job.yk
+                for row in range(0, job.oh, job.band):
+                    rows = min(job.band, job.oh - row)
+                    _fill(job, lanes, bits, apart, slab, x, row, rows)
+                    pixels = rows * job.ow
+                    for first in range(0, pixels, job.piece):
+                        at = y + (row * job.ow + first) * size
+                        _sum(job, vector, slab + first * size, sums, at, min(job.piece, pixels - first), add)
+                        add = 1
+            for k in range(job.filters):
+                target = job.dw + ((output + k) * job.inputs + cpart * job.channels) * job.taps * size
+                for c in range(0, job.cells, lanes):
+                    at = sums + (k * job.cells + c) * vector
+                    add_up(lanes, bits, at, target + c * size, min(lanes, job.cells - c))
+
+    return run

@@ -1,0 +1,93 @@
+"""The weight gradient with pixels in the lanes: strides, phases, bands, tiles of all sizes, any number of threads."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import fastconv as fc
+from fastconv import dispatch, registry, testing
+from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.wgrad.pixels_work import Work
+from fastconv.notation import parse_problem
+from fastconv.options import current, options
+
+WGRAD = registry.find("numba/wgrad_pixels")
+
+PROBLEMS = (
+    "conv2d:wgrad n2 c3 ih19 iw18 oc13 k3 s2",
+    "conv2d:wgrad n1 c3 ih39 iw43 oc10 k7 s2 p3",  # some vectors of a row are whole
+    "conv2d:wgrad n2 c24 ih8 iw9 oc36 k3 p1 g3",
+    "conv2d:wgrad n1 c16 i14 oc16 k3 s2 p1 d2 g2",  # no kernel row reads the rows between
+    "conv2d:wgrad n1 c6 ih30 iw31 oc9 kh5 kw2 sh3 sw3 ph1 pw0:2 g3 f64",
+    "conv2d:wgrad n1 c1 ih20 iw70 oc6 kh2 kw5 sh1 sw4",
+    "conv2d:wgrad n1 c2 i5 oc3 kh1 kw3 sh4 sw1 ph3 pw1",  # rows of padding only
+    "conv2d:wgrad n2 c5 i1 oc24 k3 p1",
+    "conv1d:wgrad n2 c6 iw1000 oc9 k5 s2 p1 d3 g3",
+)
+
+
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_problem(text: str) -> None:
+    testing.check_problem(WGRAD, parse_problem(text))
+
+
+@pytest.mark.parametrize("text", PROBLEMS[:5])
+def test_bands(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slab holds a row at once, and tiles take a vector of it at once, if caches are small."""
+    monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._SHARE", 1 << 20)
+    monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._NEAR", 1)
+    problem = parse_problem(text)
+    work = Work(problem, simd(), 1, 1 << 20)
+    assert work.bands == problem.oh
+    assert work.piece(work.tile) == work.lanes
+    testing.check_problem(WGRAD, problem)
+
+
+@pytest.mark.parametrize("text", ["conv2d:wgrad n2 c12 i40 oc36 k3 s2 p1 g2", "conv2d:wgrad n1 c3 i99 oc30 k5 s2 p2"])
+def test_any_number_of_threads(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads share out channels and output channels, in other tiles; the sums stay what they are."""
+    problem = parse_problem(text)
+    inputs = testing.random_inputs(problem, seed=3)
+    with options(threads=1):
+        (alone,) = testing.run(WGRAD, problem, inputs)
+    monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._UNITS", 8)
+    assert Work(problem, simd(), 2, 1 << 20).units > Work(problem, simd(), 1, 1 << 20).units
+    with options(threads=2):
+        assert np.array_equal(testing.run(WGRAD, problem, inputs)[0], alone)
+
+
+def test_strides() -> None:
+    """Arrays of which neither columns nor rows are neighbours, and a result that is written backwards."""
+    problem = parse_problem("conv2d:wgrad n2 c3 i19 oc20 k3 s2 p1")
+    x, dy = testing.integer_inputs(problem)
+    given = {"stride": problem.stride, "padding": problem.padding}
+    expected = fc.grad.conv2d_weight(x, problem.w_shape, dy, backend="reference", **given)
+    backwards, columns = x[::-1].copy()[::-1], x.swapaxes(2, 3).copy().swapaxes(2, 3)
+    for inputs in ((backwards, dy), (columns, dy.swapaxes(2, 3).copy().swapaxes(2, 3))):
+        out = np.full(problem.w_shape, np.nan, np.float32)[:, ::-1]
+        fc.grad.conv2d_weight(inputs[0], problem.w_shape, inputs[1], algorithm=WGRAD.key, out=out, **given)
+        assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("conv3d:wgrad n1 c2 i5 oc4 k3", "one and two dimensions"),
+        ("conv2d:wgrad n1 c16 i9 oc4 k1", "more than one position"),
+        ("conv2d:wgrad n1 c33 i9 oc4 k3", "at most 32 input channels"),
+        ("conv2d:wgrad n1 c3 i29 oc4 k3 s5", "at most 4 columns"),
+        ("conv2d:wgrad n1 c3 i9 oc4 k3 p1 reflect", "pads with zeros"),
+        ("conv2d:wgrad n1 c3 i9 oc4 k3 channels_last", "neighbours"),
+        ("conv2d:wgrad n1 c3 i9 oc4 k3 f16", "float16"),
+    ],
+)
+def test_refusals(text: str, reason: str) -> None:
+    assert reason in (WGRAD.refuses(parse_problem(text)) or "")
+
+
+@pytest.mark.parametrize("text", ["conv2d:wgrad n1 c3 i299 oc32 k3 s2", "conv2d:wgrad n1 c256 i56 oc256 k3 s2 p1 g32"])
+def test_is_taken_where_channels_are_few(text: str) -> None:
+    """First layers and groups; otherwise transposing what many channels share costs little."""
+    with options(threads=1):
+        assert dispatch.survey(parse_problem(text), current()).winner == WGRAD.key
