@@ -26,5 +26,10 @@ class Work(forward.Work):
         self.terms = self.inputs * math.prod(problem.kernel_size)
 
     @property
+    def _stored(self) -> tuple[int, int]:
+        """Rows of a group that a band stores, and their columns: those of two phases at once at a stride of two."""
+        return self.channels * self.gradient.stride[0] * self.band, self.gradient.input_size[1]
+
+    @property
     def weight_bytes(self) -> int:
         return math.prod(self.gradient.w_shape) * self.size

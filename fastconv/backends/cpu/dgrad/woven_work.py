@@ -15,8 +15,8 @@ from fastconv.problem import AXES, ConvProblem
 # Of the second-level cache, what results take until they are woven.
 _WAITING = 0.5
 
-# Cycles to bring the phases of a row together, and of a vector of it.
-_ROW, _WEAVE = 10.0, 4.0
+# Cycles to bring the phases of a row together, and of a vector of it; to begin a phase of a block.
+_ROW, _WEAVE, _PHASE = 10.0, 4.0, 800.0
 
 
 class Phase(direct.Work):
@@ -107,4 +107,5 @@ class Work(direct.Work):
         weaving = rows * (_ROW + _WEAVE * columns / self.lanes)
         summing = sum(phase.axes[0].out * phase.summing_cycles for phase in self.phases)
         filling = self.axes[0].out * self.bands * self.parts * (direct.UNIT + self.filling_cycles)
-        return self.images * self.problem.groups * (summing + filling) + weaving
+        beginning = self.axes[0].out * self.bands * self.blocks * len(self.phases) * _PHASE
+        return self.images * self.problem.groups * (summing + filling + beginning) + weaving

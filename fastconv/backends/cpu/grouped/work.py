@@ -209,13 +209,18 @@ class Work(ConvWork):
         return self.units * self.bundle * self.inputs * self._heights
 
     @property
+    def _stored(self) -> tuple[int, int]:
+        """Rows of a group that a band stores, and their columns."""
+        return self.outputs * self.band, self.cols.out
+
+    @property
     def cycles(self) -> float:
         """Cycles on one core: the sums, and vectors on their way into slabs and out of the sums."""
         p = self.problem
         groups = p.n * self.bundles * self.bundle * self.bands
-        rows_in, rows_out = self.inputs * self._heights, self.outputs * self.band
+        rows_in, (rows_out, columns) = self.inputs * self._heights, self._stored
         into = rows_in * self.cols.stride * self.phase_vectors
-        out = rows_out * -(-self.cols.out // self.lanes)
+        out = rows_out * -(-columns // self.lanes)
         moving = _ROW * (rows_in + rows_out)
         if self.sums_bytes > _NEAR:
             moving += out * self.simd.vector_bytes / _L2_RATE
