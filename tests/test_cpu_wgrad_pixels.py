@@ -32,14 +32,17 @@ def test_problem(text: str) -> None:
     testing.check_problem(WGRAD, parse_problem(text))
 
 
+@pytest.mark.parametrize("far", [0, 4])
 @pytest.mark.parametrize("text", PROBLEMS[:5])
-def test_bands(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slab holds a row at once, and tiles take a vector of it at once, if caches are small."""
+def test_bands(text: str, far: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slab holds a row at once, of all channels or of one, and tiles take a vector of it, if caches are small."""
+    monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._FAR", far)
     monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._SHARE", 1 << 20)
     monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._NEAR", 1)
     problem = parse_problem(text)
     work = Work(problem, simd(), 1, 1 << 20)
     assert work.bands == problem.oh
+    assert work.channels == (1 if far else work.inputs)
     assert work.piece(work.tile) == work.lanes
     testing.check_problem(WGRAD, problem)
 

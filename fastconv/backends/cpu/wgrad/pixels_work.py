@@ -21,6 +21,8 @@ from fastconv.problem import ConvProblem
 _UNITS = 2
 # What of dy tiles read again and again, in a first-level cache; the share of the second level that a slab takes.
 _NEAR, _SHARE = 32 << 10, 8
+# What of dy is read again from caches beyond the second level, in second-level caches.
+_FAR = 4
 # Output channels that a tile takes at most.
 _MOST_OUTPUTS = 8
 # Cycles before a sum is added to again; of starting a tile; of a vector of sums that is loaded and stored.
@@ -58,9 +60,10 @@ class Work(ConvWork):
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
         _, self.rows, self.cols = self.axes
-        # Channels whose rows a slab holds all at once, so that dy is read from one end to the other.
+        # Channels whose rows a slab holds all at once; all channels, band by band, if dy is too large to be read again.
         most = max(1, cache // _SHARE // self.slab_bytes(1, self.rows.out))
-        self._together = _share(self.inputs, self.inputs / most)
+        dy = math.prod(problem.y_shape) // problem.groups * self.size
+        self._together = self.inputs if dy > _FAR * cache else _share(self.inputs, self.inputs / most)
         wanted = _UNITS * workers / problem.groups if workers > 1 else 1.0
         #: Channels and output channels of a unit of work.
         self.channels = _share(self._together, wanted * self._together / self.inputs)
