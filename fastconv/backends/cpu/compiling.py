@@ -12,6 +12,8 @@ from typing import Any
 from numba import cfunc, njit
 from numba.np import linalg
 
+from fastconv.backends.cpu.codegen import whole
+
 
 def _load_array_functions() -> None:
     """Import what Numba knows of arrays, which it would do at the first compilation, without SciPy.
@@ -50,7 +52,8 @@ def fingerprint() -> int:
 
 def function(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """Return a decorator: compile for one signature, release the interpreter's lock while running."""
-    return _kept(lambda body, kept: njit(signature, nogil=True, error_model="numpy", cache=kept)(body))
+    options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
+    return _kept(lambda body, kept: njit(signature, cache=kept, **options)(body))
 
 
 def inlined(body: Callable[..., Any]) -> Any:
@@ -75,9 +78,10 @@ def _kept(compile: Callable[[Callable[..., Any], bool], Any]) -> Callable[[Calla
     def decorate(body: Callable[..., Any]) -> Any:
         global _compiled
         _compiled += 1
-        try:
-            return compile(body, True)
-        except RuntimeError:  # there is no directory to keep anything in
-            return compile(body, False)
+        with whole():
+            try:
+                return compile(body, True)
+            except RuntimeError:  # there is no directory to keep anything in
+                return compile(body, False)
 
     return decorate
