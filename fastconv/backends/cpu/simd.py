@@ -8,6 +8,7 @@ Numba intrinsics, compiled in a tenth of a second and cached on disk.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
@@ -26,6 +27,12 @@ def literals(*arguments: Any) -> list[int] | None:
     if not all(isinstance(argument, types.IntegerLiteral) for argument in arguments):
         return None
     return [argument.literal_value for argument in arguments]
+
+
+@cache
+def _listed(lanes: tuple[int, ...]) -> Any:
+    """Return a constant list of lanes: kernels have the same ones a thousand times, and each is long to write."""
+    return ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes))
 
 
 class Emitter:
@@ -67,9 +74,18 @@ class Emitter:
     def times(self, value: Any, factor: int) -> Any:
         return self.builder.mul(value, I64(factor)) if factor else I64(0)
 
+    def smaller(self, a: Any, b: Any) -> Any:
+        """Return the smaller of two integers."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
     def opaque(self, value: Any) -> Any:
         """Return an integer as one of which the compiler does not know how it came about."""
         return self.builder.asm(ir.FunctionType(I64, [I64]), "", "=r,0", [value], False)
+
+    def rolled(self) -> None:
+        """Keep the compiler from repeating the body of a loop of a number of rounds that it does not know."""
+        nothing = self.builder.asm(ir.FunctionType(ir.VoidType(), []), "", "", [], True)
+        nothing.attributes.add("convergent")
 
     @property
     def wide(self) -> Emitter:
@@ -112,6 +128,11 @@ class Emitter:
             return self.builder.extract_element(self.load_splat(address), I32(0))
         return self._load_element(address)
 
+    def room(self, count: int) -> Any:
+        """Return the address of memory on the stack for so many vectors."""
+        place = cgutils.alloca_once(self.builder, ir.ArrayType(self._stored, count))
+        return self.builder.ptrtoint(place, I64)
+
     def prefetch(self, address: Any, write: bool = False, level: int = 1) -> None:
         """Ask for the memory at an address, which need not exist, to be brought near: to be written, to a cache."""
         b = self.builder
@@ -136,7 +157,7 @@ class Emitter:
 
     def shuffle(self, a: Any, b: Any, lanes: Sequence[int]) -> Any:
         """Return the lanes of two vectors one behind the other that are listed, however long they and the list are."""
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+        return self.builder.shuffle_vector(a, b, _listed(tuple(lanes)))
 
     def first(self, count: Any) -> Any:
         """Return a mask of the lanes below a count, which is a value or an integer."""
@@ -217,9 +238,8 @@ class Emitter:
 
     def store_part(self, value: Any, address: Any, first: int, count: int) -> None:
         """Store ``count`` lanes from lane ``first`` on, each where a whole vector at the address would have it."""
-        lanes = ir.Constant(ir.VectorType(I32, count), list(range(first, first + count)))
         written = self._written(value)
-        part = self.builder.shuffle_vector(written, written, lanes)
+        part = self.shuffle(written, written, range(first, first + count))
         pointer = self.builder.inttoptr(self.at(address, first * self.bytes), part.type.as_pointer())
         self.builder.store(part, pointer).align = self.bytes
 

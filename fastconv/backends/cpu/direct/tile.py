@@ -14,7 +14,6 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
@@ -22,23 +21,29 @@ from fastconv.backends.cpu.simd import I64, Emitter, literals
 # one and two times a stride, and a third register holds three.
 _REACH = 4
 
+# Stores of the channels of a vector that stand one behind the other: more of them, which only maps of a few columns
+# need, take longer to compile than the loop that is in their place takes to run.
+_MOST_STORES = 32
+
 
 @intrinsic(prefer_literal=True)
-def _conv_tile(
+def _conv_tiles(
     typingctx, rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
-    x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept, awaited,
+    height, width, x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept,
+    awaited,
 ):  # fmt: skip
-    """Compute a tile of ``rows x cols`` pixels by ``vectors * lanes`` output channels.
+    """Compute ``height x width`` pixels, in tiles of ``rows x cols``, by ``vectors * lanes`` output channels.
 
     Literal integers: rows, cols, vectors, lanes, bits (format of the output), fused (multiply-add exists),
     last (output is channels-last), partial (``nk`` may be below ``vectors * lanes``), and term and pixel (what ``xt``
     and ``xq`` are, 0 if these alone say so).
 
-    Values, addresses and strides in bytes: x (of the tile's first pixel), xt, xr, xq (term of a run, tile row,
-    tile column), runs (address of nruns offsets into x), nruns, run (terms of each), w (packed: run, term, lane), y,
-    yk, yr, yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation
-    (slope below zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave
-    the sums, instead of in y); the last five are 0 for none; awaited (whether y is far away, and should be asked for).
+    Values, addresses and strides in bytes: height, width, x (of the first pixel), xt, xr, xq (term of a run, row,
+    column), runs (address of nruns offsets into x), nruns, run (terms of each), w (packed: run, term, lane), y, yk, yr,
+    yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation (slope below
+    zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave the sums,
+    instead of in y), those of the first tile, which others' follow; the last five are 0 for none; awaited (whether y
+    is far away, and should be asked for).
     """
     given = (rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel)
     shape = literals(*given)
@@ -47,10 +52,10 @@ def _conv_tile(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         tile = _Tile(builder, *shape)
-        tile.emit(*args[len(shape) :])
+        tile.emit_all(*args[len(shape) :])
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 19), codegen
+    return types.void(*given, *(types.int64,) * 21), codegen
 
 
 class _Tile:
@@ -79,12 +84,46 @@ class _Tile:
         self.width = lanes * self.e.bytes
         self.term, self.pixel = term, pixel
 
-    def emit(
+    def emit_all(
+        self, height: Any, width: Any, x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any,
+        y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any, resumed: Any, kept: Any,
+        awaited: Any,
+    ) -> None:  # fmt: skip
+        """Emit the loops over the tiles.
+
+        The last row and column of tiles overlap the ones before: what is computed twice comes out the same.
+        """
+        e, b = self.e, self.e.builder
+        sums_bytes = len(self.pixels) * self.vectors * self.width
+
+        def if_any(address: Any, offset: Any) -> Any:
+            return b.select(b.icmp_signed("!=", address, I64(0)), e.at(address, offset), I64(0))
+
+        def one_row(r: Any, sums: list[Any]) -> list[Any]:
+            row = e.smaller(e.times(r, self.rows), e.at(height, -self.rows))
+
+            def one_tile(q: Any, sums: list[Any]) -> list[Any]:
+                col = e.smaller(e.times(q, self.cols), e.at(width, -self.cols))
+                at = e.at(b.mul(row, yr), b.mul(col, yq))
+                self._emit(
+                    e.at(x, b.mul(row, xr), b.mul(col, xq)), xt, xr, xq, runs, nruns, run, w,
+                    e.at(y, at), yk, yr, yq, nk, bias, if_any(residual, at), activation, *sums, awaited,
+                )  # fmt: skip
+                return [if_any(address, sums_bytes) for address in sums]
+
+            return e.loop(self._rounds(width, self.cols), sums, one_tile)
+
+        e.loop(self._rounds(height, self.rows), [resumed, kept], one_row)
+
+    def _rounds(self, size: Any, step: int) -> Any:
+        return self.e.builder.udiv(self.e.at(size, step - 1), I64(step))
+
+    def _emit(
         self, x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any,
         y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any, resumed: Any, kept: Any,
         awaited: Any,
     ) -> None:  # fmt: skip
-        """Emit the whole kernel; sums are a list, pixel by pixel and vector by vector."""
+        """Emit one tile; sums are a list, pixel by pixel and vector by vector."""
         e, strides = self.e, (yk, yr, yq, nk)
         if not self.last:
             with e.builder.if_then(e.builder.icmp_signed("!=", awaited, I64(0))):
@@ -105,10 +144,15 @@ class _Tile:
     def _await(self, y: Any, yk: Any, yr: Any) -> None:
         """Ask for the lines that will be written, but for a row's first, which the tile before has asked for."""
         e = self.outer
-        for k in range(self.vectors * e.lanes):
+
+        def ask(_: Any, channel: list[Any]) -> list[Any]:
+            e.rolled()
             for r in range(self.rows):
                 for q in range((self.cols - 1) * e.bytes, -1, -LINE):
-                    e.prefetch(e.at(y, e.times(yk, k), e.times(yr, r), q), write=True)
+                    e.prefetch(e.at(channel[0], e.times(yr, r), q), write=True)
+            return [e.at(channel[0], yk)]
+
+        e.loop(e.opaque(I64(self.vectors * e.lanes)), [y], ask)
 
     def _start(self, bias: Any, nk: Any) -> list[Any]:
         e = self.outer
@@ -186,11 +230,18 @@ class _Tile:
                     address = e.at(y, e.times(yr, r), e.times(yq, q), v * e.lanes * e.bytes)
                     result[p * self.vectors + v] = e.load_masked(address, mask)
             return result
+        room = e.wide.room(e.lanes)
         for v in range(self.vectors):
             for first, block in self._squares():
-                channels = range(v * e.lanes, (v + 1) * e.lanes)
-                pixels = functools.partial(self._load_pixels, y, yk, yr, first=first)
-                lanes = [self._if_channel(k, nk, functools.partial(pixels, k=k)) for k in channels]
+
+                def load(k: Any, _: Any, v: int = v, first: int = first) -> list[Any]:
+                    e.rolled()
+                    channel = e.at(y, e.builder.mul(yk, e.at(k, v * e.lanes)))
+                    e.wide.store(self._load_pixels(channel, yr, first), e.at(room, e.times(k, self.width)))
+                    return []
+
+                e.loop(self._channels(v, nk), [], load)
+                lanes = [e.wide.load(e.at(room, i * self.width)) for i in range(e.lanes)]
                 for p, vector in zip(block, e.transpose(lanes), strict=False):
                     result[p * self.vectors + v] = vector
         return result
@@ -208,8 +259,32 @@ class _Tile:
             for first, block in self._squares():
                 square = [sums[p * self.vectors + v] for p in block]
                 turned = e.transpose(square + [e.zero] * (e.lanes - len(square)))
+                if e.lanes * len(self._runs(first)) > _MOST_STORES:
+                    self._store_each(turned, y, yk, yr, nk, v, first)
+                    continue
                 for k, vector in enumerate(turned, v * e.lanes):
-                    self._when_channel(k, nk, functools.partial(self._store_pixels, vector, y, yk, yr, k, first))
+                    channel = e.at(y, e.times(yk, k))
+                    self._when_channel(k, nk, functools.partial(self._store_pixels, vector, channel, yr, first))
+
+    def _store_each(self, turned: list[Any], y: Any, yk: Any, yr: Any, nk: Any, v: int, first: int) -> None:
+        """Store the channels of a vector in a loop."""
+        e = self.outer
+        room = e.wide.room(e.lanes)
+        for i, vector in enumerate(turned):
+            e.wide.store(vector, e.at(room, i * self.width))
+
+        def store(k: Any, _: Any) -> list[Any]:
+            e.rolled()
+            vector = e.wide.load(e.at(room, e.times(k, self.width)))
+            self._store_pixels(vector, e.at(y, e.builder.mul(yk, e.at(k, v * e.lanes))), yr, first)
+            return []
+
+        e.loop(self._channels(v, nk), [], store)
+
+    def _channels(self, v: int, nk: Any) -> Any:
+        """Return how many channels there are in a vector, at least one, for a loop that is to stay one."""
+        lanes = I64(self.e.lanes)
+        return self.e.opaque(self.e.smaller(self.e.at(nk, -v * self.e.lanes), lanes) if self.is_partial else lanes)
 
     def _squares(self) -> list[tuple[int, range]]:
         """Return the pixels in groups of as many as there are lanes: what is transposed at once."""
@@ -233,26 +308,20 @@ class _Tile:
         with self.e.builder.if_then(self.e.builder.icmp_signed("<", I64(k), nk)):
             action()
 
-    def _if_channel(self, k: int, nk: Any, value: Any) -> Any:
-        if not self.is_partial:
-            return value()
-        inside = self.e.builder.zext(self.e.builder.icmp_signed("<", I64(k), nk), I64)
-        return self.e.unless_zero(inside, [self.e.zero], lambda _: [value()])[0]
-
-    def _load_pixels(self, y: Any, yk: Any, yr: Any, k: int, first: int) -> Any:
+    def _load_pixels(self, channel: Any, yr: Any, first: int) -> Any:
         e, lanes = self.outer, self.e.lanes
         result = e.zero
         for r, q, lane, length in self._runs(first):
-            address = e.at(y, e.times(yk, k), e.times(yr, r), q * e.bytes)
+            address = e.at(channel, e.times(yr, r), q * e.bytes)
             piece = e.load_masked(address, e.first(length) if length < lanes else None)
             order = [lanes + i - lane if lane <= i < lane + length else i for i in range(lanes)]
             result = piece if length == lanes else e.shuffle(result, piece, order)
         return result
 
-    def _store_pixels(self, vector: Any, y: Any, yk: Any, yr: Any, k: int, first: int) -> None:
+    def _store_pixels(self, vector: Any, channel: Any, yr: Any, first: int) -> None:
         e, lanes = self.outer, self.e.lanes
         for r, q, lane, length in self._runs(first):
-            address = e.at(y, e.times(yk, k), e.times(yr, r), q * e.bytes)
+            address = e.at(channel, e.times(yr, r), q * e.bytes)
             piece = e.shuffle(vector, vector, [(i + lane) % lanes for i in range(lanes)]) if lane else vector
             e.store_masked(piece, address, e.first(length) if length < lanes else None)
 
@@ -270,11 +339,7 @@ def tiles(
     term: int,
     pixel: int,
 ) -> Any:
-    """Return compiled loops over the tiles of a band: ``height x width`` pixels by a block of output channels.
-
-    The other arguments are those of `_conv_tile` that are no literals; resumed and kept are the first tile's.
-    """
-    sums_bytes = rows * cols * vectors * lanes * size_of(computed(bits))
+    """Return compiled loops over the tiles of a band, with the arguments of `_conv_tiles` that are no literals."""
     sources = fingerprint()
 
     @callback(types.void(*(types.int64,) * 21))
@@ -284,18 +349,9 @@ def tiles(
     ):  # fmt: skip
         if sources == 0:
             return
-        # The last row and column of tiles overlap the ones before: what is computed twice comes out the same.
-        for r in range(0, height, rows):
-            row = min(r, height - rows)
-            for q in range(0, width, cols):
-                col = min(q, width - cols)
-                at = row * yr + col * yq
-                _conv_tile(
-                    rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
-                    x + row * xr + col * xq, xt, xr, xq, runs, nruns, run, w, y + at, yk, yr, yq, nk,
-                    bias, residual + at if residual else 0, activation, resumed, kept, awaited,
-                )  # fmt: skip
-                resumed += sums_bytes if resumed else 0
-                kept += sums_bytes if kept else 0
+        _conv_tiles(
+            rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel, height, width,
+            x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept, awaited,
+        )  # fmt: skip
 
     return run
