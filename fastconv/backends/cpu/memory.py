@@ -18,6 +18,26 @@ _LINES = 4
 
 
 @intrinsic
+def record(typingctx: Any, pointer: Any, index: Any) -> Any:
+    """Return one of the records that follow a pointer."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.gep(args[0], [args[1]])
+
+    return pointer.dtype(pointer, types.int64), codegen
+
+
+@intrinsic
+def pointed(typingctx: Any, pointer: Any) -> Any:
+    """Return the address that a pointer holds."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.ptrtoint(args[0], ir.IntType(64))
+
+    return types.int64(pointer), codegen
+
+
+@intrinsic
 def copy(typingctx: Any, target: Any, source: Any, count: Any) -> Any:
     """Copy ``count`` bytes between addresses that do not overlap."""
 

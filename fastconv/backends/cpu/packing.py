@@ -8,14 +8,14 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, record_of, start, task_type
-from fastconv.backends.cpu.memory import word
+from fastconv.backends.cpu.memory import record, word
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
@@ -86,7 +86,7 @@ def _lines_kernel(bits: int, lanes: int) -> Any:
     def pack(jobs, first_unit, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(first_unit, stop):
             group, block = unit // job.blocks, unit % job.blocks
             first = block * job.block
@@ -196,7 +196,7 @@ def _columns_kernel(bits: int, lanes: int, piece: int) -> Any:
     def pack(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         # Blocks narrower than a vector are packed together, each line of the weight being read once.
         together, apart = max(job.block, lanes), job.places * job.block * wide
         for unit in range(start, stop):

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -86,19 +87,23 @@ def launch(board, function, job, units, helpers):
         if get(mine + _ASLEEP):
             steer_away(board + _STEERING, mine + _CORES)
             call(get(board + _POST), (mine + _SEMAPHORE,))
-    _take_units(board, 0)
+    _take_units(board, types.int64(0))  # the literal would be a type of its own, and compiled again
     put(board + _OPEN, 0)
     while get(board + _ACTIVE) > 0:
         pause()
 
 
-def _compiled() -> tuple[Any, Any, Any]:
-    # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
+# Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code: hence
+# the fingerprint that each function encloses.
+
+
+@cache
+def _working() -> Any:
+    """Return the compiled life of a worker."""
     sources = fingerprint()
 
     @callback(types.int64(types.CPointer(types.int64)))
     def work(argument):
-        """The life of a worker."""
         if sources == 0:
             return 0
         board, index = argument[0], argument[1]
@@ -126,14 +131,27 @@ def _compiled() -> tuple[Any, Any, Any]:
             done = job
         return 0
 
+    return work
+
+
+@cache
+def _sharing() -> Any:
+    """Return what each thread of a borrowed team does, compiled."""
+    sources = fingerprint()
+
     @callback(types.void(types.int64))
     def share(board):
-        """What each thread of a borrowed team does."""
         if sources == 0:
             return
         worker = call_integer(get(board + _THREAD), ())
         if worker <= get(board + _HELPERS):
             _take_units(board, worker)
+
+    return share
+
+
+def _running() -> Any:
+    sources = fingerprint()
 
     @function(types.void(*(types.int64,) * 5))
     def run(board, function, job, units, helpers):
@@ -141,10 +159,10 @@ def _compiled() -> tuple[Any, Any, Any]:
             return
         launch(board, function, job, units, helpers)
 
-    return work, share, run
+    return run
 
 
-_work, _share, _run = _compiled()
+_run = _running()
 
 
 class Board:
@@ -188,7 +206,7 @@ class _Own(Board):
         library.sem_init(ctypes.c_void_p(mine + _SEMAPHORE), 0, 0)
         thread = ctypes.c_void_p()
         argument = ctypes.c_void_p(self._arguments[index].ctypes.data)
-        failed = library.pthread_create(ctypes.byref(thread), None, ctypes.c_void_p(_work.address), argument)
+        failed = library.pthread_create(ctypes.byref(thread), None, ctypes.c_void_p(_working().address), argument)
         if not failed:
             self._write({mine + _CORES + THREAD - self.address: thread.value or 0})
             library.pthread_detach(thread)
@@ -200,7 +218,7 @@ class _Borrowed(Board):
 
     def __init__(self, team: borrowed.Team) -> None:
         super().__init__(available_cores() - 1)
-        self._write({_PARALLEL: team.parallel, _THREAD: team.number, _MOST: team.most, _SHARE: _share.address})
+        self._write({_PARALLEL: team.parallel, _THREAD: team.number, _MOST: team.most, _SHARE: _sharing().address})
         self.size = available_cores() - 1
 
 

@@ -7,12 +7,13 @@ from functools import cache, reduce
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import job_type, task_type
+from fastconv.backends.cpu.memory import record
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter, literals
@@ -93,7 +94,7 @@ def _loops(lanes: int, bits: int, last: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             first = unit * block
             _sum(

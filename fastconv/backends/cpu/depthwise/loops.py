@@ -9,12 +9,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.depthwise.slab import fill
 from fastconv.backends.cpu.depthwise.tile import depthwise_tile
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
+from fastconv.backends.cpu.memory import record
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -60,7 +59,7 @@ def columns(
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         filled = -1
         # Divisions take as long as a small tile: later units count on.
         band, k, plane = start % job.bands, start // job.bands % job.channels, start // (job.bands * job.channels)
@@ -152,7 +151,7 @@ def channels(rows: int, vectors: int, lanes: int, bits: int, fused: int, height:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         filled = -1
         for unit in range(start, stop):
             part, rest = unit % job.parts, unit // job.parts

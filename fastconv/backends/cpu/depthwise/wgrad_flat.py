@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
@@ -22,6 +22,7 @@ from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.depthwise.wgrad_loops import Runner
 from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
+from fastconv.backends.cpu.memory import record
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
@@ -134,7 +135,7 @@ def loops(lanes: int, bits: int, fused: int, height: int, cols: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         rows = job.masks + cols * lanes // 8
         for image in range(job.images):
             for k in range(start, stop):

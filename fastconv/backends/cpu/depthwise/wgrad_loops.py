@@ -6,14 +6,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.depthwise.wgrad_tile import add_lanes, wgrad_tile
 from fastconv.backends.cpu.depthwise.work import WGRAD_ROWS, Work
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
-from fastconv.backends.cpu.memory import clear
+from fastconv.backends.cpu.memory import clear, record
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import AXES
 
@@ -50,7 +49,7 @@ def loops(lanes: int, bits: int, fused: int, height: int, cols: int, stride: int
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         sums = job.sums + worker * job.sums_bytes
         rounds = job.oh // many
         rest = job.oh - rounds * many

@@ -6,7 +6,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
@@ -16,6 +15,7 @@ from fastconv.backends.cpu.dgrad.exact import input_gradient
 from fastconv.backends.cpu.dgrad.shifts import shifts_of
 from fastconv.backends.cpu.dgrad.unturned import Finite, Weight
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
+from fastconv.backends.cpu.memory import record
 from fastconv.backends.cpu.scratch import address, contiguous
 
 _FIELDS = """
@@ -44,7 +44,7 @@ def loops(lanes: int, bits: int, fused: int, kh: int, kw: int, odd_top: int, odd
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         pairs = (job.cols + 1) // 2
         for unit in range(start, stop):
             image, channel = unit // job.channels, unit % job.channels

@@ -9,7 +9,6 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.calling import call
@@ -22,7 +21,7 @@ from fastconv.backends.cpu.grouped.loops import FIELDS as FORWARD
 from fastconv.backends.cpu.grouped.loops import prepare
 from fastconv.backends.cpu.grouped.run import GroupedRunner
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import integer
+from fastconv.backends.cpu.memory import integer, pointed, record
 from fastconv.backends.cpu.runner import fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import Sizes
@@ -80,12 +79,11 @@ def loops(lanes: int, bits: int, ways: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        jobs_array = carray(jobs, 1)
-        job = jobs_array[0]
+        job = record(jobs, 0)
         slab = job.slab + worker * job.slab_bytes
         prepare(slab, job.inputs, 1, job.plane, job.sub, job.lead, job.zeros, job.size)
         for unit in range(start, stop):
-            call(job.fill, (jobs_array.ctypes.data, unit, 0, worker))
+            call(job.fill, (pointed(jobs), unit, 0, worker))
             # The last band overlaps the one before: what is computed twice comes out the same.
             row = min(unit % job.bands * job.band, job.oh - job.band)
             image, group = unit // job.bands // job.bundles, unit // job.bands % job.bundles

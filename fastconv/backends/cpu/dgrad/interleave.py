@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, integer, move
+from fastconv.backends.cpu.memory import clear, integer, move, record
 from fastconv.backends.cpu.simd import Emitter, literals
 
 # Addresses, sizes and (in bytes) strides.
@@ -107,7 +107,7 @@ def interleaving(ways: int, lanes: int, bits: int) -> Any:
     def interleave(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             channel = unit % job.channels
             group = unit // job.channels % job.groups

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
@@ -19,7 +19,7 @@ from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.dgrad.weights import special
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
-from fastconv.backends.cpu.memory import move
+from fastconv.backends.cpu.memory import move, record
 from fastconv.backends.cpu.packing import turn_square
 from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.backends.cpu.simd import Emitter, literals
@@ -131,7 +131,7 @@ def _kernel(taps: int, lanes: int, bits: int) -> Any:
     def pack(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         found = 0
         row = job.outputs * job.taps * size
         for unit in range(start, stop):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.interleave import weave
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import integer, move
+from fastconv.backends.cpu.memory import integer, move, record
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # Addresses and sizes; strides follow from them, since both weights are contiguous.
@@ -197,7 +197,7 @@ def looking(lanes: int, bits: int) -> Any:
     def look(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         row = job.outputs * job.terms
         for k in range(start, stop):
             if special(lanes, bits, job.w + k * row * size, row):
@@ -220,7 +220,7 @@ def turning(how: int, lanes: int, bits: int) -> Any:
     def turn(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         found = 0
         room = job.room + worker * job.room_bytes
         for unit in range(start, stop):

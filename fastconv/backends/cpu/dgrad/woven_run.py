@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import carray, from_dtype, types
+from numba import from_dtype, types
 
 from fastconv import epilogue
 from fastconv.backends.cpu.calling import call
@@ -21,7 +21,7 @@ from fastconv.backends.cpu.direct import job as direct
 from fastconv.backends.cpu.direct.loops import sweep
 from fastconv.backends.cpu.direct.record import reading_fields, summing_fields
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
-from fastconv.backends.cpu.memory import clear, integer
+from fastconv.backends.cpu.memory import clear, integer, pointed, record
 from fastconv.backends.cpu.runner import Packed, Runner, fresh, kept
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
@@ -54,7 +54,7 @@ def computing() -> Any:
     def compute(phases, depth, block, weights, source, rows, results, bias, sums):
         if sources == 0:
             return
-        phase = carray(phases, 1)[0]
+        phase = record(phases, 0)
         if depth >= phase.od:
             return
         # Of a band that ends behind the phase a row too many is computed, which is there in the slab.
@@ -105,8 +105,7 @@ def loops(ways: int, lanes: int, bits: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        jobs_array = carray(jobs, 1)
-        job = jobs_array[0]
+        job = record(jobs, 0)
         slab = job.slab + worker * job.slab_bytes
         clear(slab + job.zeros, job.results - job.zeros)
         filled = -1
@@ -121,7 +120,7 @@ def loops(ways: int, lanes: int, bits: int) -> Any:
             source = job.x + image * job.xn + group * job.xg + depth * job.sd + first * job.sh
             if job.fill:
                 if rest != filled:
-                    call(job.fill, (jobs_array.ctypes.data, rest, 0, worker))
+                    call(job.fill, (pointed(jobs), rest, 0, worker))
                     filled = rest
                 source = slab
             for block in range(part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts):

@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
@@ -18,7 +18,7 @@ from fastconv.backends.cpu.direct.job import JOB
 from fastconv.backends.cpu.elements import widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import task_type
-from fastconv.backends.cpu.memory import clear, copy, integer, word
+from fastconv.backends.cpu.memory import clear, copy, integer, record, word
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
@@ -154,7 +154,7 @@ def fill_kernel(lanes: int, bits: int) -> Any:
     def fill(jobs, unit, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         row = min(unit % job.bands * job.band, job.oh - job.rows)
         depth = unit // job.bands % job.od
         group = unit // (job.bands * job.od) % job.groups

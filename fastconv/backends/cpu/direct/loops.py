@@ -9,12 +9,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.direct.job import JOB
 from fastconv.backends.cpu.job import task_type
+from fastconv.backends.cpu.memory import pointed, record
 
 
 @inlined
@@ -59,8 +58,7 @@ def loops() -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        jobs_array = carray(jobs, 1)
-        job = jobs_array[0]
+        job = record(jobs, 0)
         slab = job.slab + worker * job.slab_bytes
         filled = -1
         for unit in range(start, stop):
@@ -74,7 +72,7 @@ def loops() -> Any:
             band_rows = min(job.band, job.oh - first_row)
             if job.fill:
                 if rest != filled:
-                    call(job.fill, (jobs_array.ctypes.data, rest, 0, worker))
+                    call(job.fill, (pointed(jobs), rest, 0, worker))
                     filled = rest
                 source = slab - first_row * job.sh
             else:

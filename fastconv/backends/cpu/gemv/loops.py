@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.elements import widen_some
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.local.tile import finish, multiply, multiply_back
-from fastconv.backends.cpu.memory import clear, copy
+from fastconv.backends.cpu.memory import clear, copy, record
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -61,7 +59,7 @@ def loops(rows: int, images: int, lanes: int, format: int, fused: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         matrix = job.slab + worker * job.slab_bytes
         x, next_x = job.x, job.xn
         if size != wide:
@@ -97,7 +95,7 @@ def loops_across(rows: int, images: int, lanes: int, format: int, fused: int) ->
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         matrix = job.slab + worker * job.slab_bytes
         x, next_x = job.x, job.xn
         if size != wide:

@@ -6,13 +6,13 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import carray
 
 from fastconv.backends.cpu import job
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.gemv.wgrad_work import Work
 from fastconv.backends.cpu.local.tile import outer_product
+from fastconv.backends.cpu.memory import record
 from fastconv.backends.cpu.scratch import address, contiguous
 
 # Addresses, sizes and (in bytes) strides.
@@ -38,7 +38,7 @@ def _loops(rows: int, vectors: int, lanes: int, format: int, fused: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             # The last tile overlaps the one before: what is computed twice comes out the same.
             for row in range(min(unit * job.share, job.oc - rows), min((unit + 1) * job.share, job.oc), rows):

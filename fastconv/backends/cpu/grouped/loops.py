@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.grouped.vectors import put, put_split, put_turned, take, take_turned
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, integer, move, word
+from fastconv.backends.cpu.memory import clear, integer, move, pointed, record, word
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -215,7 +213,7 @@ def filling(lanes: int, bits: int, turned: bool) -> Any:
     def fill(jobs, unit, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         slab = job.slab + worker * job.slab_bytes
         x, _, row, _ = _unit(job, unit)
         if turned:
@@ -235,7 +233,7 @@ def emptying(lanes: int, bits: int, turned: bool) -> Any:
     def empty(jobs, unit, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         sums = job.slab + worker * job.slab_bytes + job.sums
         _, y, _, _ = _unit(job, unit)
         if turned:
@@ -255,8 +253,7 @@ def loops() -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        jobs_array = carray(jobs, 1)
-        job = jobs_array[0]
+        job = record(jobs, 0)
         slab = job.slab + worker * job.slab_bytes
         sums, step = slab + job.sums, job.wide * job.size
         prepare(
@@ -265,7 +262,7 @@ def loops() -> Any:
         )  # fmt: skip
         for unit in range(start, stop):
             _, _, _, first = _unit(job, unit)
-            call(job.fill, (jobs_array.ctypes.data, unit, 0, worker))
+            call(job.fill, (pointed(jobs), unit, 0, worker))
             numbers = (job.band - 1) * job.pitch + job.ow
             for group in range(job.bundle):
                 base = slab + group * job.inputs * job.plane
@@ -278,6 +275,6 @@ def loops() -> Any:
                         tile = job.tile0 if left > job.less else job.tile1
                         call(tile, (source, job.places, job.terms, w, job.wk, target, job.line, bias))
                         source, target, left = source + step, target + step, left - job.wide
-            call(job.empty, (jobs_array.ctypes.data, unit, 0, worker))
+            call(job.empty, (pointed(jobs), unit, 0, worker))
 
     return run

@@ -5,15 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.direct.fill import turn
 from fastconv.backends.cpu.elements import get, put, widen_one
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.local.batch_tile import finish_turned, multiply_back_batch, multiply_batch
 from fastconv.backends.cpu.local.loops import TASK
-from fastconv.backends.cpu.memory import clear, integer, word
+from fastconv.backends.cpu.memory import clear, integer, record, word
 
 
 @inlined
@@ -91,7 +89,7 @@ def forward_batch(rows: int, vectors: int, lanes: int, format: int, fused: int) 
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         scratch = job.scratch + worker * job.scratch_bytes
         slab, matrix = scratch + job.slab, scratch + job.matrix
         for unit in range(start, stop):
@@ -140,7 +138,7 @@ def input_gradient_batch(terms: int, tail: int, vectors: int, lanes: int, format
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         scratch = job.scratch + worker * job.scratch_bytes
         slab, matrix = scratch + job.slab, scratch + job.matrix
         column = job.oc * job.pixel

@@ -5,8 +5,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.elements import get, put, widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
@@ -14,7 +12,7 @@ from fastconv.backends.cpu.job import task_type
 from fastconv.backends.cpu.local.job import JOB
 from fastconv.backends.cpu.local.tile import add_piece, copy_piece, finish, multiply, multiply_back, outer_product
 from fastconv.backends.cpu.local.work import PIECE
-from fastconv.backends.cpu.memory import clear, integer, word
+from fastconv.backends.cpu.memory import clear, integer, record, word
 
 TASK = task_type(JOB)
 
@@ -117,7 +115,7 @@ def forward(rows: int, images_: int, lanes: int, format: int, fused: int) -> Any
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         scratch = job.scratch + worker * job.scratch_bytes
         slab, patches = scratch + job.slab, scratch + job.patches
         matrix, sums = scratch + job.matrix, scratch + job.sums
@@ -182,7 +180,7 @@ def input_gradient(rows: int, tail: int, images_: int, lanes: int, format: int, 
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         scratch = job.scratch + worker * job.scratch_bytes
         slab, patches, matrix = scratch + job.slab, scratch + job.patches, scratch + job.matrix
         for unit in range(start, stop):
@@ -242,7 +240,7 @@ def weight_gradient(rows: int, vectors: int, lanes: int, format: int, fused: int
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         scratch = job.scratch + worker * job.scratch_bytes
         slab, patches, matrix = scratch + job.slab, scratch + job.patches, scratch + job.matrix
         for unit in range(start, stop):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, function, inlined
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, copy, integer, move, word
+from fastconv.backends.cpu.memory import clear, copy, integer, move, record, word
 from fastconv.backends.cpu.planes.tile import plane_tile
 from fastconv.backends.cpu.simd import Emitter, literals
 
@@ -135,7 +135,7 @@ def loops(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         slab = job.slab + worker * job.slab_bytes
         for unit in range(start, stop):
             band, rest = unit % job.bands, unit // job.bands

@@ -8,13 +8,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, types
+from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, move
+from fastconv.backends.cpu.memory import clear, move, record
 from fastconv.backends.cpu.pointwise.work import TABLE_BYTES
 from fastconv.backends.cpu.simd import I64
 
@@ -181,7 +181,7 @@ def loops() -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         table = job.slab + worker * job.slab_bytes
         panels, lefts = table + TABLE_BYTES, table + job.left_at
         made = kept = -1

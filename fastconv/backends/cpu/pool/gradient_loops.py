@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, stream, word
+from fastconv.backends.cpu.memory import clear, record, stream, word
 from fastconv.backends.cpu.pool.block import route_block
 from fastconv.backends.cpu.pool.cover import cover_columns, weigh_rows
 from fastconv.backends.cpu.pool.gradient_work import WAYS
@@ -88,7 +86,7 @@ def averages(kernel: int, stride: int, norm: int, fused: int, lanes: int, format
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         scratch = job.lines + worker * job.line_bytes
         line, aside = scratch + job.line, scratch + job.plane
         size = job.wide if norm else job.item
@@ -137,7 +135,7 @@ def routes(kernel: int, lanes: int, format: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for plane in range(start, stop):
             c, n = split(plane, job.channels)
             x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
@@ -170,7 +168,7 @@ def tiles(kernel: int, lanes: int, format: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         many = lanes // kernel
         strips = (job.width + many * kernel - 1) // (many * kernel)
         # What a vector writes beyond its row is written later, but behind the last rows.
@@ -201,7 +199,7 @@ def maps(op: int, kernel: int, stride: int, along: int, lanes: int, format: int)
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         lead = 0 if stride == 1 else job.before
         groups = (job.width + lead + stride * lanes - 1) // (stride * lanes)
         # What a vector writes beyond its row is written later, but behind the last rows.
@@ -241,7 +239,7 @@ def blocks(kernel: int, stride: int, lanes: int, format: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             row, n = split(unit, job.block_rows)
             x, y, j = job.x + n * job.xn, job.y + n * job.yn, job.j + n * job.jn
@@ -264,7 +262,7 @@ def covers(norm: int, vectors: int, fused: int, lanes: int, format: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         line, step = job.lines + worker * job.line_bytes, job.channels * job.wide
         ready, ready_d, ready_h = -1, -1, -1
         for unit in range(start, stop):
@@ -375,7 +373,7 @@ def recorded(action: int, last: int, lanes: int, format: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         aside = job.lines + worker * job.line_bytes
         unit = start
         while unit < stop:

@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import integer, word
+from fastconv.backends.cpu.memory import integer, record, word
 from fastconv.backends.cpu.pool.pixel import pool_line, pool_pixel, pool_whole
 from fastconv.backends.cpu.pool.plane import pool_plane
+from fastconv.backends.cpu.pool.reduction import MAX
 from fastconv.backends.cpu.pool.rows import pool_row
 
 # Addresses, sizes and (in bytes) strides.
@@ -85,7 +84,7 @@ def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, format: in
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             x, y, i, d, first, last = _unit(job, unit, False)
             lone, nan = word(job.reads_d, d) == 1, 0
@@ -97,7 +96,7 @@ def rows(op: int, kernel: int, stride: int, indexed: int, lanes: int, format: in
                     nan |= _row(op, kernel, stride, 2, indexed, 0, lanes, format, job, x, y, i, d, h)
                 else:
                     nan |= _row(op, kernel, stride, 0, indexed, 0, lanes, format, job, x, y, i, d, h)
-            if nan != 0:
+            if op == MAX and nan != 0:
                 for h in range(first, last):
                     _row(op, kernel, stride, 0, indexed, 1, lanes, format, job, x, y, i, d, h)
 
@@ -125,7 +124,7 @@ def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: 
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             x, y, i, d, first, last = _unit(job, unit, False)
             nan, behind = 0, (groups * lanes + job.ow - 1) // job.ow
@@ -153,7 +152,7 @@ def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: 
                         op, kernel, stride, groups, 0, indexed, lanes, format,
                         job, x, y, i, d, h, h0, reads, count, safe,
                     )  # fmt: skip
-            if nan != 0:
+            if op == MAX and nan != 0:
                 for h in range(first, last):
                     _row(op, kernel, stride, 0, indexed, 1, lanes, format, job, x, y, i, d, h)
 
@@ -192,7 +191,7 @@ def gathered(op: int, then: int, indexed: int, lanes: int, format: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         line = job.lines + worker * job.line_bytes
         for unit in range(start, stop):
             x, y, i, d, first, last = _unit(job, unit, False)
@@ -226,7 +225,7 @@ def pixels(op: int, vectors: int, indexed: int, lanes: int, format: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             x, y, i, d, first, last = _unit(job, unit, True)
             for h in range(first, last):
@@ -239,7 +238,7 @@ def pixels(op: int, vectors: int, indexed: int, lanes: int, format: int) -> Any:
                         nan |= _position(op, vectors, 2, indexed, 0, lanes, format, job, x, y, i, d, h, w)
                     else:
                         nan |= _position(op, vectors, 0, indexed, 0, lanes, format, job, x, y, i, d, h, w)
-                if nan != 0:
+                if op == MAX and nan != 0:
                     for w in range(job.ow):
                         _position(op, vectors, 0, indexed, 1, lanes, format, job, x, y, i, d, h, w)
 
@@ -255,7 +254,7 @@ def whole(op: int, lanes: int, format: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         parts = (job.planes + lanes - 1) // lanes
         for unit in range(start, stop):
             n, c = unit // parts, unit % parts * lanes

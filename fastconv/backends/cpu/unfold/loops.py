@@ -5,14 +5,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.interleave import weave
 from fastconv.backends.cpu.elements import get, put
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, copy, move, word
+from fastconv.backends.cpu.memory import clear, copy, move, record, word
 from fastconv.backends.cpu.unfold.rows import copy_rows, every_other, gather_row, turn
 
 # Addresses, sizes and (in bytes) strides.
@@ -158,7 +156,7 @@ def unfolds(how: int, vector: int, bits: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         slab = job.slab + worker * job.slab_bytes
         for unit in range(start, stop):
             n, c, channels, d, first = _unit(job, unit, job.od)
@@ -284,7 +282,7 @@ def folds(how: int, lanes: int, format: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         slab = job.slab + worker * job.slab_bytes
         taps = job.kd * job.kh * job.kw
         for unit in range(start, stop):

@@ -9,14 +9,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.elements import widen_one
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, integer, word
+from fastconv.backends.cpu.memory import clear, integer, record, word
 from fastconv.backends.cpu.wgrad.tile import lift, turn
 
 # Addresses, sizes and (in bytes) strides.
@@ -70,7 +68,7 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
     def pack_x(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             h, rest = unit % job.heights, unit // job.heights
             d, rest = rest % job.depths, rest // job.depths
@@ -113,7 +111,7 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
     def pack_dy(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             line, rest = unit % job.lines, unit // job.lines
             d, rest = rest % job.ydepths, rest // job.ydepths
@@ -180,7 +178,7 @@ def sums(lanes: int, bits: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         for unit in range(start, stop):
             k, rest = unit % job.kblocks, unit // job.kblocks
             part, group = rest % job.csupers, rest // job.csupers

@@ -11,12 +11,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray, from_dtype, types
+from numba import from_dtype, types
 
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, move, word
+from fastconv.backends.cpu.memory import clear, move, pointed, record, word
 from fastconv.backends.cpu.winograd.transforms import (
     copy_lanes,
     gather_lanes,
@@ -141,7 +141,7 @@ def entering(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
     def run(jobs, v, scratch, group, row, col, start, stop):
         if sources == 0:
             return
-        enter(m, extent, lanes, bits, fused, carray(jobs, 1)[0], v, scratch, group, row, col, start, stop)
+        enter(m, extent, lanes, bits, fused, record(jobs, 0), v, scratch, group, row, col, start, stop)
 
     return run
 
@@ -157,7 +157,7 @@ def leaving(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
     def run(jobs, scratch, block, vectors, channel, row, col):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         strip, strip_row = scratch + job.strip, job.cols * m * width
         special = 0
         for r in range(job.rows):
@@ -210,8 +210,7 @@ def loops() -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        jobs_array = carray(jobs, 1)
-        job, where = jobs_array[0], jobs_array.ctypes.data
+        job, where = record(jobs, 0), pointed(jobs)
         v, scratch = job.v + worker * job.v_bytes, job.scratch + worker * job.scratch_bytes
         tiles, whole = job.rows * job.cols, job.stage == 0
         for unit in range(start if whole else job.unit, stop if whole else job.unit + 1):

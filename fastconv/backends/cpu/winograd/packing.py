@@ -5,11 +5,9 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear
+from fastconv.backends.cpu.memory import clear, record
 from fastconv.backends.cpu.winograd.transforms import gather_lanes, transform_filter
 
 # What every run fills in, addresses and (in bytes) strides: the weight, of which for each output channel adjacent
@@ -48,7 +46,7 @@ def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int, turned: 
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         filters = job.scratch + worker * job.scratch_bytes
         filter_ = job.depths * elements
         for unit in range(start, stop):

@@ -11,11 +11,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
+from fastconv.backends.cpu.memory import record
 from fastconv.backends.cpu.wgrad.tile import wgrad_tile
 from fastconv.backends.cpu.winograd.loops import enter, fill
 from fastconv.backends.cpu.winograd.transforms import scatter_lanes
@@ -63,8 +62,7 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
     def go_in(jobs, start, stop, worker):
         if sources == 0:
             return
-        pair = carray(jobs, 2)
-        job, dy = pair[0], pair[1]
+        job, dy = record(jobs, 0), record(jobs, 1)
         scratch = job.scratch + worker * job.scratch_bytes
         middle = job.rows * job.chunks
         if start < middle:
@@ -93,7 +91,7 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
     def leave(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         strip = job.scratch + worker * job.scratch_bytes + job.strip
         special = 0
         depths = job.chunks // job.pieces
@@ -143,7 +141,7 @@ def products(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: i
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job, dy = carray(jobs, 2)[0], carray(jobs, 2)[1]
+        job, dy = record(jobs, 0), record(jobs, 1)
         tiles = job.rows * job.cols
         for unit in range(start, stop):
             block, index = unit % job.kblocks, unit // job.kblocks
