@@ -103,11 +103,12 @@ class _Tile:
             row = e.smaller(e.times(r, self.rows), e.at(height, -self.rows))
 
             def one_tile(q: Any, sums: list[Any]) -> list[Any]:
+                resumed, kept = sums
                 col = e.smaller(e.times(q, self.cols), e.at(width, -self.cols))
                 at = e.at(b.mul(row, yr), b.mul(col, yq))
                 self._emit(
                     e.at(x, b.mul(row, xr), b.mul(col, xq)), xt, xr, xq, runs, nruns, run, w,
-                    e.at(y, at), yk, yr, yq, nk, bias, if_any(residual, at), activation, *sums, awaited,
+                    e.at(y, at), yk, yr, yq, nk, bias, if_any(residual, at), activation, resumed, kept, awaited,
                 )  # fmt: skip
                 return [if_any(address, sums_bytes) for address in sums]
 
