@@ -5,12 +5,10 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-from numba import carray
-
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, word
+from fastconv.backends.cpu.memory import clear, record, word
 from fastconv.backends.cpu.wgrad.pixels_tile import add_up, pick
 
 # Addresses, sizes and (in bytes) strides.
@@ -95,7 +93,7 @@ def loops(lanes: int, bits: int, apart: int) -> Any:
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
-        job = carray(jobs, 1)[0]
+        job = record(jobs, 0)
         slab = job.scratch + worker * job.scratch_bytes
         sums = slab + job.sums
         for unit in range(start, stop):
