@@ -14,7 +14,8 @@ from fastconv.problem import ConvProblem
 _OVERHEAD, _PACKING = 3e-6, 2e-6
 _EFFICIENCY = 0.97
 # Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
-_EXPOSED = 0.25
+# So of much more, if the weight outgrows the cache: every band of tiles waits for it.
+_EXPOSED, _STREAMED = 0.25, 0.75
 
 
 class Direct(Algorithm):
@@ -45,7 +46,8 @@ class Direct(Algorithm):
         moving = machine.moving(work.bytes - weight) + machine.reading(weight)
         # Every second element of many short rows, read where it is: nothing fetches it ahead.
         scattered = not work.staged and problem.stride[-1:] > (1,) and problem.layout == "channels_first"
-        together = max(computing, moving) + (1.0 if scattered else _EXPOSED) * min(computing, moving)
+        exposed = 1.0 if scattered else _STREAMED if weight > work.cache else _EXPOSED
+        together = max(computing, moving) + exposed * min(computing, moving)
         return _OVERHEAD + packing + work.handing_over(machine) + together / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:

@@ -35,7 +35,7 @@ _TWO_SIZES = 0.97
 # Rows of the input that tiles of two sizes read in turns take this part.
 _TURN = 8
 # Bytes a cycle that come from there, and terms of a stage whose weights and pixels the first level holds.
-_FETCHED, _NEAR_TERMS = 20, 128
+_FETCHED, _NEAR_TERMS = 16, 128
 # An output of this part of the second-level cache is taken to be there still.
 _NEAR = 4
 # Vectors of output channels that a tile may have.
@@ -218,12 +218,13 @@ class Work(ConvWork):
 
     @cached_property
     def band(self) -> int:
-        """Output rows done together: few enough for half of the cache, and for every worker to get some."""
+        """Output rows done together: for half of the cache what all blocks read, and for every worker some."""
         rows = self.output[0]
         outer = self.images * self.problem.groups * self.axes[0].out
         wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 and not self._by_blocks else 1
         band = max(self.tile.rows, -(-rows // wanted))
-        while self.staged and band > self.tile.rows and self.slab_bytes(band) > self.cache // 2:
+        again = self.blocks > 1 and self.packed_size // self.problem.groups * self.size <= self.cache // 2
+        while (self.staged or again) and band > self.tile.rows and self._read_bytes(band) > self.cache // 2:
             band -= 1
         band = max(self.tile.rows, -(-rows // -(-rows // band)))  # even bands
         # Of whole tiles, since the last of a band overlaps the one before.

@@ -31,6 +31,7 @@ _ROW = 10.0
 # Of the shorter of computing and moving, what is not hidden behind the other: panels are made before they are used.
 _EXPOSED = 0.5
 _OVERHEAD, _PACKING = 3e-6, 4e-6
+_EFFICIENCY = 0.965
 # Cycles of finding the place of a tile, and of a piece of a row that it takes, in all channels.
 _BEGIN, _PIECE = 55.0, 100.0
 TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
@@ -267,7 +268,7 @@ class Work(ConvWork):
         if not (self.problem.prepacked or self.in_place):
             packing = _PACKING + machine.moving(2 * self.packed_size * self.size)
         moving = machine.moving(self.bytes, self.pieces)
-        computing = self.cycles / machine.hertz
+        computing = self.cycles / machine.hertz / _EFFICIENCY
         together = max(computing, moving) + _EXPOSED * min(computing, moving)
         packing += self.handing_over(machine)
         return _OVERHEAD + packing + together / (self.workers * self._balance(self.parts))
