@@ -135,10 +135,12 @@ def counting() -> Any:
     """Return a compiled task that adds one to a counter for each of its units."""
     from numba import cfunc, types
 
+    from fastconv.backends.cpu.shared_words import add
+
     @cfunc(types.void(*(types.int64,) * 4))
     def count(job, start, stop, worker):
         for unit in range(start, stop):
-            threads._add(job + 8 * unit, 1)
+            add(job + 8 * unit, 1)
 
     return count
 
