@@ -309,6 +309,17 @@ def test_no_weight_that_is_not_finite_is_multiplied_by_padding(key, text, value)
     testing.compare(problem, testing.run(algorithm, problem, (dy, w)), expected, algorithm.error_bound(problem))
 
 
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("key", ["numba/dgrad_direct", "numba/dgrad_woven"])
+def test_halves_are_rounded_once_where_the_weight_is_not_finite(key, dtype):
+    problem, algorithm = parse_problem(f"conv2d:dgrad n1 c7 i12 oc5 k3 s2 p1 bias relu {dtype}"), registry.find(key)
+    dy, w, bias = testing.random_inputs(problem)
+    w[0, 0, 0, 0] = np.nan
+    with np.errstate(invalid="ignore"):
+        expected = testing.exact(problem, (dy, w, bias))
+    testing.compare(problem, testing.run(algorithm, problem, (dy, w, bias)), expected, algorithm.error_bound(problem))
+
+
 @pytest.mark.parametrize("kernel", [1, 2, 3, 4, 5, 6, 7])
 @pytest.mark.parametrize("channels", [32, 37])
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])

@@ -12,13 +12,14 @@ import numpy as np
 from numba import float32 as single
 from numba import types
 
+from fastconv import epilogue
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.compiling import fingerprint, function
 from fastconv.problem import AXES, ConvProblem
 
 
-def input_gradient(problem: ConvProblem, dy: Any, w: Any, dx: Any) -> None:
-    """Compute the plain gradient, with no bias, residual or activation."""
+def input_gradient(problem: ConvProblem, dy: Any, w: Any, dx: Any, bias: Any = None, residual: Any = None) -> None:
+    """Compute the gradient, with bias, residual and activation, and round it once."""
     axes = lifted_axes(problem)
     missing = (None,) * (len(AXES) - problem.ndim)
     table = np.array([[a.size, a.out, a.kernel, a.stride, a.dilation, a.before] for a in axes], np.int64)
@@ -26,6 +27,11 @@ def input_gradient(problem: ConvProblem, dy: Any, w: Any, dx: Any) -> None:
     dy, w = (array.astype(problem.accumulator, copy=False) for array in (dy, w))
     result = np.empty(problem.x_shape, problem.accumulator)
     _gather(8 * result.itemsize)(dy[index], w[index], result[index], table, problem.groups)
+    if bias is not None:
+        bias = epilogue.bias_view(problem, bias).astype(problem.accumulator, copy=False)
+    if residual is not None:
+        residual = residual.astype(problem.accumulator, copy=False)
+    epilogue.apply(problem.activation, result, bias, residual)
     dx[...] = result
 
 

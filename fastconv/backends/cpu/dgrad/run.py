@@ -128,8 +128,7 @@ class Runner:
         places = self._places()
         packed = w if p.prepacked else self._packed(w, places)
         if packed.plain is not None:
-            input_gradient(p, dy, packed.plain, dx)
-            epilogue.apply(p.activation, dx, None if bias is None else epilogue.bias_view(p, bias), _residual(p, rest))
+            input_gradient(p, dy, packed.plain, dx, bias, rest[-1] if p.residual else None)
             return
         writable = not work.interleaved or (dx.strides[-1] == work.size and dx.flags.aligned)
         target = dx if writable else np.empty(dx.shape, dx.dtype)
@@ -231,10 +230,6 @@ class Runner:
         for group in work.empty:
             for member in group.members:
                 dx[self._elements(Group(group.lines, (member,)))] = value
-
-
-def _residual(problem: Any, rest: list[Any]) -> Any:
-    return rest[-1] if problem.residual else None
 
 
 def _table(kernel: tuple[int, ...], group: Group, width: int) -> Any:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import from_dtype, types
 
-from fastconv import epilogue
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.exact import input_gradient
@@ -182,9 +181,7 @@ class WovenRunner(Runner):
             super().run((dy, weight.packed, *bias), outputs)
             return
         (dx,) = outputs
-        input_gradient(self.gradient, dy, weight.plain, dx)
-        added = epilogue.bias_view(self.gradient, bias[0]) if bias else None
-        epilogue.apply(self.gradient.activation, dx, added)
+        input_gradient(self.gradient, dy, weight.plain, dx, *bias)
 
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
         """See `Runner`."""
