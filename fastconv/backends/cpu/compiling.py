@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from numba import cfunc, njit
-from numba.core import caching
 from numba.np import linalg
 
 from fastconv.backends.cpu.codegen import whole
+from fastconv.code_files import named_files
 
 
 def _load_array_functions() -> None:
@@ -68,29 +67,6 @@ def callback(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return _kept(lambda body, kept: cfunc(signature, error_model="numpy", cache=kept)(body))
 
 
-class _Files(caching.IndexDataCacheFile):
-    """The files that keep a function's machine code, each named after what it is of.
-
-    Numba counts them, so that two processes that compile at once take the same name, and an index that one of them
-    writes leads to the code of the other. Here the worst is that an index forgets what the other has compiled.
-    """
-
-    def save(self, key: Any, data: Any) -> None:
-        of = repr((self._version, self._source_stamp, key)).encode()
-        name = self._data_name_pattern.format(number=int.from_bytes(hashlib.sha256(of).digest()[:8], "little"))
-        self._save_data(name, data)
-        self._save_index(self._load_index() | {key: name})
-
-
-@contextmanager
-def _named_files() -> Iterator[None]:
-    numbas, caching.IndexDataCacheFile = caching.IndexDataCacheFile, _Files
-    try:
-        yield
-    finally:
-        caching.IndexDataCacheFile = numbas
-
-
 _compiled = 0
 
 
@@ -103,7 +79,7 @@ def _kept(compile: Callable[[Callable[..., Any], bool], Any]) -> Callable[[Calla
     def decorate(body: Callable[..., Any]) -> Any:
         global _compiled
         _compiled += 1
-        with whole(), _named_files():
+        with whole(), named_files():
             try:
                 return compile(body, True)
             except RuntimeError:  # there is no directory to keep anything in

@@ -20,6 +20,8 @@ import numpy as np
 from numba import njit, types
 from numba.extending import register_jitable
 
+from fastconv.code_files import named_files
+
 
 def _reads(dtype: Any, ndim: int) -> Any:
     return types.Array(dtype, ndim, "A", readonly=True)
@@ -41,7 +43,8 @@ def _compiled(signature: Callable[[Any], tuple[Any, ...]]) -> Callable[[Callable
         def for_dtype(dtype: str) -> Any:
             arguments = types.void(*signature(getattr(types, dtype)))
             try:
-                return njit(arguments, cache=True, **_OPTIONS)(loop)
+                with named_files():
+                    return njit(arguments, cache=True, **_OPTIONS)(loop)
             except RuntimeError:  # no directory that a cache could be written to
                 return njit(arguments, **_OPTIONS)(loop)
 

@@ -25,6 +25,7 @@ from numba.np.arrayobj import populate_array
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.scratch import address
+from fastconv.code_files import named_files
 from fastconv.machine import machine
 
 # Elements below which handing work to another thread takes longer than the work.
@@ -47,7 +48,8 @@ def kernel(*, sums: bool = False) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(body: Callable[..., Any]) -> Any:
         try:
-            return njit(nogil=True, cache=True, error_model="numpy", fastmath=fast)(body)
+            with named_files():
+                return njit(nogil=True, cache=True, error_model="numpy", fastmath=fast)(body)
         except RuntimeError:  # there is no directory to keep anything in
             return njit(nogil=True, error_model="numpy", fastmath=fast)(body)
 
