@@ -312,11 +312,10 @@ def test_a_sleeping_worker_is_steered_away_from_its_caller_until_it_runs():
     try:
         worker[THREAD // 8] = sleeper.ident
         everywhere = os.sched_getaffinity(sleeper.native_id)
-        for _ in range(2):  # woken twice before it runs: what was taken is known all the same
-            steer(functions.ctypes.data, worker.ctypes.data)
-            elsewhere = os.sched_getaffinity(sleeper.native_id)
-            assert elsewhere < everywhere
-            assert len(elsewhere) == len(everywhere) - 1
+        steer(functions.ctypes.data, worker.ctypes.data)
+        elsewhere = os.sched_getaffinity(sleeper.native_id)
+        assert elsewhere < everywhere
+        assert len(elsewhere) == len(everywhere) - 1
         back(functions.ctypes.data, worker.ctypes.data)
         assert os.sched_getaffinity(sleeper.native_id) == everywhere
     finally:
@@ -340,3 +339,19 @@ def test_workers_that_have_woken_up_may_run_on_all_cores_again():
             break
     else:
         pytest.fail("some threads may not run on all cores")
+
+
+def test_a_sleeping_worker_is_called_once_until_it_wakes_up():
+    """Else its cores would be taken while it takes them back, and some be lost for ever."""
+    from fastconv.backends.cpu import threads
+
+    calls, units = [], []
+    board, done = threads.Board(1), ctypes.CFUNCTYPE(None, *(ctypes.c_int64,) * 4)(lambda *unit: units.append(unit))
+    post = ctypes.CFUNCTYPE(None, ctypes.c_int64)(calls.append)
+    semaphore = threads._WORKERS + threads._LINES + threads._SEMAPHORE
+    asleep = threads._WORKERS + threads._LINES + threads._ASLEEP
+    board._write({threads._POST: ctypes.cast(post, ctypes.c_void_p).value, asleep: 1})
+    for _ in range(3):
+        threads._run(board.address, ctypes.cast(done, ctypes.c_void_p).value, 0, 8, 1)
+    assert len(units) == 24
+    assert calls == [board.address + semaphore]

@@ -48,6 +48,17 @@ def put(typingctx: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def replace(typingctx: Any, address: Any, known: Any, value: Any) -> Any:
+    """Set the word at an address if it is what is known of it; return whether it was."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        result = builder.cmpxchg(_pointer(builder, args[0]), args[1], args[2], "seq_cst", "seq_cst")
+        return builder.extract_value(result, 1)
+
+    return types.boolean(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
 def pause(typingctx: Any) -> Any:
     """Tell the processor that this is a spinning loop."""
 

@@ -36,13 +36,11 @@ def addresses(library: Any) -> list[int]:
 
 @inlined
 def steer_away(functions, worker):
-    """Before a sleeping worker is woken: take the caller's core from it."""
+    """Before a sleeping worker is woken: take the caller's core from it. Not again before it has settled."""
     if get(functions + _CORE) == 0:
         return
-    if get(worker + _CHANGED) == 0:
-        arguments = (get(worker + THREAD), _CORES_BYTES, worker + _ALLOWED)
-        if call_integer(get(functions + _GET), arguments) != 0:
-            return
+    if call_integer(get(functions + _GET), (get(worker + THREAD), _CORES_BYTES, worker + _ALLOWED)) != 0:
+        return
     core = call_integer(get(functions + _CORE), ())
     if core < 0 or core >= 8 * _CORES_BYTES:
         return
@@ -54,8 +52,8 @@ def steer_away(functions, worker):
         others |= bits
         put(worker + _ELSEWHERE + 8 * word, bits)
     if others != 0:
-        put(worker + _CHANGED, 1)
         call_integer(get(functions + _SET), (get(worker + THREAD), _CORES_BYTES, worker + _ELSEWHERE))
+        put(worker + _CHANGED, 1)
 
 
 @inlined

@@ -22,7 +22,7 @@ from numba import types
 from fastconv import borrowed
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, function, inlined
-from fastconv.backends.cpu.shared_words import add, call_integer, get, pause, put
+from fastconv.backends.cpu.shared_words import add, call_integer, get, pause, put, replace
 from fastconv.backends.cpu.steering import BYTES, THREAD, addresses, settle, steer_away
 from fastconv.machine import available_cores
 
@@ -42,6 +42,9 @@ _STEERING = 4 * _LINE
 # semaphore, and on which cores it may run.
 _WORKERS, _LINES = 5 * _LINE, 3 * _LINE + -(-BYTES // _LINE) * _LINE
 _NEXT, _ASLEEP, _SEMAPHORE, _CORES = (_LINE * i for i in range(4))
+# A worker that sleeps is called once, by whoever finds it sleeping, and wakes up when it was called: so its cores are
+# the caller's to change before it is called, and the worker's own after.
+_AWAKE, _SLEEPS, _CALLED = range(3)
 
 
 @inlined
@@ -84,7 +87,7 @@ def launch(board, function, job, units, helpers):
     put(board + _OPEN, number)
     for index in range(1, helpers + 1):
         mine = board + _WORKERS + index * _LINES
-        if get(mine + _ASLEEP):
+        if get(mine + _ASLEEP) == _SLEEPS and replace(mine + _ASLEEP, _SLEEPS, _CALLED):
             steer_away(board + _STEERING, mine + _CORES)
             call(get(board + _POST), (mine + _SEMAPHORE,))
     _take_units(board, types.int64(0))  # the literal would be a type of its own, and compiled again
@@ -115,12 +118,14 @@ def _working() -> Any:
                 spins += 1
                 pause()
                 if spins > _PATIENCE:
-                    put(mine + _ASLEEP, 1)
+                    put(mine + _ASLEEP, _SLEEPS)
                     job = get(board + _OPEN)
-                    if job == 0 or job == done or index > get(board + _HELPERS):
-                        call(get(board + _WAIT), (mine + _SEMAPHORE,))
-                    put(mine + _ASLEEP, 0)
-                    settle(board + _STEERING, mine + _CORES)
+                    idle = job == 0 or job == done or index > get(board + _HELPERS)
+                    if idle or not replace(mine + _ASLEEP, _SLEEPS, _AWAKE):
+                        while call_integer(get(board + _WAIT), (mine + _SEMAPHORE,)) != 0:
+                            pass  # a signal came, and no call
+                        settle(board + _STEERING, mine + _CORES)
+                        put(mine + _ASLEEP, _AWAKE)
                     spins = 0
                 job = get(board + _OPEN)
             # Whoever counts as active before the job is seen open is waited for, and so may use it.
