@@ -95,34 +95,34 @@ def columns(
                         if left >= width:
                             depthwise_tile(
                                 rows, vectors, lanes, bits, fused, 0, 0, 0, height, stride, 1,
-                                x, 0, xh, size, 0, high, col, 1, 0, 0,
-                                job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
-                                w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
-                                bias, residual, job.activation, job.zeros,
+                                (x, 0, xh, size, 0, high, col, 1, 0, 0,
+                                 job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
+                                 w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
+                                 bias, residual, job.activation, job.zeros),
                             )  # fmt: skip
                         else:
                             depthwise_tile(
                                 rows, vectors, lanes, bits, fused, 0, 0, 1, height, stride, 1,
-                                x, 0, xh, size, 0, high, col, 1, 0, 0,
-                                job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
-                                w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
-                                bias, residual, job.activation, job.zeros,
+                                (x, 0, xh, size, 0, high, col, 1, 0, 0,
+                                 job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
+                                 w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
+                                 bias, residual, job.activation, job.zeros),
                             )  # fmt: skip
                     elif level and left >= width and _inside(across, width * phases + job.reach_w, job.widths):
                         depthwise_tile(
                             rows, vectors, lanes, bits, fused, 0, 0, 0, height, stride, phases,
-                            x, job.xd, xh, size, deep, high, across, job.depths, job.heights, job.widths,
-                            job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
-                            w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
-                            bias, residual, job.activation, job.zeros,
+                            (x, job.xd, xh, size, deep, high, across, job.depths, job.heights, job.widths,
+                             job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
+                             w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
+                             bias, residual, job.activation, job.zeros),
                         )  # fmt: skip
                     else:
                         depthwise_tile(
                             rows, vectors, lanes, bits, fused, 0, 1, 1, height, stride, phases,
-                            x, job.xd, xh, size, deep, high, across, job.depths, job.heights, job.widths,
-                            job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
-                            w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
-                            bias, residual, job.activation, job.zeros,
+                            (x, job.xd, xh, size, deep, high, across, job.depths, job.heights, job.widths,
+                             job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
+                             w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
+                             bias, residual, job.activation, job.zeros),
                         )  # fmt: skip
             band += 1
             if band == job.bands:
@@ -188,18 +188,18 @@ def channels(rows: int, vectors: int, lanes: int, bits: int, fused: int, height:
                         if inner and left >= lanes:
                             depthwise_tile(
                                 rows, vectors, lanes, bits, fused, 1, 0, 0, height, stride, 1,
-                                x + block * step, job.xd, xh, xw, deep, high, across, job.depths, heights, widths,
-                                job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, job.stride_w,
-                                job.w + block * job.wblock, job.wgroup, job.wrow, job.wstep,
-                                job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros,
+                                (x + block * step, job.xd, xh, xw, deep, high, across, job.depths, heights, widths,
+                                 job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, job.stride_w,
+                                 job.w + block * job.wblock, job.wgroup, job.wrow, job.wstep,
+                                 job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros),
                             )  # fmt: skip
                         else:
                             depthwise_tile(
                                 rows, vectors, lanes, bits, fused, 1, 1, 1, height, stride, 1,
-                                x + block * step, job.xd, xh, xw, deep, high, across, job.depths, heights, widths,
-                                job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, job.stride_w,
-                                job.w + block * job.wblock, job.wgroup, job.wrow, job.wstep,
-                                job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros,
+                                (x + block * step, job.xd, xh, xw, deep, high, across, job.depths, heights, widths,
+                                 job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, job.stride_w,
+                                 job.w + block * job.wblock, job.wgroup, job.wrow, job.wstep,
+                                 job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros),
                             )  # fmt: skip
 
     return run

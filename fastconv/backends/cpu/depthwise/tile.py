@@ -11,6 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
@@ -109,16 +110,13 @@ def in_order(e: Emitter, values: list[Any]) -> list[Any]:
     return [b.extract_value(made, i) for i in range(count)] if count > 1 else [made]
 
 
-def _values(args: Any, known: list[int]) -> dict[str, Any]:
-    return dict(zip(_VALUES.split(), args[len(known) :], strict=True))
+def _values(builder: Any, values: Any) -> dict[str, Any]:
+    return dict(zip(_VALUES.split(), cgutils.unpack_tuple(builder, values), strict=True))
 
 
 @intrinsic(prefer_literal=True)
 def depthwise_tile(
-    typingctx, rows, vectors, lanes, bits, fused, last, edge, partial, height, stride, phases,
-    x, xd, xh, xw, depth, row, col, depths, heights, widths,
-    groups, count, steps, kernel, spread, down, across,
-    w, wgroup, wrow, wstep, y, yh, yw, left, bias, residual, activation, zeros,
+    typingctx, rows, vectors, lanes, bits, fused, last, edge, partial, height, stride, phases, values,
 ):  # fmt: skip
     """Compute ``rows`` times ``vectors`` vectors of outputs.
 
@@ -128,7 +126,8 @@ def depthwise_tile(
     1, it is ``down`` instead), phases (input columns from one output column to the next, 1 or 2, where lanes are
     columns).
 
-    Values, addresses and strides in bytes: x (the channel's first element, whether it is read or not), its strides;
+    A tuple, since of more than thirty arguments Python makes a list, and Numba forgets that some were literals: values,
+    addresses and strides in bytes: x (the channel's first element, whether it is read or not), its strides;
     depth, row, col (input position of the first output's first kernel position); depths, heights, widths (of the
     input; not looked at without ``edge``); groups (address of pairs of depth and row offsets), count (of them); steps
     (address of the offsets of the kernel's columns), kernel (columns of it), spread (input columns between them),
@@ -144,7 +143,7 @@ def depthwise_tile(
     nrows, nvectors, width, element, has_fma, is_last, is_edge, is_partial, nheight, step, nphases = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = _values(args, known)
+        v = _values(builder, args[-1])
         e = Emitter(builder, element, width, bool(has_fma))
         window = Window(e, bool(is_last), bool(is_edge), nvectors, nphases, v)
         cells = [(r, i) for r in range(nrows) for i in range(nvectors)]
@@ -202,4 +201,4 @@ def depthwise_tile(
             e.store_masked(value, target(v["y"], r, n), stored[n])
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * len(_VALUES.split())), codegen
+    return types.void(*given, types.UniTuple(types.int64, len(_VALUES.split()))), codegen

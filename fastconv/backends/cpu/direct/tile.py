@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
@@ -28,9 +29,7 @@ _MOST_STORES = 32
 
 @intrinsic(prefer_literal=True)
 def _conv_tiles(
-    typingctx, rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
-    height, width, x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept,
-    awaited,
+    typingctx, rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel, values,
 ):  # fmt: skip
     """Compute ``height x width`` pixels, in tiles of ``rows x cols``, by ``vectors * lanes`` output channels.
 
@@ -38,7 +37,8 @@ def _conv_tiles(
     last (output is channels-last), partial (``nk`` may be below ``vectors * lanes``), and term and pixel (what ``xt``
     and ``xq`` are, 0 if these alone say so).
 
-    Values, addresses and strides in bytes: height, width, x (of the first pixel), xt, xr, xq (term of a run, row,
+    A tuple, since of more than thirty arguments Python makes a list, and Numba forgets that some were literals: values,
+    addresses and strides in bytes: height, width, x (of the first pixel), xt, xr, xq (term of a run, row,
     column), runs (address of nruns offsets into x), nruns, run (terms of each), w (packed: run, term, lane), y, yk, yr,
     yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation (slope below
     zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave the sums,
@@ -52,10 +52,10 @@ def _conv_tiles(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         tile = _Tile(builder, *shape)
-        tile.emit_all(*args[len(shape) :])
+        tile.emit_all(*cgutils.unpack_tuple(builder, args[-1]))
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 21), codegen
+    return types.void(*given, types.UniTuple(types.int64, 21)), codegen
 
 
 class _Tile:
@@ -340,7 +340,7 @@ def tiles(
     term: int,
     pixel: int,
 ) -> Any:
-    """Return compiled loops over the tiles of a band, with the arguments of `_conv_tiles` that are no literals."""
+    """Return compiled loops over the tiles of a band, with the values of `_conv_tiles`."""
     sources = fingerprint()
 
     @callback(types.void(*(types.int64,) * 21))
@@ -351,8 +351,9 @@ def tiles(
         if sources == 0:
             return
         _conv_tiles(
-            rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel, height, width,
-            x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept, awaited,
+            rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
+            (height, width, x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation,
+             resumed, kept, awaited),
         )  # fmt: skip
 
     return run
