@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import math
 import multiprocessing
 import os
@@ -22,6 +23,7 @@ from threadpoolctl import threadpool_info
 
 import fastconv as fc
 from fastconv import registry, testing
+from fastconv.backends.cpu.codegen import whole
 from fastconv.backends.cpu.steering import BYTES, THREAD, addresses, settle, steer_away
 from fastconv.backends.im2col import blas
 from fastconv.machine import available_cores
@@ -355,3 +357,29 @@ def test_a_sleeping_worker_is_called_once_until_it_wakes_up():
         threads._run(board.address, ctypes.cast(done, ctypes.c_void_p).value, 0, 8, 1)
     assert len(units) == 24
     assert calls == [board.address + semaphore]
+
+
+def _compiling_child() -> None:
+    collects = gc.isenabled()
+    os._exit(0 if collects and njit(lambda x: x + 1)(1) == 2 else 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is safe, and used, on Linux alone")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_child_forked_while_another_thread_compiles_compiles_too():
+    begun = threading.Event()
+
+    def compile_slowly() -> None:
+        with whole():
+            begun.set()
+            time.sleep(0.5)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(compile_slowly)
+        assert begun.wait(60)
+        child = multiprocessing.get_context("fork").Process(target=_compiling_child)
+        child.start()
+        child.join(10)
+        if child.exitcode is None:
+            child.kill()
+        assert child.exitcode == 0

@@ -9,6 +9,7 @@ and made machine code of.
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -94,3 +95,12 @@ def whole() -> Iterator[None]:
             context._internal_codegen = numbas
             if collects:
                 gc.enable()
+
+
+# A child forked while another thread compiles would never have the lock, nor its garbage collector, again.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=global_compiler_lock.acquire,
+        after_in_parent=global_compiler_lock.release,
+        after_in_child=global_compiler_lock.release,
+    )
