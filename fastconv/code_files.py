@@ -10,7 +10,7 @@ from typing import Any
 from numba.core import caching
 
 
-class _Files(caching.IndexDataCacheFile):
+class _Files(caching.IndexDataCacheFile):  # type: ignore[misc]
     """One function's files.
 
     Numba counts them, so that two processes that compile at once take the same name, and an index that one of them

@@ -108,7 +108,8 @@ def measure(
                 _await_idle()
                 timers[name].timeit(1)
             rounds[-1][name] = timers[name].timeit(number) / number
-    return slow | _typical(rounds)
+    taken = slow | _typical(rounds)
+    return {name: taken[name] for name in runs}
 
 
 def _await_idle() -> None:

@@ -14,7 +14,7 @@ HOUSE = Path(fastconv.__file__).parent
 
 # From the ground up. A module imports from the floors below its own, never from its own or from above.
 FLOORS = (
-    ("_version", "sizes", "environment", "files", "progress", "borrowed", "buffers"),
+    ("_version", "sizes", "environment", "files", "code_files", "progress", "borrowed", "buffers"),
     ("arguments",),
     ("record",),
     ("problem",),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import json
 import multiprocessing
 import os
@@ -398,3 +399,50 @@ def test_user_cache_of_a_user_without_a_home(monkeypatch):
 
     monkeypatch.setattr(Path, "home", fail)
     assert files.user_cache().is_dir()
+
+
+def test_runs_are_compared_within_rounds_and_not_across_clocks(monkeypatch):
+    """At half the clock from some round on, medians of each run alone would come from either half."""
+    now, rounds = 0.0, 0
+
+    def taking(seconds, ends_round=False):
+        def run():
+            nonlocal now, rounds
+            now += seconds * (2 if rounds > 5 else 1) * (1.5 if rounds == 3 and not ends_round else 1)
+            rounds += ends_round
+
+        return run
+
+    class Timer:
+        def __init__(self, run):
+            self.run = run
+
+        def timeit(self, number):
+            start = now
+            for _ in range(number):
+                self.run()
+            return now - start
+
+    monkeypatch.setattr(tuning.timeit, "Timer", Timer)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: now)
+    taken = tuning.measure({"slow": taking(0.3), "fast": taking(0.2, ends_round=True)}, seconds=6.0)
+    assert list(taken) == ["slow", "fast"]
+    assert taken["slow"] / taken["fast"] == pytest.approx(1.5)
+
+
+def test_a_run_waits_until_nobody_else_in_the_process_computes(monkeypatch):
+    busy = iter([0.0, 0.004, 0.004, 0.008, 0.008, 0.0081])  # two glances at a thread that spins, one at none
+    glances = []
+    monkeypatch.setattr(tuning.time, "process_time", lambda: next(busy))
+    monkeypatch.setattr(tuning.time, "sleep", glances.append)
+    tuning._await_idle()
+    assert len(glances) == 3
+    assert next(busy, None) is None
+
+
+def test_nobody_is_waited_for_without_end(monkeypatch):
+    now = itertools.count(step=0.01)
+    monkeypatch.setattr(tuning.time, "perf_counter", lambda: next(now))
+    monkeypatch.setattr(tuning.time, "process_time", lambda: next(now))
+    monkeypatch.setattr(tuning.time, "sleep", lambda seconds: None)
+    tuning._await_idle()
