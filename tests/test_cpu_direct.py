@@ -119,7 +119,7 @@ def test_special_values_stay_where_the_windows_are(key):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ["conv2d n1 c200 i13 oc20 k1 bias relu", "conv2d n2 c600 i27 oc64 k1 residual"])
+@pytest.mark.parametrize("text", ["conv2d n1 c200 i13 oc20 k1 bias relu", "conv2d n2 c200 i27 oc64 k1 residual"])
 def test_tiles_of_two_sizes_in_stages(text):
     """In a fresh process with few registers, where such tiles are chosen."""
     code = f"""

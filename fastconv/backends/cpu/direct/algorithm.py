@@ -16,6 +16,8 @@ _EFFICIENCY = 0.97
 # Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
 # So of much more, if the weight outgrows the cache: every band of tiles waits for it.
 _EXPOSED, _STREAMED = 0.25, 0.75
+# Every second element of many short rows, read where it is: nothing fetches it ahead.
+_SCATTERED = 1.5
 
 
 class Direct(Algorithm):
@@ -44,9 +46,8 @@ class Direct(Algorithm):
         computing = work.cycles / machine.hertz / _EFFICIENCY
         weight = math.prod(problem.w_shape) * problem.itemsize
         moving = machine.moving(work.bytes - weight) + machine.reading(weight)
-        # Every second element of many short rows, read where it is: nothing fetches it ahead.
         scattered = not work.staged and problem.stride[-1:] > (1,) and problem.layout == "channels_first"
-        exposed = 1.0 if scattered else _STREAMED if weight > work.cache else _EXPOSED
+        exposed = _SCATTERED if scattered else _STREAMED if weight > work.cache else _EXPOSED
         together = max(computing, moving) + exposed * min(computing, moving)
         return _OVERHEAD + packing + work.handing_over(machine) + together / work.workers
 

@@ -13,7 +13,6 @@ _FIELDS = """
     w wgroup wblock blocks      | the packed weight, a group of it, a block of output channels; blocks of a group
     y yn yk yd yh yw            | the output and its strides: image, channel, depth, row, column
     oc od oh ow                 | output channels of a group, output sizes
-    awaited                     | whether the output is far away, and should be asked for before it is written
     bias residual activation    | addresses, 0 for none
     groups bands band parts     | a unit of work: image, group, depth, band of rows, part of the blocks
     rows wide                   | of a tile: rows, than which no band has fewer; output channels

@@ -45,7 +45,7 @@ def sweep(job, block, w, source, band_rows, y, bias, residual, sums):
                     runs, nruns, job.run, weights,
                     y + at, job.yk, job.yh, job.yw, job.oc - block * job.wide,
                     bias, residual + at if residual else 0, job.activation,
-                    resumed + before if resumed else 0, kept + before if kept else 0, 0 if kept else job.awaited,
+                    resumed + before if resumed else 0, kept + before if kept else 0,
                 ))  # fmt: skip
 
 

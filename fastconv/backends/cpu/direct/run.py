@@ -76,5 +76,5 @@ class DirectRunner(Runner):
         f = reading | summing | {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw}
         f["wgroup"] = work.packed_size // work.problem.groups * work.size
         f |= {"parts": work.parts, "slab_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.band)}
-        f |= {"rows": work.tile.rows, "activation": self.activation, "awaited": int(work.awaited)}
+        f |= {"rows": work.tile.rows, "activation": self.activation}
         return f, loops().address, runs

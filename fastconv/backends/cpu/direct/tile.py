@@ -42,8 +42,7 @@ def _conv_tiles(
     column), runs (address of nruns offsets into x), nruns, run (terms of each), w (packed: run, term, lane), y, yk, yr,
     yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation (slope below
     zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave the sums,
-    instead of in y), those of the first tile, which others' follow; the last five are 0 for none; awaited (whether y
-    is far away, and should be asked for).
+    instead of in y), those of the first tile, which others' follow; the last five are 0 for none.
     """
     given = (rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel)
     shape = literals(*given)
@@ -55,7 +54,7 @@ def _conv_tiles(
         tile.emit_all(*cgutils.unpack_tuple(builder, args[-1]))
         return context.get_dummy_value()
 
-    return types.void(*given, types.UniTuple(types.int64, 21)), codegen
+    return types.void(*given, types.UniTuple(types.int64, 20)), codegen
 
 
 class _Tile:
@@ -87,7 +86,6 @@ class _Tile:
     def emit_all(
         self, height: Any, width: Any, x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any,
         y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any, resumed: Any, kept: Any,
-        awaited: Any,
     ) -> None:  # fmt: skip
         """Emit the loops over the tiles.
 
@@ -108,7 +106,7 @@ class _Tile:
                 at = e.at(b.mul(row, yr), b.mul(col, yq))
                 self._emit(
                     e.at(x, b.mul(row, xr), b.mul(col, xq)), xt, xr, xq, runs, nruns, run, w,
-                    e.at(y, at), yk, yr, yq, nk, bias, if_any(residual, at), activation, resumed, kept, awaited,
+                    e.at(y, at), yk, yr, yq, nk, bias, if_any(residual, at), activation, resumed, kept,
                 )  # fmt: skip
                 return [if_any(address, sums_bytes) for address in sums]
 
@@ -122,13 +120,9 @@ class _Tile:
     def _emit(
         self, x: Any, xt: Any, xr: Any, xq: Any, runs: Any, nruns: Any, run: Any, w: Any,
         y: Any, yk: Any, yr: Any, yq: Any, nk: Any, bias: Any, residual: Any, activation: Any, resumed: Any, kept: Any,
-        awaited: Any,
     ) -> None:  # fmt: skip
         """Emit one tile; sums are a list, pixel by pixel and vector by vector."""
         e, strides = self.e, (yk, yr, yq, nk)
-        if not self.last:
-            with e.builder.if_then(e.builder.icmp_signed("!=", awaited, I64(0))):
-                self._await(y, yk, yr)
         sums = self._start(bias, nk)
         sums = e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
         places = [i * self.width for i in range(len(sums))]
@@ -141,19 +135,6 @@ class _Tile:
             with finish:
                 sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
                 self._scatter(sums, y, *strides)
-
-    def _await(self, y: Any, yk: Any, yr: Any) -> None:
-        """Ask for the lines that will be written, but for a row's first, which the tile before has asked for."""
-        e = self.outer
-
-        def ask(_: Any, channel: list[Any]) -> list[Any]:
-            e.rolled()
-            for r in range(self.rows):
-                for q in range((self.cols - 1) * e.bytes, -1, -LINE):
-                    e.prefetch(e.at(channel[0], e.times(yr, r), q), write=True)
-            return [e.at(channel[0], yk)]
-
-        e.loop(e.opaque(I64(self.vectors * e.lanes)), [y], ask)
 
     def _start(self, bias: Any, nk: Any) -> list[Any]:
         e = self.outer
@@ -343,17 +324,16 @@ def tiles(
     """Return compiled loops over the tiles of a band, with the values of `_conv_tiles`."""
     sources = fingerprint()
 
-    @callback(types.void(*(types.int64,) * 21))
+    @callback(types.void(*(types.int64,) * 20))
     def run(
         height, width, x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation, resumed, kept,
-        awaited,
     ):  # fmt: skip
         if sources == 0:
             return
         _conv_tiles(
             rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
             (height, width, x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation,
-             resumed, kept, awaited),
+             resumed, kept),
         )  # fmt: skip
 
     return run

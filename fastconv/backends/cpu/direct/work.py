@@ -36,8 +36,6 @@ _TWO_SIZES = 0.97
 _TURN = 8
 # Bytes a cycle that come from there, and terms of a stage whose weights and pixels the first level holds.
 _FETCHED, _NEAR_TERMS = 16, 128
-# An output of this part of the second-level cache is taken to be there still.
-_NEAR = 4
 # Vectors of output channels that a tile may have.
 _WIDTHS = (1, 2, 3, 4)
 
@@ -238,13 +236,6 @@ class Work(ConvWork):
         _, rows, cols = self.axes
         row = self.inputs * rows.stride * cols.extent(cols.out) * self.size
         return min(self.band, max(1, self.cache // _TURN // row))
-
-    @property
-    def awaited(self) -> bool:
-        """Whether tiles ask for the output before they write it: not where it is near already."""
-        p = self.problem
-        # Of short rows many share a line, and to ask for it each time takes longer than it waits.
-        return math.prod(p.y_shape) * p.itemsize > self.cache // _NEAR and 2 * self.tile.cols * p.itemsize >= LINE
 
     @property
     def _by_blocks(self) -> bool:
