@@ -17,7 +17,7 @@ _EFFICIENCY = 0.97
 # So of much more, if the weight outgrows the cache: every band of tiles waits for it.
 _EXPOSED, _STREAMED = 0.25, 0.75
 # Every second element of many short rows, read where it is: nothing fetches it ahead.
-_SCATTERED = 1.5
+_SCATTERED, _SKIPPING = 1.5, 1.06
 
 
 class Direct(Algorithm):
@@ -48,6 +48,7 @@ class Direct(Algorithm):
         moving = machine.moving(work.bytes - weight) + machine.reading(weight)
         scattered = not work.staged and problem.stride[-1:] > (1,) and problem.layout == "channels_first"
         exposed = _SCATTERED if scattered else _STREAMED if weight > work.cache else _EXPOSED
+        computing *= _SKIPPING if scattered else 1.0
         together = max(computing, moving) + exposed * min(computing, moving)
         return _OVERHEAD + packing + work.handing_over(machine) + together / work.workers
 
