@@ -2,7 +2,7 @@
 
 Transposed, depthwise and grouped convolutions of known networks, forward and both gradients, as JAX programs run them:
 under `jax.jit`, weights as arguments, with the functions of `jax.lax` and with fastconv's of the same names. Both take
-turns in one process, on the same cores; the table has the medians and their ratio, and how far the results differ.
+turns in one process, on the same cores; the table has the times and their ratio, and how far the results differ.
 """
 
 from __future__ import annotations

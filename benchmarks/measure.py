@@ -1,7 +1,7 @@
 """One case after the other: every algorithm and peer is checked against the reference, then all take turns.
 
 The timer is fastconv's own, `fastconv.tuning.measure`: rounds in which each has its turn, in one process, and the
-median of each one's rounds.
+median of each one's share of its round.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from numba.core import caching
+from numba.core.compiler_lock import global_compiler_lock
 
 
 class _Files(caching.IndexDataCacheFile):  # type: ignore[misc]
@@ -26,9 +27,10 @@ class _Files(caching.IndexDataCacheFile):  # type: ignore[misc]
 
 @contextmanager
 def named_files() -> Iterator[None]:
-    """Functions that are decorated meanwhile, to be kept on disk, are kept in such files."""
-    numbas, caching.IndexDataCacheFile = caching.IndexDataCacheFile, _Files
-    try:
-        yield
-    finally:
-        caching.IndexDataCacheFile = numbas
+    """Functions that are decorated meanwhile, to be kept on disk, have such files. One thread waits for another."""
+    with global_compiler_lock:
+        numbas, caching.IndexDataCacheFile = caching.IndexDataCacheFile, _Files
+        try:
+            yield
+        finally:
+            caching.IndexDataCacheFile = numbas

@@ -125,9 +125,8 @@ def _await_idle() -> None:
 def _typical(rounds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Return what each run typically took, given the seconds of all in every round.
 
-    The medians of two runs may come from rounds at different clocks: two cores of a virtual machine, for one, are
-    two threads of one core for seconds at a time. So what counts is the median of a run's share of its round's pace,
-    the geometric mean over all runs, times the median pace.
+    The medians of two runs may come from rounds at different clocks, or of another load beside them. So what counts is
+    the median of a run's share of its round's pace, the geometric mean over all runs, times the median pace.
     """
     if not rounds:
         return {}

@@ -26,7 +26,7 @@ DIRECT = [
     "conv2d n1 c2048 i7 oc33 k3 p1 channels_last",
     "conv2d n2 c512 i9 oc33 k1 channels_last",  # pixels that contend for cache sets
     "conv2d n3 c512 i5 oc10 k5",
-    "conv2d n1 c40 i41 oc200 k1 bias",  # an output that is asked for before it is written
+    "conv2d n1 c40 i41 oc200 k1 bias",  # a map in bands, each of which all blocks read
     "conv3d n1 c20 i6 oc17 k3 p1",
     "linear n37 c1024 oc70 bias residual relu",
 ]

@@ -143,7 +143,7 @@ def _time(
 
 
 def _timed(runs: dict[str, Run], seconds: float, rest: bool) -> dict[str, float]:
-    """Return the median seconds of a run of each, once memory has settled: new pages take as long as a small network.
+    """Return the seconds of a run of each, once memory has settled: new pages take as long as a small network.
 
     A run that takes longer than all rounds may is given its rounds all the same.
     """
