@@ -11,11 +11,13 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fresh import ROOT, python
 
 import fastconv
+from fastconv import registry
 
 # What a computation may need some day, and an import must not.
 LATE = ("numba", "llvmlite", "torch", "cupy", "jax", "onnx", "dask", "rich", "scipy", "ml_dtypes", "threadpoolctl")
@@ -35,6 +37,11 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> str:
     )
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def project() -> dict[str, Any]:
+    """Return what pyproject.toml says of the package."""
+    return dict(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"])
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +68,12 @@ def test_import_leaves_heavy_packages_alone():
 
 
 def test_declared_dependencies_are_numpy_and_numba():
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert [d.partition(">=")[0] for d in project["dependencies"]] == ["numpy", "numba"]
+    assert [d.partition(">=")[0] for d in project()["dependencies"]] == ["numpy", "numba"]
 
 
 @pytest.mark.parametrize("extra", ["dev", "peers"])
 def test_torch_is_pinned_where_it_is_a_referee(extra):
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    pins = [d for d in project["optional-dependencies"][extra] if d.startswith("torch")]
+    pins = [d for d in project()["optional-dependencies"][extra] if d.startswith("torch")]
     assert pins == ["torch==2.13.0"]
 
 
@@ -90,13 +95,19 @@ def test_wheel_holds_the_package_and_the_kernels(built):
     assert members == checkout_files("fastconv") | kernels
 
 
+def installed_alone(directory: Path, *packages: str | Path) -> Path:
+    """Install packages in an environment of their own, and return where its programs are."""
+    venv.create(directory / "venv", with_pip=True)
+    scripts = directory / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
+    run(scripts / "python", "-m", "pip", "install", "--quiet", *packages, cwd=directory)
+    return scripts
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_wheel_alone_convolves(built, tmp_path):
     """The wheel in an environment of its own, with what it depends on and no more."""
-    venv.create(tmp_path / "venv", with_pip=True)
-    scripts = tmp_path / "venv" / ("Scripts" if sys.platform == "win32" else "bin")
-    run(scripts / "python", "-m", "pip", "install", "--quiet", built["wheel"], cwd=tmp_path)
+    scripts = installed_alone(tmp_path, built["wheel"])
 
     installed = run(scripts / "python", "-m", "pip", "list", "--format=freeze", cwd=tmp_path)
     names = {line.partition("==")[0] for line in installed.split() if "==" in line}
@@ -122,3 +133,23 @@ print(len(sources.source("fastdiv.cuh")))
 
     shown = run(scripts / "fastconv", "info", "--json", cwd=tmp_path, FASTCONV_CACHE_DIR=str(tmp_path))
     assert json.loads(shown)["versions"]["fastconv"] == fastconv.__version__
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="the lowest Numba is older than this Python: use 3.13")
+def test_lowest_versions_compute(built, tmp_path):
+    """Every compiled algorithm, with the oldest NumPy and Numba that pip may find good enough."""
+    lowest = [d.replace(">=", "==") for d in project()["dependencies"]]
+    scripts = installed_alone(tmp_path, built["wheel"], *lowest)
+    code = """
+from fastconv import registry, testing
+families = list(testing.problems())
+for algorithm in registry.algorithms():
+    if algorithm.backend == "numba":
+        testing.check_algorithm(algorithm, {p.op: p for p in families if algorithm.refuses(p) is None}.values())
+        print(algorithm.key)
+"""
+    checked = run(scripts / "python", "-c", code, cwd=tmp_path).split()
+    assert checked == [a.key for a in registry.algorithms() if a.backend == "numba"]
+    assert checked
