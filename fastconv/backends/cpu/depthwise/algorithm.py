@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.depthwise.work import Work
+from fastconv.backends.cpu.depthwise.work import NEAR, Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 # Seconds a call takes beside its loops.
 _OVERHEAD = 3e-6
-# Seconds for a line of a piece of a row; how many second-level caches' worth of it all stay near.
-_WAIT, _NEAR = 6.5e-9, 8
+# Seconds for a line of a piece of a row, fetched ahead.
+_WAIT = 2e-9
 
 
 class Depthwise(Algorithm):
@@ -42,7 +42,7 @@ class Depthwise(Algorithm):
         work = Work.of(problem)
         moving = machine.moving(problem.bytes)
         # Pieces of rows that are written one below the other wait for their lines, unless these stayed near.
-        waiting = work.apart * _WAIT * min(1.0, problem.bytes / (_NEAR * work.cache))
+        waiting = work.apart * _WAIT * min(1.0, problem.bytes / (NEAR * work.cache))
         return _OVERHEAD + max(work.cycles / machine.hertz, moving + waiting) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:

@@ -30,6 +30,7 @@ _FIELDS = """
     steps kernel spread         | offsets of the kernel's columns in bytes; how many; input columns between them
     bias residual activation    | addresses, 0 for none
     zeros                       | address of zeros that stand for padding
+    far                         | whether what a tile reads next and writes is far away
     slab slab_bytes             | where the workers' slabs begin, and how far apart they are
     slab_rows slab_row slab_cols item   | rows of a slab, bytes from one to the next; items of a row, and their bytes
     first last together         | items that lie inside the input; whether they are neighbours in the slab
@@ -98,7 +99,7 @@ def columns(
                                 (x, 0, xh, size, 0, high, col, 1, 0, 0,
                                  job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
                                  w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
-                                 bias, residual, job.activation, job.zeros),
+                                 bias, residual, job.activation, job.zeros, job.far),
                             )  # fmt: skip
                         else:
                             depthwise_tile(
@@ -106,7 +107,7 @@ def columns(
                                 (x, 0, xh, size, 0, high, col, 1, 0, 0,
                                  job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
                                  w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
-                                 bias, residual, job.activation, job.zeros),
+                                 bias, residual, job.activation, job.zeros, job.far),
                             )  # fmt: skip
                     elif level and left >= width and _inside(across, width * phases + job.reach_w, job.widths):
                         depthwise_tile(
@@ -114,7 +115,7 @@ def columns(
                             (x, job.xd, xh, size, deep, high, across, job.depths, job.heights, job.widths,
                              job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
                              w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
-                             bias, residual, job.activation, job.zeros),
+                             bias, residual, job.activation, job.zeros, job.far),
                         )  # fmt: skip
                     else:
                         depthwise_tile(
@@ -122,7 +123,7 @@ def columns(
                             (x, job.xd, xh, size, deep, high, across, job.depths, job.heights, job.widths,
                              job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, 0,
                              w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
-                             bias, residual, job.activation, job.zeros),
+                             bias, residual, job.activation, job.zeros, job.far),
                         )  # fmt: skip
             band += 1
             if band == job.bands:
@@ -191,7 +192,7 @@ def channels(rows: int, vectors: int, lanes: int, bits: int, fused: int, height:
                                 (x + block * step, job.xd, xh, xw, deep, high, across, job.depths, heights, widths,
                                  job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, job.stride_w,
                                  job.w + block * job.wblock, job.wgroup, job.wrow, job.wstep,
-                                 job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros),
+                                 job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros, job.far),
                             )  # fmt: skip
                         else:
                             depthwise_tile(
@@ -199,7 +200,7 @@ def channels(rows: int, vectors: int, lanes: int, bits: int, fused: int, height:
                                 (x + block * step, job.xd, xh, xw, deep, high, across, job.depths, heights, widths,
                                  job.groups, job.count, job.steps, job.kernel, job.spread, job.stride, job.stride_w,
                                  job.w + block * job.wblock, job.wgroup, job.wrow, job.wstep,
-                                 job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros),
+                                 job.y + at, job.yh, job.yw, left, bias, residual, job.activation, job.zeros, job.far),
                             )  # fmt: skip
 
     return run

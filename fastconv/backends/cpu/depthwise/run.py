@@ -80,7 +80,7 @@ class DepthwiseRunner(Runner):
         f["wblock"] = work.taps * step
         step = -step if self._backwards else step
         f |= {"wstep": step, "wrow": width.kernel * step, "wgroup": work.kernel_rows * width.kernel * step}
-        f["activation"] = self.activation
+        f |= {"far": int(work.far), "activation": self.activation}
         if work.slab:
             f |= self._known_of_slab()
         return f

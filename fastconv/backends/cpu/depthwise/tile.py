@@ -21,7 +21,7 @@ from fastconv.backends.cpu.simd import I64, Emitter, literals
 _VALUES = """
     x xd xh xw depth row col depths heights widths
     groups count steps kernel spread down across
-    w wgroup wrow wstep y yh yw left bias residual activation zeros
+    w wgroup wrow wstep y yh yw left bias residual activation zeros far
 """
 
 
@@ -58,6 +58,15 @@ class Window:
             found.append((there_or_zeros, there))
             address, row = e.at(address, down), e.at(row, step)
         return found
+
+    def fetch_below(self, skipped: int, count: int) -> None:
+        """Fetch what lies ``skipped`` rows below, where lanes are columns."""
+        e, v, b = self.e, self.values, self.e.builder
+        address = e.at(v["x"], b.mul(v["col"], v["xw"]), b.mul(e.at(v["row"], skipped), v["xh"]))
+        for _ in range(count):
+            for i in range(self.vectors * self.phases):
+                e.prefetch(e.at(address, i * e.lanes * e.bytes))
+            address = e.at(address, v["xh"])
 
     def masks(self, index: Any) -> list[Any]:
         """Return the masks of a row's vectors for a column of the kernel."""
@@ -185,11 +194,16 @@ def depthwise_tile(
         def start(_: Any) -> list[Any]:
             return [e.load_masked(v["bias"], stored[0]) if is_last else e.load_splat(v["bias"])]
 
-        (begin,) = e.unless_zero(v["bias"], [e.zero], start)
-        sums = e.loop(v["count"], [v["w"], *[begin] * len(cells)], group)[1:]
-
         def target(base: Any, r: int, n: int) -> Any:
             return e.at(base, e.times(v["yh"], r), e.times(v["yw"], n) if is_last else n * size)
+
+        if not is_last:
+            with builder.if_then(builder.icmp_signed("!=", v["far"], I64(0)), likely=False):
+                for r, n in cells:
+                    e.prefetch(target(v["y"], r, n), write=True)
+                window.fetch_below(read, nrows * (step if nheight > 1 else 1))
+        (begin,) = e.unless_zero(v["bias"], [e.zero], start)
+        sums = e.loop(v["count"], [v["w"], *[begin] * len(cells)], group)[1:]
 
         def add(values: list[Any]) -> list[Any]:
             more = [e.load_masked(target(v["residual"], r, n), stored[n]) for r, n in cells]

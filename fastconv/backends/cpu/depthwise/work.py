@@ -27,6 +27,8 @@ _LATENCY = 4
 WGRAD_ROWS = 4
 # Bytes a cycle from the second-level cache; of it, what masks of planes that are taken as lines may take.
 _L2_RATE, _MASKS = 32, 8
+# Second-level caches' worth of input and output that stay near: no line of them is waited for.
+NEAR = 8
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
 _START = 60
 # The same, where it is not to rank tiles: what tiles overlap of it.
@@ -166,6 +168,11 @@ class Work(ConvWork):
             return 0.0
         piece = 1 + self.tile.vectors * self.tile.lanes * self.size / _LINE
         return self.problem.n * self.problem.oc * self.depth.out * self.height.out * self.tiles_across * piece
+
+    @property
+    def far(self) -> bool:
+        """Whether tiles fetch the lines that they write, and the rows that the next ones read, ahead."""
+        return self.apart > 0 and self.problem.bytes > NEAR * self.cache
 
     @property
     def kernel_cols(self) -> int:
