@@ -26,6 +26,9 @@ _REACH = 4
 # need, take longer to compile than the loop that is in their place takes to run.
 _MOST_STORES = 32
 
+# How far ahead weights are asked for, in bytes: a page, beyond which no processor looks by itself.
+_AHEAD = 4096
+
 
 @intrinsic(prefer_literal=True)
 def _conv_tiles(
@@ -162,6 +165,9 @@ class _Tile:
             # The next tile's pixels: what lies a channel apart no processor foresees.
             for line in next_tile:
                 e.prefetch(e.at(source, line))
+            if self.width == LINE:  # narrower vectors leave no time for it, and need weights less often
+                for v in range(self.vectors):
+                    e.prefetch(e.at(weight, _AHEAD + v * LINE))
             factors = [e.load(e.at(weight, v * self.width)) for v in range(self.vectors)]
             for p, place in enumerate(self._places(source, xr, xq)):
                 value = e.load_splat(place)
