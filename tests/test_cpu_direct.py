@@ -8,9 +8,11 @@ from fresh import python
 
 import fastconv as fc
 from fastconv import registry, testing
+from fastconv.backends.cpu.direct.borders import Borders
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.planes.work import Work as PlanesWork
 from fastconv.backends.cpu.registers import Simd
+from fastconv.geometry import Axis
 from fastconv.notation import parse_problem
 
 AVX512, AVX2 = Simd("avx512", 64, 32, True), Simd("avx2", 32, 16, True)
@@ -118,13 +120,54 @@ def test_special_values_stay_where_the_windows_are(key):
     np.testing.assert_array_equal(touched, expected)
 
 
+@pytest.mark.parametrize("prepacked", [False, True])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    "text",
+    ["conv2d n2 ic20 i7 oc70 k3 p1", "conv2d n1 c32 i14 oc64 k5 s2 p2 g2", "conv3d n1 ic17 i5 oc20 k3 p1"],
+)
+def test_weights_that_are_not_finite_count_on_padding(text, value, prepacked):
+    """Taps that meet nothing but padding are left out only where zero times the weight is zero."""
+    algorithm, problem = registry.find("numba/direct"), parse_problem(text)
+    assert Work.of(problem).cuts
+    for corner in ((0,) * problem.ndim, (-1,) * problem.ndim):
+        inputs = testing.random_inputs(problem)
+        inputs[1][(17, 3, *corner)] = value
+        wanted = testing.exact(problem, inputs)
+        outputs = testing.run(algorithm, problem.replace(prepacked=prepacked), inputs)
+        testing.compare(problem, outputs, wanted, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize(
+    "axis",
+    [
+        Axis(7, 7, 3, 1, 1, 1, "zeros"),
+        Axis(8, 4, 4, 2, 1, 1, "zeros"),
+        Axis(9, 9, 5, 1, 2, 4, "zeros"),
+        Axis(3, 5, 5, 1, 3, 7, "zeros"),
+        Axis(2, 6, 1, 1, 1, 2, "zeros"),
+    ],
+)
+def test_borders_are_the_taps_that_meet_the_input(axis):
+    borders = Borders(axis)
+    line = np.arange(axis.kernel) * axis.dilation - axis.before
+    meets = [(line + o * axis.stride >= 0) & (line + o * axis.stride < axis.size) for o in range(axis.out)]
+    for met, (first, stop) in zip(meets, borders.taps, strict=True):
+        assert np.array_equal(met, (np.arange(axis.kernel) >= first) & (np.arange(axis.kernel) < stop))
+    whole = [o for o, met in enumerate(meets) if met.all()]
+    assert list(range(*borders.inner)) == whole
+    assert borders.met(1) == pytest.approx(sum(met.sum() for met in meets) / axis.kernel)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("text", ["conv2d n1 c200 i13 oc20 k1 bias relu", "conv2d n2 c200 i27 oc64 k1 residual"])
 def test_tiles_of_two_sizes_in_stages(text):
     """In a fresh process with few registers, where such tiles are chosen."""
     code = f"""
 from fastconv import registry, testing
+from fastconv.backends.cpu.direct.borders import Borders
 from fastconv.backends.cpu.direct.work import Work
+from fastconv.geometry import Axis
 from fastconv.notation import parse_problem
 problem = parse_problem({text!r})
 work = Work.of(problem)

@@ -125,6 +125,17 @@ def integer(typingctx: Any, address: Any) -> Any:
     return types.int64(types.int64), codegen
 
 
+@intrinsic
+def put(typingctx: Any, address: Any, value: Any) -> Any:
+    """Store a 64-bit integer at an address."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
 @inlined
 def word(table, index):
     """Return an entry of a table of 64-bit integers at an address."""

@@ -13,9 +13,10 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.finite import traces
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, record_of, start, task_type
-from fastconv.backends.cpu.memory import record, word
+from fastconv.backends.cpu.memory import put, record, word
 from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
@@ -27,7 +28,8 @@ _SHARED = 128 << 10
 def turn_square(typingctx, lanes, bits, source, stride, rows, count, target, offsets):
     """Transpose a square: ``count`` elements of ``rows`` rows, ``stride`` bytes apart, both at most ``lanes``.
 
-    Element ``e`` of all rows becomes a vector, widened and zero beyond ``rows``, at ``target + offsets[e]``.
+    Element ``e`` of all rows becomes a vector, widened and zero beyond ``rows``, at ``target + offsets[e]``. Returns
+    whether an element is not finite.
     """
     known = literals(lanes, bits)
     if known is None:
@@ -48,19 +50,28 @@ def turn_square(typingctx, lanes, bits, source, stride, rows, count, target, off
             there = builder.zext(builder.icmp_signed("<", I64(index), rows), I64)
             return e.unless_zero(there, [e.zero], lambda _: [e.load_masked(row(index), mask)])[0]
 
+        found: list[tuple[Any, Any]] = []
         least = builder.select(builder.icmp_signed("<", rows, count), rows, count)
         with builder.if_else(builder.icmp_signed(">=", least, I64(width)), likely=True) as (whole, part):
             with whole:
-                for i, vector in enumerate(e.transpose([e.load(row(index)) for index in range(width)])):
+                loaded = [e.load(row(index)) for index in range(width)]
+                found.append((traces(e, loaded), builder.block))
+                for i, vector in enumerate(e.transpose(loaded)):
                     store(i, vector)
             with part:
                 mask = e.first(count)
-                for i, vector in enumerate(e.transpose([load(index, mask) for index in range(width)])):
+                loaded = [load(index, mask) for index in range(width)]
+                trace = traces(e, loaded)
+                for i, vector in enumerate(e.transpose(loaded)):
                     with builder.if_then(builder.icmp_signed("<", I64(i), count)):
                         store(i, vector)
-        return context.get_dummy_value()
+                found.append((trace, builder.block))
+        either = builder.phi(found[0][0].type)
+        for value, block in found:
+            either.add_incoming(value, block)
+        return e.any_nan(either)
 
-    return types.void(lanes, bits, *(types.int64,) * 6), codegen
+    return types.int64(lanes, bits, *(types.int64,) * 6), codegen
 
 
 _LINES = fields_of(
@@ -69,6 +80,7 @@ _LINES = fields_of(
     groups outputs terms        | groups, output channels of each, elements of a row
     blocks block places         | blocks of a group, output channels of one, elements of a row that it has room for
     group_bytes                 | of the packed weight
+    found                       | how far behind it are words, one a block: 1 if an element is not finite; 0 for none
     offsets tail_offsets        | where in a block each element goes: in whole ones, in the last
     """,
     HEAD,
@@ -94,13 +106,16 @@ def _lines_kernel(bits: int, lanes: int) -> Any:
             table = job.offsets if block < job.blocks - 1 else job.tail_offsets
             source = job.x + (group * job.outputs + first) * job.stride
             target = job.w + group * job.group_bytes + block * (job.places * job.block // lanes * vector)
+            special = 0
             for v in range((there + lanes - 1) // lanes):
                 rows = min(lanes, there - v * lanes)
                 for e in range(0, job.terms, lanes):
-                    turn_square(
+                    special |= turn_square(
                         lanes, bits, source + v * lanes * job.stride + e * size, job.stride,
                         rows, min(lanes, job.terms - e), target + v * vector, table + 8 * e,
                     )  # fmt: skip
+            if job.found:
+                put(job.w + job.found + 8 * unit, special)
 
     return pack
 
@@ -122,11 +137,14 @@ class Packer:
         Where in a block the first vector of each element goes: in whole ones, and in the last of a group.
     workers : int
         Threads that may share the work.
+    found : int
+        How far behind the beginning of a packed weight there are words, one a block, that become 1 where an element is
+        not finite, else 0; 0 for none.
     """
 
     def __init__(
         self, format: int, lanes: int, groups: int, outputs: int, terms: int, block: int, places: int,
-        offsets: Sequence[Any], workers: int,
+        offsets: Sequence[Any], workers: int, found: int = 0,
     ) -> None:  # fmt: skip
         self._kernel = _lines_kernel(format, lanes).address
         self._offsets = offsets  # the kernel looks at these by address
@@ -134,7 +152,7 @@ class Packer:
         blocks = -(-outputs // block)
         group = -(-outputs // lanes) * places * lanes * size_of(computed(format))
         f = {"stride": self._stride, "groups": groups, "outputs": outputs, "terms": terms, "blocks": blocks}
-        f |= {"block": block, "places": places, "group_bytes": group}
+        f |= {"block": block, "places": places, "group_bytes": group, "found": found}
         f |= dict(zip(("offsets", "tail_offsets"), map(address, offsets), strict=True))
         self._job = record_of(_LINES, f)
         self._where = address(self._job)

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.dgrad.weights import special
+from fastconv.backends.cpu.finite import special
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.memory import move, record

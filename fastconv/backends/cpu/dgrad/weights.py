@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.interleave import weave
+from fastconv.backends.cpu.finite import special
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import integer, move, record
@@ -33,9 +34,6 @@ PART = 4
 
 # Bytes of a block that is transposed, so that it stays in the first-level cache.
 _BLOCK_BYTES = 16 << 10
-
-# Sums that are kept apart, so that a multiply-add need not wait for the one before.
-_CHAINS = 4
 
 # How a weight is turned, beside the number of taps of a kernel that is turned whole.
 PICK, TRANSPOSE = 0, 1
@@ -97,38 +95,6 @@ def _transpose(typingctx, lanes, bits, source, stride, rows, columns, target, st
         return context.get_dummy_value()
 
     return types.void(lanes, bits, *(types.int64,) * 6), codegen
-
-
-@intrinsic(prefer_literal=True)
-def special(typingctx, lanes, bits, source, count):
-    """Return 1 if one of ``count`` elements is not finite, otherwise 0."""
-    shape = literals(lanes, bits)
-    if shape is None:
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        width, element = shape
-        source, count = args[2:]
-        e = Emitter(builder, element, width)
-        together = _CHAINS * width
-        rounds = builder.sdiv(e.at(count, together - 1), I64(together))
-
-        def add(index: Any, values: list[Any]) -> list[Any]:
-            done = e.times(index, together)
-            left, at = builder.sub(count, done), e.at(source, e.times(done, e.bytes))
-
-            def load(i: int) -> Any:
-                return e.load_masked(e.at(at, i * width * e.bytes), e.first(e.at(left, -i * width)))
-
-            # Zero times what is not finite is NaN, which every later sum keeps.
-            return [e.fma(load(i), e.zero, value) for i, value in enumerate(values)]
-
-        total, *others = e.loop(rounds, [e.zero] * _CHAINS, add)
-        for other in others:
-            total = builder.fadd(total, other)
-        return e.any_nan(total)
-
-    return types.int64(lanes, bits, types.int64, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)

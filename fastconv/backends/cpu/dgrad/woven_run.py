@@ -18,7 +18,7 @@ from fastconv.backends.cpu.dgrad.packing import GradientPacker
 from fastconv.backends.cpu.dgrad.woven_work import Work
 from fastconv.backends.cpu.direct import job as direct
 from fastconv.backends.cpu.direct.loops import sweep
-from fastconv.backends.cpu.direct.record import reading_fields, summing_fields
+from fastconv.backends.cpu.direct.record import places, reading_fields, summing_fields
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.memory import clear, integer, pointed, record
 from fastconv.backends.cpu.runner import Packed, Runner, fresh, kept
@@ -46,11 +46,11 @@ _PHASE_BYTES = 8 * len(direct.FIELDS)
 
 @cache
 def computing() -> Any:
-    """Return the compiled ``compute(phase, depth, block, weights, source, rows, results, bias, sums)``."""
+    """Return the compiled ``compute(phase, depth, block, weights, source, first, rows, results, bias, sums)``."""
     sources = fingerprint()
 
-    @callback(types.void(types.CPointer(from_dtype(direct.JOB)), *(types.int64,) * 8))
-    def compute(phases, depth, block, weights, source, rows, results, bias, sums):
+    @callback(types.void(types.CPointer(from_dtype(direct.JOB)), *(types.int64,) * 9))
+    def compute(phases, depth, block, weights, source, first, rows, results, bias, sums):
         if sources == 0:
             return
         phase = record(phases, 0)
@@ -59,7 +59,8 @@ def computing() -> Any:
         # Of a band that ends behind the phase a row too many is computed, which is there in the slab.
         rows = min(rows, phase.oh)
         wterm = phase.wterm0 if block < phase.blocks - 1 else phase.wterm1
-        sweep(phase, block, weights + phase.w * wterm, source, rows, results + phase.y, bias, 0, sums)
+        weights += phase.w * wterm
+        sweep(phase, block, weights, source, depth, first, rows, results + phase.y, bias, 0, sums, True)
 
     return compute
 
@@ -128,7 +129,7 @@ def loops(ways: int, lanes: int, bits: int) -> Any:
                 weights = job.w + group * job.wgroup + block * job.wblock
                 for phase in range(job.count):
                     call(job.compute, (
-                        job.phases + phase * _PHASE_BYTES, depth, block, weights, source, rows,
+                        job.phases + phase * _PHASE_BYTES, depth, block, weights, source, first, rows,
                         slab + job.zeros, bias, slab + job.sums,
                     ))  # fmt: skip
                 channels = min(job.wide, job.oc - block * job.wide)
@@ -157,11 +158,11 @@ class WovenRunner(Runner):
         self._tables = [source_line(axis) for axis in work.axes]
         self._packed_bytes = work.packed_size * work.size
         padded = any(pads != (0, 0) for pads in work.problem.padding)
-        places = [_places(work, vectors) for vectors in (work.tile.vectors, work.tile.tail)]
+        offsets = [_offsets(work, vectors) for vectors in (work.tile.vectors, work.tile.tail)]
         # What no weight goes to must be zero.
-        self._has_gaps = work.terms > places[0].size
+        self._has_gaps = work.terms > offsets[0].size
         self._packer = GradientPacker(
-            work.gradient, work.format, work.lanes, work.block, work.terms, places, padded, work.workers
+            work.gradient, work.format, work.lanes, work.block, work.terms, offsets, padded, work.workers
         )
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Any:
@@ -224,14 +225,12 @@ class WovenRunner(Runner):
         return np.array(records), table, kept_runs
 
 
-def _places(work: Work, vectors: int) -> Any:
+def _offsets(work: Work, vectors: int) -> Any:
     """Return where in a packed block of so many vectors each (channel that is summed, tap) goes."""
     kernel = work.gradient.kernel_size
-    places = np.zeros((work.inputs, math.prod(kernel)), np.int64)
+    found = np.zeros((work.inputs, math.prod(kernel)), np.int64)
     number = np.arange(math.prod(kernel)).reshape(kernel)
     for phase, before in zip(work.phases, work.before, strict=True):
         taps = number[np.ix_(*phase.group.members[0].taps)].ravel()
-        chunk, channel = np.divmod(np.arange(work.inputs), phase.item)
-        first = before + chunk * phase.taps * phase.item + channel
-        places[:, taps] = first[:, None] + np.arange(phase.taps) * phase.item
-    return places * (vectors * work.lanes * work.size)
+        found[:, taps] = before + places(phase)
+    return found * (vectors * work.lanes * work.size)

@@ -105,7 +105,7 @@ class Work(direct.Work):
         *outer, columns = self.gradient.x_shape
         rows = math.prod(outer)
         weaving = rows * (_ROW + _WEAVE * columns / self.lanes)
-        summing = sum(phase.axes[0].out * phase.summing_cycles for phase in self.phases)
+        summing = sum(phase.summing_cycles for phase in self.phases)
         filling = self.axes[0].out * self.bands * self.parts * (direct.UNIT + self.filling_cycles)
         beginning = self.axes[0].out * self.bands * self.blocks * len(self.phases) * _PHASE
         return self.images * self.problem.groups * (summing + filling + beginning) + weaving

@@ -35,7 +35,7 @@ class Direct(Algorithm):
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = Work.of(problem)
-        packed = 0 if work.problem.prepacked else work.packed_size * work.size
+        packed = 0 if work.problem.prepacked else work.packed_bytes
         return packed + work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:

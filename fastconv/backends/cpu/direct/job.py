@@ -8,6 +8,10 @@ from fastconv.backends.cpu.job import HEAD, fields_of, job_type
 _FIELDS = """
     x xn xg xc xd xh xw         | the input and its strides: image, group, channel, depth, row, column
     runs nruns run              | offsets of the runs of terms into the source, how many; terms of a run
+    plane line                  | runs of a depth of the kernel, of a row of it
+    met_d met_h                 | where it is said which depths and rows of the kernel meet the input; 0: all
+    inner inner_stop            | output rows of which all of the kernel's do
+    found                       | how far behind the packed weight words say which blocks are not finite, 0 for none
     stage                       | runs that are summed before the next tile's turn comes
     st sd sh sw                 | the source that tiles read: a step of a term, of an output depth, row, column
     w wgroup wblock blocks      | the packed weight, a group of it, a block of output channels; blocks of a group
@@ -17,6 +21,7 @@ _FIELDS = """
     groups bands band parts     | a unit of work: image, group, depth, band of rows, part of the blocks
     rows wide                   | of a tile: rows, than which no band has fewer; output channels
     cut turn                    | columns that tiles of full size cover; rows until the others' turn comes, one narrower
+    strip                       | columns that tiles of full size compute, those that two of them do twice
     full0 full1 less0 less1     | what computes the tiles of full size, and the others: of whole blocks, of the last
     wterm0 wterm1               | bytes of a term of a block's weights
     size                        | bytes of an element of the output

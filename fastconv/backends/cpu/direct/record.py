@@ -16,6 +16,8 @@ from fastconv.problem import Sizes
 
 # A register file of so many vectors is small.
 _FEW = 16
+# More rows than there are.
+_NEVER = 1 << 40
 
 
 def reading_fields(work: Work, x: Sizes, tables: list[Any]) -> tuple[dict[str, int], Sizes]:
@@ -78,18 +80,39 @@ def summing_fields(
         How many bytes behind the source the first window begins.
     """
     runs, run = _runs(work, steps, term, shift)
-    f = {"runs": address(runs), "nruns": len(runs), "run": run, "stage": work.stage(run)}
+    depths, rows = work.borders
+    table = np.concatenate((runs, *(axis.taps.ravel() for axis in work.borders if not axis.are_plain)))
+    f = {"runs": address(table), "nruns": len(runs), "run": run, "stage": work.stage(run)}
+    f |= {"plane": len(runs) // work.axes[0].kernel}
+    f |= {"line": f["plane"] // work.axes[1].kernel, "inner": 0, "inner_stop": _NEVER}
+    if not rows.are_plain:
+        f |= {"inner": rows.inner[0], "inner_stop": rows.inner[1]}
+        f["met_h"] = f["runs"] + table.nbytes - rows.taps.nbytes
+    if not depths.are_plain:
+        f["met_d"] = f["runs"] + runs.nbytes
     f |= {"oc": work.outputs, "od": work.axes[0].out, "oh": work.output[0], "ow": work.output[1]}
     f |= {"blocks": work.blocks, "wblock": work.block * work.terms * work.size}
     f |= {"wide": work.block, "size": work.problem.itemsize, "turn": work.turn}
-    return f | _tiles(work, last, term, pixel), runs
+    return f | _tiles(work, last, term, pixel), table
+
+
+def places(work: Work) -> Any:
+    """Return which term each (input channel, kernel position) is.
+
+    Rows of the kernel are outermost, so that those which meet the input are one range of terms.
+    """
+    chunk, channel = (part[:, None] for part in np.divmod(np.arange(work.inputs), work.item))
+    columns = work.axes[2].kernel
+    row, column = np.divmod(np.arange(work.taps), columns)
+    return ((row * work.chunks + chunk) * columns + column) * work.item + channel
 
 
 def _tiles(work: Work, last: bool, term: int, pixel: int) -> dict[str, int]:
     """Return what the loops know of the tiles, and who computes them."""
     tile = work.tile
     steps = _literal_steps(work, term, pixel)
-    f = {"cut": min(work.output[1], work.cut.full * work.cut.size)}
+    strip = work.cut.full * work.cut.size
+    f = {"rows": tile.rows, "cut": min(work.output[1], strip), "strip": strip}
     partial = int(work.outputs % work.lanes > 0)
     for name, vectors, part in (("0", tile.vectors, 0), ("1", tile.tail, partial)):
         if name == "0" and work.blocks == 1:
@@ -116,9 +139,10 @@ def _literal_steps(work: Work, term: int, pixel: int) -> tuple[int, int]:
 
 def _runs(work: Work, steps: Sizes, step: int, shift: int) -> tuple[Any, int]:
     """Return the offsets of runs of terms that lie ``step`` bytes apart, and how many terms a run has."""
-    counts = (work.chunks, *(axis.kernel for axis in work.axes))
-    chunk = steps[0] if work.staged else work.item * step
-    scaled = (chunk, *(axis.dilation * s for axis, s in zip(work.axes, steps[1:], strict=True)))
+    depths, rows, columns = (axis.kernel for axis in work.axes)
+    counts = (depths, rows, work.chunks, columns)
+    depth, row, column = (axis.dilation * s for axis, s in zip(work.axes, steps[1:], strict=True))
+    scaled = (depth, row, steps[0] if work.staged else work.item * step, column)
     run = work.item
     if scaled[-1] == run * step:  # the columns of the kernel follow one another
         run *= counts[-1]

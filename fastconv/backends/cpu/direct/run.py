@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
 from fastconv.backends.cpu.direct.job import FIELDS
 from fastconv.backends.cpu.direct.loops import loops
-from fastconv.backends.cpu.direct.record import reading_fields, summing_fields
+from fastconv.backends.cpu.direct.record import places, reading_fields, summing_fields
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.packing import Packer
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
@@ -32,18 +30,18 @@ class DirectRunner(Runner):
         self._weight_shape = (problem.oc, work.inputs * work.taps)
         # What no weight goes to must be zero.
         self._is_padded = work.terms > self._weight_shape[1]
-        self._packed_bytes = work.packed_size * work.size
+        self._packed_bytes = work.packed_bytes
+        # Behind the weight, words that say which blocks of it are not finite.
+        self._found = work.packed_size * work.size if work.cuts else 0
         self._packer = Packer(
             work.format, work.lanes, problem.groups, work.outputs, self._weight_shape[1], work.block, work.terms,
             [self._packed_offsets(vectors) for vectors in (work.tile.vectors, work.tile.tail)], work.workers,
+            self._found,
         )  # fmt: skip
 
     def _packed_offsets(self, vectors: int) -> Any:
         """Return where in a packed block each (input channel, kernel position) goes."""
-        work = self.work
-        chunk, channel = np.divmod(np.arange(work.inputs), work.item)
-        terms = (chunk * work.taps * work.item + channel)[:, None] + np.arange(work.taps) * work.item
-        return np.ascontiguousarray(terms).ravel() * (vectors * work.lanes * work.size)
+        return places(self.work).ravel() * (vectors * self.work.lanes * self.work.size)
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as the micro-kernel reads it."""
@@ -76,5 +74,5 @@ class DirectRunner(Runner):
         f = reading | summing | {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw}
         f["wgroup"] = work.packed_size // work.problem.groups * work.size
         f |= {"parts": work.parts, "slab_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.band)}
-        f |= {"rows": work.tile.rows, "activation": self.activation}
+        f |= {"found": self._found, "activation": self.activation}
         return f, loops().address, runs

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from functools import cached_property, partial
+from collections.abc import Callable, Sequence
+from functools import cache, cached_property, partial
 from typing import NamedTuple
 
 from fastconv.backends.cpu.cuts import Cut, even
+from fastconv.backends.cpu.direct.borders import Borders
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.registers import LINE, Simd
 from fastconv.backends.cpu.work import ConvWork
@@ -36,8 +37,12 @@ _TWO_SIZES = 0.97
 _TURN = 8
 # Bytes a cycle that come from there, and terms of a stage whose weights and pixels the first level holds.
 _FETCHED, _NEAR_TERMS = 16, 128
+# Bytes a cycle that come from memory, where a weight is of more than so many second-level caches.
+_FAR, _NEAR_CACHES = 5, 8
 # Vectors of output channels that a tile may have.
 _WIDTHS = (1, 2, 3, 4)
+# An axis that a problem lacks.
+_POINT = Axis(1, 1, 1, 1, 1, 0, "zeros")
 
 
 class Tile(NamedTuple):
@@ -57,8 +62,10 @@ def choose_tile(
     rate: float = 2.0,
     terms: int = 1024,
     fetching: float = 0.0,
+    waiting: float = 0.0,
     evenly: bool = False,
     widths: Sequence[int] = _WIDTHS,
+    met: Callable[[int], float] | None = None,
 ) -> tuple[Tile, float]:
     """Return the tile that takes the fewest cycles, and these cycles a term, stores included.
 
@@ -75,10 +82,14 @@ def choose_tile(
         Products that are summed for an output element.
     fetching : float
         Cycles a term until a pixel is in the first-level cache. They count for the choice only.
+    waiting : float
+        Cycles until a vector of the weight has come from memory, for the first tile. They count for the choice only.
     evenly : bool
         Columns are cut as `even` does it, the tile being the largest; otherwise all tiles are of one size.
     widths : sequence of int
         Vectors of output channels that a tile may have.
+    met : callable, optional
+        How many tiles of so many rows one behind the other take as long, if all taps met the input: `Borders.met`.
     """
     rows_out, cols_out = output
     needed = -(-channels // lanes)
@@ -101,9 +112,10 @@ def choose_tile(
                 # Storing a tile takes as long whether the vectors that are turned are all needed or not.
                 squares = ((blocks - 1) * vectors + tail) * -(-rows * width // lanes)
                 cost += pieces * (step + squares * _square_cycles(lanes) / terms)
-            cost *= -(-rows_out // rows)
+            cost *= met(rows) if met else -(-rows_out // rows)
             # Each block of output channels reads the input again.
             together = cost + fetching * rows_out * cols_out * blocks
+            together += blocks * max(0.0, vectors * waiting - _step_cycles(rows * cols, vectors, rate))
             if together < least:
                 best, best_cost, least = Tile(rows, cols, vectors, tail), cost, together
     return best, best_cost
@@ -136,12 +148,13 @@ class Work(ConvWork):
         # Where an image has one output position (a fully connected layer), a tile takes one pixel of several images.
         self.across = not padded and problem.n > 1 and pixels == 1 and (self.taps == 1 or not self.is_half)
         if self.across and self.taps == 1:
-            point = Axis(1, 1, 1, 1, 1, 0, "zeros")
-            self.axes = (point, Axis(problem.n, problem.n, 1, 1, 1, 0, "zeros"), point)
+            self.axes = (_POINT, Axis(problem.n, problem.n, 1, 1, 1, 0, "zeros"), _POINT)
         self._arrange(self._needs_slab(padded) or self.is_half)  # widened on the way
         self.images = 1 if self.across else problem.n
         _, rows, cols = self.axes
         self.output = (problem.n, 1) if self.across else (rows.out, cols.out)
+        #: What depths and rows of the kernel meet. Those of rows follow one another within a depth only.
+        self.borders = Borders(self.axes[0]), Borders(self.axes[1] if self.axes[0].kernel == 1 else _POINT)
         self._choose_tile()
         # A line of the cache is read for each term, and for few products, where pixels are in the order of the input.
         if not self.staged and first and pixels > 1 and self.taps == 1 and self._is_waiting:
@@ -172,7 +185,10 @@ class Work(ConvWork):
     def _choose_tile(self, fetching: float = 0.0) -> None:
         registers = self.simd.registers, self.simd.fma_per_cycle
         choose = partial(choose_tile, self.output, self.outputs, self.lanes, *registers, self.terms, fetching)
-        choose = partial(choose, widths=self.widths)
+        weight = self.inputs * self.outputs * self.taps * self.size
+        waiting = self.lanes * self.size / _FAR if weight > _NEAR_CACHES * self.cache else 0.0
+        rows = self.borders[1]
+        choose = partial(choose, waiting=waiting, widths=self.widths, met=None if rows.are_plain else cache(rows.met))
         self.tile, self.step_cycles = choose()
         pieces = -(-self.output[1] // self.tile.cols)
         # Tiles of one size overlap: what is computed twice comes out the same.
@@ -209,10 +225,22 @@ class Work(ConvWork):
         return -(-self.outputs // self.block)
 
     @property
+    def cuts(self) -> bool:
+        """Whether tiles leave out taps that meet nothing but zeros, where the weight is finite."""
+        depths, rows = self.borders
+        pieces = -(-self.output[0] // self.tile.rows)
+        return not depths.are_plain or (not rows.are_plain and rows.met(self.tile.rows) < pieces)
+
+    @property
     def packed_size(self) -> int:
         """Elements of the packed weight."""
         channels = (self.blocks - 1) * self.block + self.tile.tail * self.lanes
         return self.problem.groups * channels * self.terms
+
+    @property
+    def packed_bytes(self) -> int:
+        """Bytes of the packed weight, and of words that say which blocks of it are not finite."""
+        return self.packed_size * self.size + (8 * self.problem.groups * self.blocks if self.cuts else 0)
 
     @cached_property
     def band(self) -> int:
@@ -309,14 +337,14 @@ class Work(ConvWork):
 
     @property
     def summing_cycles(self) -> float:
-        """Cycles of all tiles of one depth of a group of an image."""
-        return self.terms * self.step_cycles - self._unstored_cycles
+        """Cycles of all tiles of a group of an image."""
+        return self.borders[0].met(1) * (self.terms * self.step_cycles - self._unstored_cycles)
 
     @property
     def cycles(self) -> float:
         """Cycles on one core: all tiles, and the filling of slabs."""
-        outer = self.images * self.problem.groups * self.axes[0].out
-        return outer * (self.summing_cycles + self.bands * self.parts * (UNIT + self.filling_cycles))
+        filling = self.axes[0].out * self.bands * self.parts * (UNIT + self.filling_cycles)
+        return self.images * self.problem.groups * (self.summing_cycles + filling)
 
     @property
     def pack_cycles(self) -> float:
