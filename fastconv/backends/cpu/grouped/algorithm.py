@@ -38,7 +38,7 @@ class Grouped(Algorithm):
         work = Work.of(problem)
         computing = work.cycles / machine.hertz
         # Rows are copied before they are used: nothing hides behind anything else.
-        moving = machine.moving(work.moved, work.rows_read)
+        moving = machine.moving(work.moved, work.rows_read) + work.spilled / machine.bandwidth
         return _OVERHEAD + (computing + moving) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:

@@ -198,6 +198,12 @@ class Work(ConvWork):
         return self.problem.bytes + (read * max(0.0, again) if self.input_bytes(self.band) > self.cache else 0.0)
 
     @property
+    def spilled(self) -> int:
+        """Bytes of slabs that leave the cache before they are read, on their way out and back."""
+        copied = self.rows_read * self.cols.stride * self.phase_width * self.size
+        return 2 * max(0, copied - self.units * self.cache)
+
+    @property
     def _heights(self) -> int:
         """Rows of a channel that a band reads."""
         kernel, stride = self.rows.kernel, self.rows.stride

@@ -43,7 +43,7 @@ class Planes(Algorithm):
         packing = 0.0 if work.problem.prepacked else _PACKING + work.packed_size / _PACK_RATE
         computing = work.cycles / machine.hertz
         # Lines are copied before they are used: nothing hides behind anything else.
-        moving = machine.moving(work.moved, work.pieces)
+        moving = machine.moving(work.moved, work.pieces) + work.spilled / machine.bandwidth
         return _OVERHEAD + packing + work.handing_over(machine) + (computing + moving) / min(work.workers, work.units)
 
     def plan(self, problem: AnyProblem) -> Plan:

@@ -120,6 +120,11 @@ class Work(ConvWork):
         return -(-(self.problem.ic * self.steps(self.band)[0] + beyond) // _LINE) * _LINE
 
     @property
+    def spilled(self) -> int:
+        """Bytes of slabs that leave the cache before they are read, on their way out and back."""
+        return 2 * self.units * max(0, self.slab_bytes - self.cache)
+
+    @property
     def _lines(self) -> int:
         """Lines that are copied into slabs."""
         heights = self.height.extent(self.band)
