@@ -89,6 +89,27 @@ def test_adjoint(text: str) -> None:
     ), format_problem(problem)
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("layout", ["channels_first", "channels_last"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:wgrad n2 c20 i7 oc40 k3 p1",
+        "conv2d:wgrad n2 ic3 i15 oc40 k7 s2 p3",  # a tile's inputs run along kernel columns
+        "conv2d:wgrad n2 c32 i14 oc64 k3 s2 p1 g8",
+        "conv3d:wgrad n1 ic16 i6 oc20 k3 p1",
+        "conv2d:wgrad n2 ic16 i5 oc20 k5 p6 d3",  # taps that meet nothing but padding
+    ],
+)
+def test_padding_counts_where_it_is_multiplied_by_what_is_not_finite(text, layout, value) -> None:
+    problem = parse_problem(text).replace(layout=layout)
+    for corner in ((0,) * problem.ndim, (-1,) * problem.ndim):
+        inputs = testing.random_inputs(problem)
+        inputs[1][(0, 1, *corner)] = value
+        outputs = testing.run(WGRAD, problem, inputs)
+        testing.compare(problem, outputs, testing.exact(problem, inputs), WGRAD.error_bound(problem))
+
+
 def test_nothing_else_is_multiplied() -> None:
     """A NaN that no output reads changes nothing, and one that is read reaches what reads it only."""
     problem = parse_problem("conv2d:wgrad n1 ic5 ih6 iw6 oc3 kh1 kw1 s2")

@@ -42,6 +42,16 @@ class Borders:
         return np.ascontiguousarray(found.clip(0, axis.kernel))
 
     @property
+    def outputs(self) -> NDArray[np.int64]:
+        """For each tap the first output position at which it meets the input, and the one behind the last."""
+        axis = self._axis
+        if self.are_plain:
+            return np.array([(0, axis.out)] * axis.kernel, np.int64)
+        near = axis.before - np.arange(axis.kernel, dtype=np.int64) * axis.dilation
+        found = -(-np.stack((near, near + axis.size), axis=1) // axis.stride)
+        return np.ascontiguousarray(found.clip(0, axis.out))
+
+    @property
     def are_plain(self) -> bool:
         """Whether all taps meet the input everywhere."""
         return self.inner == (0, self._axis.out)

@@ -12,9 +12,10 @@ from typing import Any
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.elements import widen_one
+from fastconv.backends.cpu.finite import special
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, integer, record, word
+from fastconv.backends.cpu.memory import clear, integer, pointed, put, record, word
 from fastconv.backends.cpu.wgrad.tile import lift, turn
 
 # Addresses, sizes and (in bytes) strides.
@@ -46,6 +47,7 @@ _FIELDS = """
     vectors tail span        | vectors of these blocks; inputs of a tile
     spread                   | channels of a group where several groups share a vector, or 0
     tiles ntiles             | offsets of the tiles of a block in packed x, how many
+    boxes special            | rows and columns of pixels where tiles meet the input, 0: all; whether dy is not finite
     order                    | where among a block's sums each element of a row of dw is
     tail_order               | the same in the last block of output channels
     csupers csuper           | parts that the blocks of inputs are cut into, blocks in a part
@@ -55,6 +57,8 @@ _FIELDS = """
 """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
+
+_SPECIAL = 8 * FIELDS.index("special")
 
 
 @cache
@@ -130,8 +134,7 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
                         turn(lanes, bits, accumulated, 0, 1, source + q * size + c * job.yk, job.yk,
                              min(lanes, channels - c), min(lanes, job.line - q),
                              target + q * pixel + c * wide, steps)  # fmt: skip
-                continue
-            for q in range(job.line):
+            for q in range(job.line if job.yw != size else 0):
                 at, to = source + q * job.yw, target + q * pixel
                 if job.yk == size:
                     for c in range(0, channels, lanes):
@@ -140,6 +143,8 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
                     clear(to, pixel)
                     for c in range(channels):
                         widen_one(bits, at + c * job.yk, to + c * wide)
+            if job.boxes and special(lanes, accumulated, target, job.line * pixel // wide):
+                put(pointed(jobs) + _SPECIAL, 1)
 
     return pack_x, pack_dy
 
@@ -154,6 +159,13 @@ def _room(job, unit, worker):
 def _first(job, block):
     """Return the first input of a block. Where x is read directly, the last block overlaps the one before."""
     return min(block * job.channels, job.inputs - job.channels) if job.direct else block * job.channels
+
+
+@inlined
+def _met(first, stop, from_, count):
+    """Return the part of some positions that lies in a range, first one and how many; one of them if none does."""
+    begin, end = max(first, from_), min(stop, from_ + count)
+    return (begin, end - begin) if begin < end else (from_, 1)
 
 
 @inlined
@@ -195,6 +207,8 @@ def sums(lanes: int, bits: int) -> Any:
             straight = job.straight and first_k + wide * lanes <= job.outputs
             rows_of_dw = job.dw + group * job.inputs * job.dwe + first_k * size
             add = job.add
+            # Padding counts where it is multiplied by what is not finite.
+            boxes = 0 if job.special else job.boxes
             for o in range(job.outer):
                 for p in range(0, job.planes, job.mplanes):
                     for r in range(0, job.rows, job.mrows):
@@ -208,11 +222,17 @@ def sums(lanes: int, bits: int) -> Any:
                                 from_ = b + (_first(job, c) * job.direct if job.direct else c * job.sblock)
                                 to = room + (c - first_c) * block_sums
                                 for t in range(job.ntiles):
-                                    at, there = from_ + word(job.tiles, t), to + t * tile_sums
+                                    row, height, col, width = r, rows, q, columns
+                                    if boxes:
+                                        row, height = _met(word(boxes, 4 * t), word(boxes, 4 * t + 1), r, rows)
+                                        col, width = _met(word(boxes, 4 * t + 2), word(boxes, 4 * t + 3), q, columns)
+                                    at = from_ + word(job.tiles, t) + (row - r) * job.brow + (col - q) * job.bcol
+                                    there = to + t * tile_sums
                                     call(tile, (
-                                        a, job.arow * pixel, job.aplane * pixel,
+                                        a + ((row - r) * job.arow + col - q) * pixel,
+                                        job.arow * pixel, job.aplane * pixel,
                                         at, job.bcol, job.brow, job.bplane, job.bstep,
-                                        columns, rows, planes, there * add,
+                                        width, height, planes, there * add,
                                         rows_of_dw + _first(job, c) * job.dwe if ready else there,
                                         job.dwe if ready else pixel,
                                     ))  # fmt: skip

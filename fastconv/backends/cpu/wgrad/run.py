@@ -212,6 +212,9 @@ class Runner:
         simage = sd * depth.extent(work.chunk.depths)
         f |= {"sh": sh, "sd": sd, "simage": simage, "bstep": cols.axis.dilation * work.item}
         f |= self._box(chunk, (simage, depth.step * sd, rows.step * sh, cols.step * work.item))
+        if not all(axis.are_plain for axis in work.borders) and (f["rows"], f["cols"]) == (chunk.rows, cols.axis.out):
+            tables.append(self._boxes(chunk))
+            f["boxes"] = address(tables[-1])
         if rows.axis.is_point and cols.axis.is_point and chunk.rows > 1 and xh == cols.axis.size * xw:
             # Rows that lie one after the other, here and there, are one.
             width = chunk.rows * cols.axis.size
@@ -219,6 +222,16 @@ class Runner:
             f |= {"x": f["x"] + chunk.row * xh, "heights": 1, "table_h": address(self._rows)}
             f |= {"table_w": address(tables[-1]), "widths": width, "first": 0, "last": width}
         return f
+
+    def _boxes(self, chunk: Chunk) -> Any:
+        """Return, for each tile, the first row of a chunk that meets the input and the one behind the last; columns."""
+        work = self.work
+        rows, columns = (axis.outputs for axis in work.borders)
+        rows = (rows - chunk.row).clip(0, chunk.rows)
+        if work.along:  # a tile has several columns of the kernel
+            columns = np.array([(0, work.axes[2].out)] * work.tiles_of_row)
+        _, row, tile = np.indices((work.axes[0].kernel, len(rows), len(columns))).reshape(3, -1)
+        return np.ascontiguousarray(np.hstack((rows[row], columns[tile])), np.int64)
 
     def _read_dy(self, chunk: Chunk, dy: Sizes) -> dict[str, int]:
         """Return how a chunk's gradient of the output is read."""

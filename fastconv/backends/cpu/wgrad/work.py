@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.direct.borders import Borders
 from fastconv.backends.cpu.direct.work import Tile, choose_tile
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.registers import Simd
@@ -87,6 +88,8 @@ class Work(ConvWork):
         self.lines = tuple(map(Line, self.axes))
         self.kernel_cols = self.axes[2].kernel
         self.groups = problem.groups
+        #: Which rows and columns of the kernel meet the input.
+        self.borders = Borders(self.axes[1]), Borders(self.axes[2])
         self.spread = self._spread()
         if self.spread:
             self.groups = problem.oc // self.lanes
@@ -295,7 +298,14 @@ class Work(ConvWork):
             loads = 2 * tile.cols if self.spread else tile.cols + vectors
             step = max(held / fma, loads / 2, far, _LATENCY) + 1
             cycles += count * (pixels * step + pieces * (2 * held + _TILE_CYCLES))
-        return self.groups * self.cblocks * self.tiles * cycles
+        return self.groups * self.cblocks * self.tiles * cycles * self._met
+
+    @property
+    def _met(self) -> float:
+        """The part of the products that are not by padding."""
+        rows, columns = self.borders
+        met = rows.met(1) / self.axes[1].out
+        return met if self.along else met * columns.met(1) / self.axes[2].out
 
     @property
     def _packed_elements(self) -> int:
