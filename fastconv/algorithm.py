@@ -66,7 +66,7 @@ class Algorithm(ABC):
         that their error bound is a share of the largest magnitude in the image, not of each element's own).
     """
 
-    name: ClassVar[str]
+    name: str
     backend: ClassVar[str]
     device: ClassVar[str] = "cpu"
     deterministic: ClassVar[bool] = True

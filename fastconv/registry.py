@@ -1,4 +1,7 @@
-"""The algorithms, one line each. Tests, benchmarks, `explain` and tuning iterate what stands here."""
+"""The algorithms, one line each, or one for several that a table makes.
+
+Tests, benchmarks, `explain` and tuning iterate what stands here.
+"""
 
 from __future__ import annotations
 
@@ -36,10 +39,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.pool.algorithm:PoolGradient",
     "fastconv.backends.cpu.unfold.algorithm:Unfold",
     "fastconv.backends.cpu.unfold.algorithm:Fold",
-    "fastconv.backends.cpu.winograd.algorithm:Winograd2",
-    "fastconv.backends.cpu.winograd.algorithm:Winograd4",
-    "fastconv.backends.cpu.winograd.algorithm:Winograd2x5",
-    "fastconv.backends.cpu.winograd.algorithm:Winograd3x2",
+    "fastconv.backends.cpu.winograd.algorithm:ALGORITHMS",
     "fastconv.backends.cpu.dgrad.algorithm:DgradDirect",
     "fastconv.backends.cpu.dgrad.woven:WovenDgrad",
     "fastconv.backends.cpu.dgrad.algorithm:DgradPointwise",
@@ -49,10 +49,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.dgrad.algorithm:DgradGemv",
     "fastconv.backends.cpu.dgrad.algorithm:DgradGrouped",
     "fastconv.backends.cpu.dgrad.grouped:GroupedDgrad",
-    "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd2",
-    "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd4",
-    "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd2x5",
-    "fastconv.backends.cpu.dgrad.algorithm:DgradWinograd3x2",
+    "fastconv.backends.cpu.dgrad.winograd:ALGORITHMS",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
     "fastconv.backends.cuda.direct.algorithm:Direct",
     "fastconv.backends.cuda.tensorcore.algorithm:Tensorcore",
@@ -146,10 +143,11 @@ def _load() -> None:
     loaded: dict[str, Algorithm] = {}
     for place in _BUILT_IN:
         module, _, name = place.partition(":")
-        algorithm: Algorithm = getattr(importlib.import_module(module), name)()
-        if algorithm.key in loaded:
-            raise RuntimeError(f"{algorithm.key} stands twice in the registry")
-        loaded[algorithm.key] = algorithm
+        found = getattr(importlib.import_module(module), name)
+        for algorithm in found if isinstance(found, tuple) else (found(),):
+            if algorithm.key in loaded:
+                raise RuntimeError(f"{algorithm.key} stands twice in the registry")
+            loaded[algorithm.key] = algorithm
     with _lock:
         if not _algorithms:
             _algorithms.update(loaded)

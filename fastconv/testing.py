@@ -38,8 +38,12 @@ CONV_SHAPES = """
     conv2d n1 c24 i7 oc10 k2 bias
     conv2d n2 c16 i8 oc18 k4 s2 p1
     conv2d n1 c12 i9 oc20 k5 p2 bias
-    conv2d n1 c2 ih5 iw17 oc3 kh1 kw7 pw3 sigmoid
-    conv2d n1 c2 ih17 iw5 oc3 kh7 kw1 ph3 tanh residual
+    conv2d n1 c3 ih5 iw17 oc3 kh1 kw7 pw3 sigmoid
+    conv2d n1 c3 ih17 iw5 oc3 kh7 kw1 ph3 tanh residual
+    conv2d n1 c8 ih4 iw13 oc18 kh1 kw3 pw1 bias
+    conv2d n2 c8 ih13 iw3 oc18 kh3 kw1 ph1 reflect
+    conv2d n1 c6 ih3 iw10 oc17 kh1 kw5 pw2 channels_last
+    conv2d n1 c12 ih11 iw4 oc8 kh5 kw1 ph2:1 g2
     conv2d n2 c3 i8 oc4 k3 p2 reflect
     conv2d n2 c3 i8 oc4 k4 s2 ph3:1 pw0:2 d2 replicate bias
     conv2d n2 c4 i6 oc4 k3 p3:2 g2 circular
@@ -50,6 +54,7 @@ CONV_SHAPES = """
     conv1d n2 c3 i19 oc5 k4 s2 p1 bias
     conv1d n1 c4 i33 oc4 k2 d8 g2 p8:0
     conv1d n2 c6 i11 oc6 k3 p1 g6 channels_last
+    conv1d n2 c17 i23 oc6 k7 p3 relu
     conv3d n1 c2 id4 ih5 iw6 oc3 kd2 kh3 kw3 s2 p1 bias
     conv3d n2 c4 i5 oc4 k3 p1 g2 d2 circular
     conv3d n1 c3 i4 oc2 k3 p1 channels_last

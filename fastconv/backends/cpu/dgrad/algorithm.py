@@ -16,7 +16,6 @@ from fastconv.backends.cpu.gemv.algorithm import Gemv
 from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise, PointwiseInPlace
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.winograd.algorithm import Winograd2, Winograd2x5, Winograd3x2, Winograd4
 from fastconv.backends.cpu.work import refuses_all_but, workers_for
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
@@ -39,7 +38,7 @@ class Dgrad(Algorithm):
     """Phases of the stride, each a forward convolution of stride 1; any stride, dilation and padding with zeros."""
 
     backend = "numba"
-    forward: ClassVar[Algorithm]
+    forward: Algorithm
     # Whether the forward algorithm packs a weight that is turned by its strides alone, as `Work` has it.
     views: ClassVar[int] = 0
     # Whether it reads such a weight where it is.
@@ -226,39 +225,3 @@ class DgradDepthwise(Dgrad):
 
     name = "dgrad_depthwise"
     forward = Depthwise()
-
-
-class DgradWinograd2(Dgrad):
-    """By F(2x2, 3x3)."""
-
-    name = "dgrad_winograd2"
-    strict = False
-    forward = Winograd2()
-    views = 2
-
-
-class DgradWinograd4(Dgrad):
-    """By F(4x4, 3x3)."""
-
-    name = "dgrad_winograd4"
-    strict = False
-    forward = Winograd4()
-    views = 2
-
-
-class DgradWinograd2x5(Dgrad):
-    """By F(2x2, 5x5)."""
-
-    name = "dgrad_winograd2_5x5"
-    strict = False
-    forward = Winograd2x5()
-    views = 2
-
-
-class DgradWinograd3x2(Dgrad):
-    """By F(3x3, 2x2): of kernels of 4x4 that move by two, and of 2x2."""
-
-    name = "dgrad_winograd3_2x2"
-    strict = False
-    forward = Winograd3x2()
-    views = 2

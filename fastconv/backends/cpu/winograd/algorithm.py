@@ -1,22 +1,22 @@
-"""Winograd's convolution: fewer multiplications for 2x2, 3x3 and 5x5 kernels at stride 1, at more rounding.
+"""Winograd's convolution: fewer multiplications for small kernels at stride 1, at more rounding.
 
-Of a volume it is the planes that tiles cut, whatever the kernel's depth, stride and dilation along it are: planes that
-an output sees at another depth are as further input channels.
+An axis of one tap is left as it is; a line is a plane of one row. Of a volume it is the planes that tiles cut, whatever
+the kernel's depth, stride and dilation along it are: planes that an output sees at another depth are as further input
+channels.
 """
 
 from __future__ import annotations
 
 import math
-from typing import ClassVar
 
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.winograd.points import TAPS
 from fastconv.backends.cpu.winograd.work import Work, growth
 from fastconv.backends.cpu.work import packed_in_a_run, refuses_all_but, refuses_halves, workers_for
-from fastconv.geometry import Axis, axes_of, fewest_reads
+from fastconv.geometry import fewest_reads
 from fastconv.machine import Machine, machine
-from fastconv.problem import ConvProblem
+from fastconv.problem import ConvProblem, Sizes
 
 _OVERHEAD, _PACKING = 6e-6, 3e-6
 _EXPOSED = 0.5  # of the time that input and output take to move: what arithmetic does not hide
@@ -29,40 +29,43 @@ _FILTER = 8.0  # instructions to transform a vector of the weight
 _PRODUCTS = 12
 
 
-def _fewest_products(problem: ConvProblem, taps: int) -> int:
+def _fewest_products(problem: ConvProblem) -> int:
     """Return how many products that are not with padding are behind an output, at least."""
-    products = problem.ic // problem.groups
-    for axis in axes_of(problem)[:-2]:
-        assert isinstance(axis, Axis)
-        products *= fewest_reads(axis)
-    for size, padding in zip(problem.input_size[-2:], problem.padding[-2:], strict=True):
-        seen = min(taps - max(0, *padding), size) if problem.padding_mode == "zeros" else taps
-        products *= max(seen, 0)
-    return products
+    return problem.ic // problem.groups * math.prod(map(fewest_reads, lifted_axes(problem)))
 
 
 class Winograd(Algorithm):
-    """Tiles of m x m outputs by (m+taps-1)^2 multiplications for each pair of channels, instead of (m taps)^2."""
+    """Tiles of a few outputs by as many multiplications as they read inputs, or a few more, for each pair of channels.
+
+    Parameters
+    ----------
+    name : str
+    m : tuple of int
+        Outputs of a tile: rows, columns.
+    taps : tuple of int
+        Rows and columns of the kernel.
+    constant : float
+        What takes the place of `ERROR_CONSTANT`.
+    """
 
     backend = "numba"
     strict = False
-    m: ClassVar[int]
-    taps: ClassVar[int] = TAPS
-    # What takes the place of `ERROR_CONSTANT`: the largest met was 1.9 for m = 2 and 12 for m = 4, at 3 input channels.
-    constant: ClassVar[float]
+
+    def __init__(self, name: str, m: Sizes, taps: Sizes, constant: float) -> None:
+        self.name, self.m, self.taps, self.constant = name, m, taps, constant
 
     def refuses(self, problem: AnyProblem) -> str | None:
         common = refuses_all_but("fprop", problem)
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.op not in ("conv2d", "conv3d"):
-            return f"works on planes, not on {problem.op}"
-        if problem.kernel_size[-2:] != (self.taps, self.taps):
-            return f"takes {self.taps}x{self.taps} kernels, not {problem.kh}x{problem.kw}"
-        if problem.stride[-2:] != (1, 1) or problem.dilation[-2:] != (1, 1):
+        plane = lifted_axes(problem)[1:]
+        if tuple(axis.kernel for axis in plane) != self.taps:
+            takes, given = ("x".join(map(str, taps)) for taps in (self.taps, problem.kernel_size or (1,)))
+            return f"takes {takes} kernels, not {given}"
+        if any((axis.stride, axis.dilation) != (1, 1) for axis in plane):
             return "takes kernels of stride 1 and dilation 1 only"
-        if _fewest_products(problem, self.taps) < _PRODUCTS:
+        if _fewest_products(problem) < _PRODUCTS:
             return f"an output of fewer than {_PRODUCTS} products would have the error of its tile's larger ones"
         return refuses_halves(problem)
 
@@ -100,50 +103,20 @@ class Winograd(Algorithm):
         return Work(self.m, problem, simd(), workers, machine().l2_bytes)
 
 
-class Winograd2(Winograd):
-    """F(2x2, 3x3): 2.25 times fewer multiplications."""
+# Error constants: the largest met were a third of them, at as few products as are allowed.
+ALGORITHMS = tuple(
+    Winograd(*row)
+    for row in (
+        ("winograd2", (2, 2), (3, 3), 8.0),
+        ("winograd4", (4, 4), (3, 3), 32.0),
+        ("winograd2_5x5", (2, 2), (5, 5), 32.0),
+        # Of such kernels are the phases of a transposed convolution whose kernel of 4x4 moves by two.
+        ("winograd3_2x2", (3, 3), (2, 2), 16.0),
+        *((f"winograd{m}_1x{taps}", (1, m), (1, taps), 32.0) for m in (4, 6) for taps in (3, 5, 7)),
+        *((f"winograd{m}_{taps}x1", (m, 1), (taps, 1), 32.0) for m in (4, 6) for taps in (3, 5, 7)),
+    )
+)
 
-    name = "winograd2"
-    m = 2
-    constant = 8.0
-
-
-class Winograd4(Winograd):
-    """F(4x4, 3x3): 4 times fewer multiplications."""
-
-    name = "winograd4"
-    m = 4
-    constant = 32.0
-
-
-class Winograd2x5(Winograd):
-    """F(2x2, 5x5): 2.8 times fewer multiplications, at the points of `Winograd4`."""
-
-    name = "winograd2_5x5"
-    m = 2
-    taps = 5
-    constant = 32.0
-
-
-class Winograd3x2(Winograd):
-    """F(3x3, 2x2): 2.25 times fewer multiplications, at the points of `Winograd2`.
-
-    Of such kernels are the phases of a transposed convolution whose kernel of 4x4 moves by two.
-    """
-
-    name = "winograd3_2x2"
-    m = 3
-    taps = 2
-    constant = 16.0
-
-
-class Winograd6(Winograd):
-    """F(6x6, 3x3): 5.06 times fewer multiplications, at five times the error of `Winograd4`.
-
-    It is 5 to 40 % faster where the map is large or a multiple of 6, but nobody should lose these digits unasked:
-    ``fastconv.register(Winograd6())`` lets the dispatcher choose it.
-    """
-
-    name = "winograd6"
-    m = 6
-    constant = 128.0
+# F(6x6, 3x3) is 5 to 40 % faster than winograd4 where the map is large or a multiple of 6, but at five times the error,
+# and nobody should lose these digits unasked: ``fastconv.register(WINOGRAD6)`` lets the dispatcher choose it.
+WINOGRAD6 = Winograd("winograd6", (6, 6), (3, 3), 128.0)

@@ -63,17 +63,17 @@ _POINTER = types.CPointer(from_dtype(JOB))
 
 
 @inlined
-def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
+def fill(mw, eh, ew, lanes, bits, job, slab, x, ahead, channels, row, col):
     """Copy what a row of tiles reads of some channels into the slab: padded, lanes together.
 
-    Tiles are ``m`` apart and read ``extent`` rows and columns.
+    Tiles are ``mw`` apart and read ``eh`` rows and ``ew`` columns.
     """
     size = bits // 8
     width = lanes * size
-    columns = job.cols * m + extent - m
+    columns = job.cols * mw + ew - mw
     low = max(job.first - col, 0)
     high = max(low, min(job.last - col, columns))
-    for i in range(extent):
+    for i in range(eh):
         source_h = word(job.table_h, (row + i))
         target = slab + i * job.slab_row
         if source_h < 0:
@@ -105,7 +105,7 @@ def fill(m, extent, lanes, bits, job, slab, x, ahead, channels, row, col):
 
 
 @inlined
-def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
+def enter(mh, mw, eh, ew, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
     """Transform the input of a block of tiles: a range of its pieces, each a row of tiles of a chunk."""
     width = lanes * (bits // 8)
     slab, tiles = scratch + job.slab, job.rows * job.cols
@@ -116,7 +116,7 @@ def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start
         target = v + (chunk * tiles + r * job.cols) * width
         source_d = word(job.table_d, plane % job.od * job.step_d + depth * job.dilation_d)
         if source_d < 0:
-            for point in range(extent * extent):
+            for point in range(job.points):
                 clear(target + point * job.v_plane, job.cols * width)
             continue
         x = job.x + plane // job.od * job.xn + group * job.xg + source_d * job.xd
@@ -124,15 +124,15 @@ def enter(m, extent, lanes, bits, fused, job, v, scratch, group, row, col, start
         # Meanwhile the next chunk is fetched, after the last one the next row of tiles.
         ahead = (job.chunk if c < job.pieces - 1 else -c * job.chunk) * job.xc
         if c == job.pieces - 1:
-            ahead += m * job.xh if chunk == job.chunks - 1 else job.dilation_d * job.xd
-        fill(m, extent, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * m, col * m)
+            ahead += mh * job.xh if chunk == job.chunks - 1 else job.dilation_d * job.xd
+        fill(mw, eh, ew, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * mh, col * mw)
         for t in range(job.cols):
-            source = slab + t * m * width
-            transform_input(extent, lanes, bits, fused, source, job.slab_row, target + t * width, job.v_plane)
+            source = slab + t * mw * width
+            transform_input(eh, ew, lanes, bits, fused, source, job.slab_row, target + t * width, job.v_plane)
 
 
 @cache
-def entering(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
+def entering(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused: int) -> Any:
     """Return the compiled `enter`, which is given the record's address."""
     # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
     sources = fingerprint()
@@ -141,13 +141,13 @@ def entering(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
     def run(jobs, v, scratch, group, row, col, start, stop):
         if sources == 0:
             return
-        enter(m, extent, lanes, bits, fused, record(jobs, 0), v, scratch, group, row, col, start, stop)
+        enter(mh, mw, eh, ew, lanes, bits, fused, record(jobs, 0), v, scratch, group, row, col, start, stop)
 
     return run
 
 
 @cache
-def leaving(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
+def leaving(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused: int) -> Any:
     """Return what is compiled to transform the products of a block of tiles and output channels, and to store."""
     size = bits // 8
     width = lanes * size
@@ -158,31 +158,31 @@ def leaving(m: int, extent: int, lanes: int, bits: int, fused: int) -> Any:
         if sources == 0:
             return
         job = record(jobs, 0)
-        strip, strip_row = scratch + job.strip, job.cols * m * width
+        strip, strip_row = scratch + job.strip, job.cols * mw * width
         special = 0
         for r in range(job.rows):
             plane, tile_row = (row + r) // job.down, (row + r) % job.down
             to = job.y + plane // job.od * job.yn + plane % job.od * job.yd
-            columns = min(job.cols * m, job.ow - col * m)
+            columns = min(job.cols * mw, job.ow - col * mw)
             for v in range(vectors):
                 first = (block * job.vectors + v) * lanes
                 channels = min(lanes, job.oc - first)
                 bias = job.bias + (channel + first) * size if job.bias else 0
                 source = scratch + (r * job.cols * vectors + v) * width
-                for i in range(min(m, job.oh - tile_row * m) if job.yw == size else 0):
+                for i in range(min(mh, job.oh - tile_row * mh) if job.yw == size else 0):
                     for k in range(channels):
                         y = to + (channel + first + k) * job.yk
-                        y += (tile_row * m + i) * job.yh + col * m * job.yw
+                        y += (tile_row * mh + i) * job.yh + col * mw * job.yw
                         for j in range(0, columns * size, 64):
                             will_write(y + j)
                 for t in range(job.cols):
                     special |= transform_output(
-                        m, extent, lanes, bits, fused, source + t * vectors * width, job.m_plane,
-                        strip + t * m * width, strip_row, bias, channels, job.activation,
+                        mh, mw, eh, ew, lanes, bits, fused, source + t * vectors * width, job.m_plane,
+                        strip + t * mw * width, strip_row, bias, channels, job.activation,
                     )  # fmt: skip
-                for i in range(min(m, job.oh - tile_row * m)):
+                for i in range(min(mh, job.oh - tile_row * mh)):
                     y = to + (channel + first) * job.yk
-                    y += (tile_row * m + i) * job.yh + col * m * job.yw
+                    y += (tile_row * mh + i) * job.yh + col * mw * job.yw
                     if job.yw == size:
                         for j in range(0, columns, lanes):
                             scatter_lanes(

@@ -20,6 +20,7 @@ _FIELDS = """
     wblock wpoint wlast         | the result: a block of output channels, a point of it, and of the last
     ic padded depths            | input channels of a group, and with those of zero that fill the last chunk; so many
                                 | for every depth of the kernel
+    points                      | of a tile
     oc blocks vectors tail      | output channels of a group, their blocks, vectors of a block and of the last
     scratch_bytes               | how far apart the workers' scratch is
 """
@@ -31,15 +32,14 @@ _AHEAD = 4
 
 
 @cache
-def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int, turned: int) -> Any:
+def pack_kernel(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused: int, turned: int) -> Any:
     """Return the compiled packing ``run(job, start, stop, worker)``; a unit is a block of output channels.
 
     ``turned``: the weight is that of the gradient's convolution, channels exchanged and taps in reverse order.
     """
     size = bits // 8
     width = lanes * size
-    points = extent**2
-    elements = (extent - m + 1) ** 2  # of a filter's plane
+    elements = (eh - mh + 1) * (ew - mw + 1)  # of a filter's plane
     sources = fingerprint()
 
     @callback(task_type(JOB))
@@ -73,12 +73,12 @@ def pack_kernel(m: int, extent: int, lanes: int, bits: int, fused: int, turned: 
                     for d in range(job.depths):
                         at = apart * filter_ + (job.depths - 1 - d if turned else d) * elements
                         transform_filter(
-                            m, extent, lanes, bits, fused, turned, filters + at * width,
+                            mh, mw, eh, ew, lanes, bits, fused, turned, filters + at * width,
                             target + (d * job.padded + c) * count * width, point,
                         )  # fmt: skip
                 for d in range(job.depths):
                     for c in range(job.ic, job.padded):
-                        for p in range(points):
+                        for p in range(job.points):
                             clear(target + (d * job.padded + c) * count * width + p * point, width)
 
     return run

@@ -10,6 +10,7 @@ import numpy as np
 from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
+from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address, aligned, contiguous
@@ -81,7 +82,7 @@ class Runner:
             stride, down = w.strides[0], 0
         job = self._packing.copy()
         job[: len(packing.HEAD)] = (address(w), stride, down, packed, room)
-        kernel = packing.pack_kernel(work.m, work.extent, *self._kind, int(turned)).address
+        kernel = packing.pack_kernel(*work.m, *work.extent, *self._kind, int(turned)).address
         threads.run(kernel, address(job), work.problem.groups * work.blocks, work.workers)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
@@ -150,24 +151,24 @@ class Runner:
         work = self.work
         f = {"ic": work.inputs, "padded": work.pieces * work.chunk, "depths": work.axes[0].kernel}
         f |= {"oc": work.outputs, "blocks": work.blocks, "vectors": work.tile.vectors, "tail": work.tile.tail}
-        f |= {"scratch_bytes": work.filters}
+        f |= {"scratch_bytes": work.filters, "points": work.points}
         return record_of(packing.FIELDS, f | work.weight_strides)
 
     def _describe(self) -> dict[str, int]:
         """Return the fields that are the same for all arrays."""
         work, block = self.work, self.work.block
         table_d, table_h, table_w = self._tables
-        depth = work.axes[0]
-        first, last = work.inside
+        depth, height, width = work.axes
+        first, last = inside(width)
         f = {"ic": work.inputs, "chunk": work.chunk, "pieces": work.pieces, "chunks": work.chunks, "oc": work.outputs}
-        f |= {"od": depth.out, "oh": work.problem.oh, "ow": work.problem.ow}
+        f |= {"od": depth.out, "oh": height.out, "ow": width.out}
         f |= {"table_d": table_d.ctypes.data, "step_d": depth.stride, "dilation_d": depth.dilation}
         f |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
         f |= dict(zip(("product", "product_last"), (p.address for p in self._products), strict=True))
-        f |= {"enter": loops.entering(work.m, work.extent, *self._kind).address, "points": work.extent**2}
-        f["leave"] = loops.leaving(work.m, work.extent, *self._kind).address
+        f |= {"enter": loops.entering(*work.m, *work.extent, *self._kind).address, "points": work.points}
+        f["leave"] = loops.leaving(*work.m, *work.extent, *self._kind).address
         f |= {"table_h": table_h.ctypes.data, "table_w": table_w.ctypes.data}
-        f |= {"before": first, "first": first, "last": last}
+        f |= {"before": width.before, "first": first, "last": last}
         f |= {"blocks": work.blocks, "rows": block.rows, "cols": block.cols}
         f |= {"down": work.down, "across": work.across, "all_rows": work.all_rows}
         f |= {"row_bands": work.row_bands, "col_bands": work.col_bands}

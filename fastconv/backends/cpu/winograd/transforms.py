@@ -115,72 +115,75 @@ def copy_lanes(typingctx, lanes, bits, source, target, read):
 
 
 @intrinsic(prefer_literal=True)
-def transform_filter(typingctx, m, extent, lanes, bits, fused, turned, source, target, plane):
-    """Transform the adjacent vectors of a square filter into extent^2 vectors, ``plane`` bytes apart.
+def transform_filter(typingctx, mh, mw, eh, ew, lanes, bits, fused, turned, source, target, plane):
+    """Transform the adjacent vectors of a filter into one for each point, ``plane`` bytes apart.
 
     ``turned``: the filter's elements are in reverse order.
     """
-    shape = literals(m, extent, lanes, bits, fused, turned)
+    shape = literals(mh, mw, eh, ew, lanes, bits, fused, turned)
     if shape is None:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target, plane = args[6:]
-        m, extent, lanes, bits, fused, turned = shape
+        source, target, plane = args[8:]
+        mh, mw, eh, ew, lanes, bits, fused, turned = shape
         e = Emitter(builder, bits, lanes, bool(fused))
-        width, taps = lanes * e.bytes, extent - m + 1
-        places = [i * width for i in range(taps * taps)]
+        width, kh, kw = lanes * e.bytes, eh - mh + 1, ew - mw + 1
+        places = [i * width for i in range(kh * kw)]
         if turned:
             places.reverse()
-        result = both_axes(e, matrices(m, taps).filter, lambda i, j: e.load(e.at(source, places[i * taps + j])))
+        both = matrices(mh, kh).filter, matrices(mw, kw).filter
+        result = both_axes(e, *both, lambda i, j: e.load(e.at(source, places[i * kw + j])))
         store_planes(e, result, target, plane)
         return context.get_dummy_value()
 
-    return types.void(m, extent, lanes, bits, fused, turned, *(types.int64,) * 3), codegen
+    return types.void(mh, mw, eh, ew, lanes, bits, fused, turned, *(types.int64,) * 3), codegen
 
 
 @intrinsic(prefer_literal=True)
-def transform_input(typingctx, extent, lanes, bits, fused, source, row, target, plane):
-    """Transform a square of extent^2 vectors, its rows ``row`` bytes apart, into as many, ``plane`` bytes apart."""
-    shape = literals(extent, lanes, bits, fused)
+def transform_input(typingctx, eh, ew, lanes, bits, fused, source, row, target, plane):
+    """Transform eh x ew vectors, their rows ``row`` bytes apart, into one for each point, ``plane`` bytes apart."""
+    shape = literals(eh, ew, lanes, bits, fused)
     if shape is None:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, row, target, plane = args[4:]
-        extent, lanes, bits, fused = shape
+        source, row, target, plane = args[5:]
+        eh, ew, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
-        rows = [e.at(source, e.times(row, i)) for i in range(extent)]
-        matrix = matrices(1, extent).data  # it depends on the points alone, not on how many are taps
-        store_planes(e, both_axes(e, matrix, lambda i, j: e.load(e.at(rows[i], j * lanes * e.bytes))), target, plane)
+        rows = [e.at(source, e.times(row, i)) for i in range(eh)]
+        both = matrices(1, eh).data, matrices(1, ew).data  # they depend on the points alone, not on how many are taps
+        store_planes(e, both_axes(e, *both, lambda i, j: e.load(e.at(rows[i], j * lanes * e.bytes))), target, plane)
         return context.get_dummy_value()
 
-    return types.void(extent, lanes, bits, fused, *(types.int64,) * 4), codegen
+    return types.void(eh, ew, lanes, bits, fused, *(types.int64,) * 4), codegen
 
 
 @intrinsic(prefer_literal=True)
-def transform_output(typingctx, m, extent, lanes, bits, fused, source, plane, target, row, bias, channels, activation):
-    """Transform extent^2 vectors into a square of m^2, add bias, activate; return whether NaN or infinity was met.
+def transform_output(
+    typingctx, mh, mw, eh, ew, lanes, bits, fused, source, plane, target, row, bias, channels, activation
+):  # fmt: skip
+    """Transform a vector for each point into mh x mw, add bias, activate; return whether NaN or infinity was met.
 
     Strides as in `transform_input`. Of the bias, ``channels`` values exist; addresses of 0 for no bias and no
     activation (slope below zero, floor, cap).
     """
-    shape = literals(m, extent, lanes, bits, fused)
+    shape = literals(mh, mw, eh, ew, lanes, bits, fused)
     if shape is None:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, plane, target, row, bias, channels, activation = args[5:]
-        m, extent, lanes, bits, fused = shape
+        source, plane, target, row, bias, channels, activation = args[7:]
+        mh, mw, eh, ew, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         (start,) = e.unless_zero(bias, [e.zero], lambda _: [e.load_masked(bias, e.first(channels))])
         # They come from the second-level cache: the sooner all are asked for, the better.
-        square, address = [], source
-        for _ in range(extent**2):
-            square.append(e.load(address))
+        down, across = matrices(mh, eh - mh + 1).output, matrices(mw, ew - mw + 1).output
+        points, address = [], source
+        for _ in range(len(down[0]) * len(across[0])):
+            points.append(e.load(address))
             address = builder.add(address, plane)
-        matrix = matrices(m, extent - m + 1).output
-        rows = both_axes(e, matrix, lambda i, j: square[i * extent + j])
+        rows = both_axes(e, down, across, lambda i, j: points[i * len(across[0]) + j])
         result = [[builder.fadd(v, start) for v in line] for line in rows]
         # Zero times anything finite is zero; before activation, which could hide it.
         doubt = e.zero
@@ -188,33 +191,33 @@ def transform_output(typingctx, m, extent, lanes, bits, fused, source, plane, ta
             for v in line:
                 doubt = e.fma(v, e.zero, doubt)
         flat = e.unless_zero(activation, [v for line in result for v in line], lambda s: activate(e, s, activation))
-        for i in range(m):
-            for j in range(m):
-                e.store(flat[i * m + j], e.at(target, e.times(row, i), j * lanes * e.bytes))
+        for i in range(mh):
+            for j in range(mw):
+                e.store(flat[i * mw + j], e.at(target, e.times(row, i), j * lanes * e.bytes))
         met = builder.bitcast(builder.fcmp_unordered("uno", doubt, doubt), ir.IntType(lanes))
         return builder.zext(builder.icmp_unsigned("!=", met, ir.IntType(lanes)(0)), I64)
 
-    return types.int64(m, extent, lanes, bits, fused, *(types.int64,) * 7), codegen
+    return types.int64(mh, mw, eh, ew, lanes, bits, fused, *(types.int64,) * 7), codegen
 
 
-def store_planes(e: Emitter, square: Iterable[list[Any]], target: Any, plane: Any) -> None:
+def store_planes(e: Emitter, rows: Iterable[list[Any]], target: Any, plane: Any) -> None:
     """Store vectors one after another, ``plane`` bytes apart."""
-    for line in square:
+    for line in rows:
         for vector in line:
             e.store(vector, target)
             target = e.builder.add(target, plane)
 
 
-def both_axes(e: Emitter, matrix: Matrix, load: Callable[[int, int], Any]) -> Iterator[list[Any]]:
-    """Yield the rows of ``matrix @ square @ matrix.T``.
+def both_axes(e: Emitter, down: Matrix, across: Matrix, load: Callable[[int, int], Any]) -> Iterator[list[Any]]:
+    """Yield the rows of ``down @ loaded @ across.T``.
 
     A square does not fit into registers: each column is loaded when its turn comes, and each row of the result is
     to be used before the next is emitted.
     """
-    extent = range(len(matrix[0]))
-    columns = [_multiply(e, matrix, [load(i, j) for i in extent]) for j in extent]
-    for row in zip(*columns, strict=True):
-        yield _multiply(e, matrix, row)
+    rows, columns = range(len(down[0])), range(len(across[0]))
+    transformed = [_multiply(e, down, [load(i, j) for i in rows]) for j in columns]
+    for row in zip(*transformed, strict=True):
+        yield _multiply(e, across, row)
 
 
 def _multiply(e: Emitter, matrix: Matrix, values: Sequence[Any]) -> list[Any]:

@@ -67,7 +67,7 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
         middle = job.rows * job.chunks
         if start < middle:
             enter(
-                m, extent, lanes, bits, fused, job, job.v, scratch, job.group, job.row, job.col,
+                m, m, extent, extent, lanes, bits, fused, job, job.v, scratch, job.group, job.row, job.col,
                 start, min(stop, middle),
             )  # fmt: skip
         slab, tiles = scratch + job.slab, job.rows * job.cols
@@ -77,7 +77,7 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
             source = dy.x + plane // job.od * dy.xn + plane % job.od * dy.xd
             source += job.group * dy.xg + k * lanes * dy.xc
             channels = min(lanes, dy.ic - k * lanes)
-            fill(m, m, lanes, bits, dy, slab, source, lanes * dy.xc, channels, tile_row * m, job.col * m)
+            fill(m, m, m, lanes, bits, dy, slab, source, lanes * dy.xc, channels, tile_row * m, job.col * m)
             block = k // job.vectors
             wide = (job.tail if block == job.kblocks - 1 else job.vectors) * width
             target = dy.v + block * tiles * job.vectors * width + k % job.vectors * width + r * job.cols * wide

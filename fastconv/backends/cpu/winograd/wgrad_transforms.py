@@ -30,7 +30,8 @@ def transform_gradient(typingctx, m, taps, lanes, bits, fused, source, row, targ
         e = Emitter(builder, bits, lanes, bool(fused))
         rows = [e.at(source, e.times(row, i)) for i in range(m)]
         matrix = _turned(matrices(m, taps).output)
-        store_planes(e, both_axes(e, matrix, lambda i, j: e.load(e.at(rows[i], j * lanes * e.bytes))), target, plane)
+        loaded = both_axes(e, matrix, matrix, lambda i, j: e.load(e.at(rows[i], j * lanes * e.bytes)))
+        store_planes(e, loaded, target, plane)
         return context.get_dummy_value()
 
     return types.void(m, taps, lanes, bits, fused, *(types.int64,) * 4), codegen
@@ -53,7 +54,7 @@ def transform_sums(typingctx, m, taps, lanes, bits, fused, source, plane, target
             places.append(builder.add(places[-1], plane))
         doubt = e.zero
         matrix = _turned(matrices(m, taps).filter)
-        for i, line in enumerate(both_axes(e, matrix, lambda i, j: e.load(places[i * extent + j]))):
+        for i, line in enumerate(both_axes(e, matrix, matrix, lambda i, j: e.load(places[i * extent + j]))):
             for j, value in enumerate(line):
                 # Zero times anything finite is zero.
                 doubt = e.fma(value, e.zero, doubt)

@@ -10,9 +10,10 @@ import numpy as np
 
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.winograd.points import products_of
 from fastconv.backends.cpu.work import ConvWork
-from fastconv.geometry import source_index, source_line
-from fastconv.problem import ConvProblem
+from fastconv.geometry import Axis, source_index, source_line
+from fastconv.problem import ConvProblem, Sizes
 
 _LINE = 64
 
@@ -30,9 +31,9 @@ _NEAR_CYCLES, _FAR_CYCLES, _EXPOSED = 2.0, 7.0, 0.15
 _STEP, _IN_FLIGHT = 1.0, 4
 # A tile of the micro-kernel, beside its steps: to begin, and to store a vector.
 _BEGIN, _STORE = 10.0, 2.0
-# A transform, a point: loads, arithmetic along both axes, a store; and for one that finds no register, a store and a
-# load along each axis.
-_TRANSFORM, _SPILL = {4: 3.0, 6: 4.0, 8: 4.5}, 4.0
+# A transform, a point: a load and a store; arithmetic along an axis of so many inputs; and for one that finds no
+# register, a store and a load along each axis.
+_MOVE, _COMBINE, _SPILL = 1.0, {1: 0.0, 4: 1.0, 6: 1.5, 8: 1.75, 10: 2.5, 12: 3.0}, 4.0
 
 # Instructions on a vector, beside its shuffles, when a square is transposed.
 _TURN = 2.0
@@ -84,9 +85,9 @@ def _uneven(units: int, workers: int) -> float:
     return -(-units // workers) / units
 
 
-def growth(m: int, taps: int) -> float:
+def growth(m: Sizes, taps: Sizes) -> float:
     """Return how much larger a transformed filter is than the filter."""
-    return (m + taps - 1) ** 2 / taps**2
+    return math.prod(map(products_of, m, taps)) / math.prod(taps)
 
 
 class Work(ConvWork):
@@ -94,22 +95,31 @@ class Work(ConvWork):
 
     Parameters
     ----------
-    m : int
-        Outputs of a tile, along each axis.
+    m : tuple of int
+        Outputs of a tile: rows, columns.
+
+    Attributes
+    ----------
+    extent : tuple of int
+        Inputs of a tile.
+    points : int
+        Multiplications of a tile, for each pair of channels.
     """
 
-    def __init__(self, m: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+    def __init__(self, m: Sizes, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
-        self.m, self.extent = m, m + problem.kernel_size[-1] - 1
+        plane = self.axes[1:]
+        taps = tuple(axis.kernel for axis in plane)
+        self.m, self.extent = m, tuple(outputs + k - 1 for outputs, k in zip(m, taps, strict=True))
         self.width = self.lanes * self.size
-        self.points = self.extent**2
-        self.growth = growth(m, problem.kernel_size[-1])
+        self.points = math.prod(map(products_of, m, taps))
+        self.growth = growth(m, taps)
         # Chunks of input channels. Those at another depth of the kernel are as further channels.
         self.pieces = -(-self.inputs // self.lanes)
         self.chunk = -(-self.inputs // self.pieces)
         depth = self.axes[0]
         self.chunks = depth.kernel * self.pieces
-        self.down, self.across = (-(-size // m) for size in problem.output_size[-2:])
+        self.down, self.across = (-(-axis.out // outputs) for axis, outputs in zip(plane, m, strict=True))
         self.all_rows = problem.n * depth.out * self.down
 
     @cached_property
@@ -140,12 +150,12 @@ class Work(ConvWork):
         if work > self.cache * _KEPT or shared:
             products += _FAR_CYCLES * transformed * _EXPOSED * blocks
         per_cycle, turn = self.simd.fma_per_cycle, math.log2(self.lanes) + _TURN
-        halo = self.extent - self.m
-        read, written = (-(-min(cols * self.m + more, self.problem.ow) // self.lanes) for more in (halo, 0))
-        transform = _TRANSFORM[self.extent] + _SPILL * max(0.0, 1 - self.simd.registers / self.points)
-        enter = transform * transformed + turn * self.lanes * rows * self.extent * read * self.chunks
+        (high, wide), (tall, long) = self.m, self.extent
+        read, written = (-(-min(cols * wide + more, self.axes[2].out) // self.lanes) for more in (long - wide, 0))
+        transform = _MOVE + _COMBINE[tall] + _COMBINE[long] + _SPILL * max(0.0, 1 - self.simd.registers / self.points)
+        enter = transform * transformed + turn * self.lanes * rows * tall * read * self.chunks
         leave = transform * self.points * tiles * needed
-        leave += turn * self.lanes * rows * self.m * written * needed
+        leave += turn * self.lanes * rows * high * written * needed
         if work > self.cache * _KEPT:
             enter += _FAR_CYCLES * transformed
         units = self.problem.groups * -(-self.all_rows // rows) * -(-self.across // cols)
@@ -201,18 +211,19 @@ class Work(ConvWork):
     def scratch(self) -> dict[str, int]:
         """Where things lie in a worker's scratch, their strides, and how much it is, in bytes."""
         tiles = self.block.rows * self.block.cols
-        columns = self.block.cols * self.m
+        (high, wide), (tall, long) = self.m, self.extent
+        columns = self.block.cols * wide
         # A line more than needed: planes a power of two apart would share the few places of one cache set.
         v_plane = self.chunks * tiles * self.width + _LINE
         m_plane = tiles * self.tile.vectors * self.width + _LINE
-        slab_row = (columns + self.extent - self.m) * self.width
+        slab_row = (columns + long - wide) * self.width
         # Whole squares are transposed, whatever of them is wanted.
         slack = self.lanes * self.width
         # What lies before each.
         sizes = {
             "slab": m_plane * self.points,
-            "strip": slab_row * self.extent + slack,
-            "scratch_bytes": columns * self.width * self.m + slack,
+            "strip": slab_row * tall + slack,
+            "scratch_bytes": columns * self.width * high + slack,
         }
         end, places = 0, {}
         for name, size in sizes.items():
@@ -240,21 +251,15 @@ class Work(ConvWork):
         """Bytes of scratch for all workers, with what transforming the weight takes before."""
         return max(self.v_room + self.workers * self.scratch["scratch_bytes"], self.workers * self.filters)
 
-    @property
-    def inside(self) -> tuple[int, int]:
-        """The padded columns that are the input itself."""
-        before, after = self.problem.padding[-1]
-        return before, before + self.problem.iw + min(after, 0)
-
     def tables(self) -> list[np.ndarray]:
         """Return, for depths, rows and columns, the input index of every padded position that tiles read."""
-        p = self.problem
-        planes = zip(p.input_size[-2:], p.padding[-2:], (self.down, self.across), strict=True)
-        return [source_line(self.axes[0]), *(self._table(*axis) for axis in planes)]
+        plane = zip(self.axes[1:], self.m, (self.down, self.across), strict=True)
+        return [source_line(self.axes[0]), *(_table(*axis) for axis in plane)]
 
-    def _table(self, size: int, padding: tuple[int, int], tiles: int) -> np.ndarray:
-        before, after = padding
-        position = np.arange(tiles * self.m + self.extent - self.m) - before
-        index = source_index(position, size, self.problem.padding_mode)
-        # The last tile may reach beyond what the convolution is defined on.
-        return np.ascontiguousarray(np.where(position < size + after, index, -1), np.int64)
+
+def _table(axis: Axis, outputs: int, tiles: int) -> np.ndarray:
+    """Return the input index of every padded position that tiles of so many outputs read."""
+    place = np.arange(tiles * outputs + axis.kernel - 1)
+    index = source_index(place - axis.before, axis.size, axis.mode)
+    # The last tile may reach beyond what the convolution is defined on.
+    return np.ascontiguousarray(np.where(place < axis.extent(axis.out), index, -1), np.int64)
