@@ -41,7 +41,7 @@ CONV_SHAPES = """
     conv2d n1 c3 ih5 iw17 oc3 kh1 kw7 pw3 sigmoid
     conv2d n1 c3 ih17 iw5 oc3 kh7 kw1 ph3 tanh residual
     conv2d n1 c8 ih4 iw13 oc18 kh1 kw3 pw1 bias
-    conv2d n2 c8 ih13 iw3 oc18 kh3 kw1 ph1 reflect
+    conv2d n2 c8 ih13 iw3 oc18 kh3 kw1 ph1 residual
     conv2d n1 c6 ih3 iw10 oc17 kh1 kw5 pw2 channels_last
     conv2d n1 c12 ih11 iw4 oc8 kh5 kw1 ph2:1 g2
     conv2d n2 c3 i8 oc4 k3 p2 reflect

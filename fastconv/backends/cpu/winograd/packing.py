@@ -8,7 +8,7 @@ from typing import Any
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, record
-from fastconv.backends.cpu.winograd.transforms import gather_lanes, transform_filter
+from fastconv.backends.cpu.winograd.transforms import gather_lanes, separate_taps, separates, transform_filter
 
 # What every run fills in, addresses and (in bytes) strides: the weight, of which for each output channel adjacent
 # elements are taken, rows a stride apart, or turned, for each input channel, rows ``down`` apart, its filters a stride
@@ -40,6 +40,7 @@ def pack_kernel(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused
     size = bits // 8
     width = lanes * size
     elements = (eh - mh + 1) * (ew - mw + 1)  # of a filter's plane
+    together = int(turned and separates(elements, lanes))
     sources = fingerprint()
 
     @callback(task_type(JOB))
@@ -65,11 +66,14 @@ def pack_kernel(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused
                         terms = (1 if turned else min(lanes, job.ic - c)) * filter_
                         at = source + c * (job.down if turned else filter_ * size)
                         ahead = _AHEAD * job.down if turned else lanes * filter_ * size
-                        for e in range(0, terms, lanes):
-                            gather_lanes(
-                                lanes, bits, at + e * size, job.stride, rows, min(lanes, terms - e),
-                                filters + e * width, ahead,
-                            )  # fmt: skip
+                        if together and rows == lanes and job.stride == elements * size:
+                            separate_taps(elements, lanes, bits, at, filters, ahead)
+                        else:
+                            for e in range(0, terms, lanes):
+                                gather_lanes(
+                                    lanes, bits, at + e * size, job.stride, rows, min(lanes, terms - e),
+                                    filters + e * width, ahead,
+                                )  # fmt: skip
                     for d in range(job.depths):
                         at = apart * filter_ + (job.depths - 1 - d if turned else d) * elements
                         transform_filter(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -41,6 +42,47 @@ def gather_lanes(typingctx, lanes, bits, source, stride, rows, count, target, ah
         return context.get_dummy_value()
 
     return types.void(lanes, bits, *(types.int64,) * 6), codegen
+
+
+def separates(taps: int, lanes: int) -> bool:
+    """Whether `separate_taps` takes fewer shuffles than `gather_lanes`."""
+    return taps * (taps - 1) < lanes * math.log2(lanes)
+
+
+@intrinsic(prefer_literal=True)
+def separate_taps(typingctx, taps, lanes, bits, source, target, ahead):
+    """Do what `gather_lanes` does for rows of as many elements as there are taps, all of them adjacent.
+
+    No more vectors are written than there are taps.
+    """
+    known = literals(taps, lanes, bits)
+    if known is None:
+        return None
+    vectors, width, element = known
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        source, target, ahead = args[3:]
+        e = Emitter(builder, element, width)
+        places = [i * width * e.bytes for i in range(vectors)]
+        loaded = [e.load(e.at(source, place)) for place in places]
+        for place in places:
+            e.prefetch(e.at(source, ahead, place))
+        for tap, place in enumerate(places):
+            result = loaded[0]
+            for index, vector in enumerate(loaded[1:], 1):
+                result = e.shuffle(result, vector, _merged(tap, vectors, width, index))
+            e.store(result, e.at(target, place))
+        return context.get_dummy_value()
+
+    return types.void(taps, lanes, bits, *(types.int64,) * 3), codegen
+
+
+def _merged(tap: int, taps: int, lanes: int, index: int) -> list[int]:
+    """Return the shuffle of what was found of a tap and of the ``index``-th of the vectors where filters lie."""
+    found = [divmod(lane * taps + tap, lanes) for lane in range(lanes)]
+    # The first shuffle takes from two vectors, the later ones keep what is where it belongs.
+    before = [place if index == 1 else lane for lane, (_, place) in enumerate(found)]
+    return [lanes + place if at == index else kept for (at, place), kept in zip(found, before, strict=True)]
 
 
 @intrinsic(prefer_literal=True)
