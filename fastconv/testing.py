@@ -43,7 +43,7 @@ CONV_SHAPES = """
     conv2d n1 c8 ih4 iw13 oc18 kh1 kw3 pw1 bias
     conv2d n2 c8 ih13 iw3 oc18 kh3 kw1 ph1 residual
     conv2d n1 c6 ih3 iw10 oc17 kh1 kw5 pw2 channels_last
-    conv2d n1 c12 ih11 iw4 oc8 kh5 kw1 ph2:1 g2
+    conv2d n1 c12 ih11 iw4 oc16 kh5 kw1 ph2:1 g2
     conv2d n2 c3 i8 oc4 k3 p2 reflect
     conv2d n2 c3 i8 oc4 k4 s2 ph3:1 pw0:2 d2 replicate bias
     conv2d n2 c4 i6 oc4 k3 p3:2 g2 circular

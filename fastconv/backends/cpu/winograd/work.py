@@ -33,7 +33,7 @@ _STEP, _IN_FLIGHT = 1.0, 4
 _BEGIN, _STORE = 10.0, 2.0
 # A transform, a point: a load and a store; arithmetic along an axis of so many inputs; and for one that finds no
 # register, a store and a load along each axis.
-_MOVE, _COMBINE, _SPILL = 1.0, {1: 0.0, 4: 1.0, 6: 1.5, 8: 1.75, 10: 2.5, 12: 3.0}, 4.0
+_MOVE, _COMBINE, _SPILL = 2.5, {1: 0.0, 4: 0.25, 6: 0.75, 8: 1.0, 10: 2.0, 12: 3.0}, 4.0
 
 # Instructions on a vector, beside its shuffles, when a square is transposed.
 _TURN = 2.0
