@@ -103,7 +103,7 @@ class Winograd(Algorithm):
         return Work(self.m, problem, simd(), workers, machine().l2_bytes)
 
 
-# Error constants: the largest met were a third of them, at as few products as are allowed.
+# Error constants: the largest met were less than half of them, at as few products as are allowed.
 ALGORITHMS = tuple(
     Winograd(*row)
     for row in (

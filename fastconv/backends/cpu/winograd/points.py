@@ -61,7 +61,7 @@ def matrices(m: int, taps: int) -> Matrices:
         filters.append([point**k / scale for k in range(taps)])
         outputs.append([point**k for k in range(m)])
     for place, r in enumerate(imaginary):
-        # It is odd: at r i it is the real number ``scale`` times r i.
+        # It is odd, so at r i it is a real number times r i.
         others = _product([*linear, *quadratic[:place], *quadratic[place + 1 :]])
         scale = _value(others[1::2], -r * r) * r * r
         # What the products of real parts, of imaginary parts and of their sums have to do with the result.
