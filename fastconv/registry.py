@@ -40,6 +40,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.unfold.algorithm:Unfold",
     "fastconv.backends.cpu.unfold.algorithm:Fold",
     "fastconv.backends.cpu.winograd.algorithm:ALGORITHMS",
+    "fastconv.backends.cpu.winograd_tiles.algorithm:WinogradTiles",
     "fastconv.backends.cpu.dgrad.algorithm:DgradDirect",
     "fastconv.backends.cpu.dgrad.woven:WovenDgrad",
     "fastconv.backends.cpu.dgrad.algorithm:DgradPointwise",
