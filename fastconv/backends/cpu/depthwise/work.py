@@ -19,7 +19,7 @@ _LINE = 64
 # Kernel rows that are done together, and the output rows and vectors that a tile may have: not all, so that the
 # number of compiled functions stays small.
 _HEIGHTS = (7, 5, 3, 2, 1)
-_ROWS = (10, 7, 5, 4, 2, 1)
+_ROWS = (14, 10, 7, 5, 4, 2, 1)
 _VECTORS = (5, 4, 3, 2, 1)
 # Cycles from a multiply-add to the next that needs its result.
 _LATENCY = 4
@@ -30,7 +30,7 @@ _L2_RATE, _MASKS = 32, 8
 # Second-level caches' worth of input and output that stay near: no line of them is waited for.
 NEAR = 8
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
-_START = 60
+_START = 50
 # The same, where it is not to rank tiles: what tiles overlap of it.
 _BEGIN = 45
 
@@ -134,7 +134,7 @@ class Work(ConvWork):
             _LATENCY * self.kernel_rows,
         )
         groups = self.taps // self.width.kernel // self.kernel_rows
-        tile = _START + groups * (2 * self.rows_read(rows) + self.width.kernel * (column + 1))
+        tile = _START + groups * (self.rows_read(rows) + self.width.kernel * (column + 1))
         outer = p.n * self.depth.out * (-(-p.ic // lanes) if self.last else p.oc)
         return outer * -(-self.height.out // rows) * -(-self._across(lanes) // vectors) * tile
 
