@@ -165,9 +165,7 @@ def test_tiles_of_two_sizes_in_stages(text):
     """In a fresh process with few registers, where such tiles are chosen."""
     code = f"""
 from fastconv import registry, testing
-from fastconv.backends.cpu.direct.borders import Borders
 from fastconv.backends.cpu.direct.work import Work
-from fastconv.geometry import Axis
 from fastconv.notation import parse_problem
 problem = parse_problem({text!r})
 work = Work.of(problem)
