@@ -11,16 +11,21 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
-# Sums that are kept apart, so that a multiply-add need not wait for the one before.
+# Sums that are kept apart, so that an addition need not wait for the one before.
 _CHAINS = 4
+
+
+def trace(e: Emitter, vector: Any, total: Any) -> Any:
+    """Return a sum of zeros, NaN from where on one of the vectors that it has seen is not finite."""
+    # No fused multiply-add, which is a call for each element where no instruction does it.
+    return e.builder.fadd(e.builder.fmul(vector, e.zero), total)
 
 
 def traces(e: Emitter, vectors: Sequence[Any]) -> Any:
     """Return a vector that is NaN where one of some vectors is not finite, and zero elsewhere."""
-    # Zero times what is not finite is NaN, which every later sum keeps.
     sums = [e.zero] * _CHAINS
     for i, vector in enumerate(vectors):
-        sums[i % _CHAINS] = e.fma(vector, e.zero, sums[i % _CHAINS])
+        sums[i % _CHAINS] = trace(e, vector, sums[i % _CHAINS])
     return functools.reduce(e.builder.fadd, sums)
 
 
@@ -45,8 +50,7 @@ def special(typingctx, lanes, bits, source, count):
             def load(i: int) -> Any:
                 return e.load_masked(e.at(at, i * width * e.bytes), e.first(e.at(left, -i * width)))
 
-            # As in `traces`.
-            return [e.fma(load(i), e.zero, value) for i, value in enumerate(values)]
+            return [trace(e, load(i), value) for i, value in enumerate(values)]
 
         total, *others = e.loop(rounds, [e.zero] * _CHAINS, add)
         for other in others:

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.finite import special
+from fastconv.backends.cpu.finite import special, trace
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.memory import move, record
@@ -78,8 +78,7 @@ def _deal(typingctx, taps, lanes, bits, source, target, offsets):
             for tap in range(done, column + side):
                 vector = turned[tap - column]
                 e.store(vector, e.at(target, e.load_integer(e.at(offsets, 8 * tap))))
-                # Zero times what is not finite is NaN, which every later sum keeps.
-                total = e.fma(vector, e.zero, total)
+                total = trace(e, vector, total)
         return e.any_nan(total)
 
     return types.int64(*given, *(types.int64,) * 3), codegen
