@@ -30,8 +30,10 @@ class Borders:
         self._axis = axis
         self.inner = (0, axis.out)
         if axis.mode == "zeros" and not axis.is_inside((0, axis.out)):
-            whole = np.flatnonzero((self.taps == (0, axis.kernel)).all(axis=1))
-            self.inner = (int(whole[0]), int(whole[-1]) + 1) if whole.size else (0, 0)
+            # Windows that begin and that end inside the input.
+            first = max(0, -(-axis.before // axis.stride))
+            stop = min(axis.out, (axis.size + axis.before - axis.extent(1)) // axis.stride + 1)
+            self.inner = (first, stop) if first < stop else (0, 0)
 
     @cached_property
     def taps(self) -> NDArray[np.int64]:
@@ -65,6 +67,9 @@ class Borders:
         pieces = -(-out // together)
         if self.are_plain:
             return float(pieces)
-        first = np.minimum(np.arange(pieces) * together, out - together)
-        met = self.taps[first, 1] - self.taps[first + together - 1, 0]
+        if together == 1:
+            met = np.diff(self.outputs)
+        else:
+            first = np.minimum(np.arange(pieces) * together, out - together)
+            met = self.taps[first, 1] - self.taps[first + together - 1, 0]
         return float(np.maximum(met, 0).sum()) / self._axis.kernel
