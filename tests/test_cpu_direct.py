@@ -139,6 +139,23 @@ def test_weights_that_are_not_finite_count_on_padding(text, value, prepacked):
 
 
 @pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("numba/direct", "conv2d n1 c16 i13 oc16 k5 p2 bias"),
+        ("numba/direct", "conv2d n1 c4 i7 oc4 k5 p4 d2 bias"),
+        ("numba/dgrad_woven", "conv2d:dgrad n1 c16 i25 oc16 k4 s2 p1 bias"),
+    ],
+)
+def test_zeros_have_no_sign_that_tells_what_was_left_out(key, text):
+    """A row may be in two tiles that leave out different taps, and in other ones for other numbers of threads."""
+    algorithm, problem = registry.find(key), parse_problem(text)
+    inputs = {o.name: testing.laid_out(o, problem.layout, -0.0 if o.name == "bias" else 0.0) for o in problem.inputs}
+    inputs["w"][...] = -1
+    (result,) = testing.run(algorithm, problem, tuple(inputs.values()))
+    assert not np.signbit(result).any()
+
+
+@pytest.mark.parametrize(
     "axis",
     [
         Axis(7, 7, 3, 1, 1, 1, "zeros"),
@@ -157,6 +174,12 @@ def test_borders_are_the_taps_that_meet_the_input(axis):
     whole = [o for o, met in enumerate(meets) if met.all()]
     assert list(range(*borders.inner)) == whole
     assert borders.met(1) == pytest.approx(sum(met.sum() for met in meets) / axis.kernel)
+
+
+def test_borders_of_a_long_line_take_no_memory():
+    borders = Borders(Axis(1 << 50, 1 << 50, 9, 1, 1, 4, "zeros"))
+    assert borders.inner == (4, (1 << 50) - 4) and borders.met(1) == pytest.approx(1 << 50)
+    assert borders.outputs[0].tolist() == [4, 1 << 50]
 
 
 @pytest.mark.slow

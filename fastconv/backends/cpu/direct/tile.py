@@ -144,7 +144,9 @@ class _Tile:
 
         def load(_: Any) -> list[Any]:
             places = [e.at(bias, v * e.lanes * e.bytes) for v in range(self.vectors)]
-            return [e.load_masked(place, self._vector_mask(v, nk)) for v, place in enumerate(places)]
+            loaded = [e.load_masked(place, self._vector_mask(v, nk)) for v, place in enumerate(places)]
+            # A bias of -0 becomes 0, or its sign would say whether padding was added to it.
+            return self._add(loaded, [e.zero] * self.vectors)
 
         return e.unless_zero(bias, [e.zero] * self.vectors, load) * len(self.pixels)
 
