@@ -68,6 +68,16 @@ def test_strided_input_and_output() -> None:
         assert np.array_equal(fc.conv2d(x, w, stride=2, padding=3, algorithm=TILES.key, out=out), expected)
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_zeros_of_the_weight_are_no_infinity(packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A weight is transformed in the memory where it is noted that all is finite."""
+    monkeypatch.setattr("fastconv.backends.cpu.winograd_tiles.run.Direct", None)
+    problem = parse_problem("conv2d n1 c3 i20 oc9 k3 p1 bias").replace(prepacked=packed)
+    x, w, bias = testing.random_inputs(problem)
+    (y,) = testing.run(TILES, problem, (x, np.zeros_like(w), bias))
+    assert np.array_equal(y, np.broadcast_to(bias[:, None, None], y.shape))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

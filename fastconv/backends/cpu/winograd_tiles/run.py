@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from fastconv.backends.cpu import runner, scratch, threads
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.job import record_of
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.runner import fresh
 from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.backends.cpu.winograd_tiles import loops, packing
@@ -86,7 +87,8 @@ class Runner(runner.Runner):
         """Return the weight with every phase of every filter transformed."""
         work, plain = self.work, contiguous(w)
         array = new(work.packed_size * work.size)
-        f = {"w": address(plain), "packed": address(array), "scratch": scratch.take(self._scratch)}
+        # Behind the line for what is met, of which `run` has been given a word.
+        f = {"w": address(plain), "packed": address(array), "scratch": scratch.take(self._scratch) + LINE}
         vectors = -(-work.outputs // work.lanes)
         f |= {"ic": work.inputs, "oc": work.outputs, "vectors": vectors, "taps": work.taps}
         f |= {"phases": work.phases, "places": address(self._tables[-1]), "filter_bytes": work.filter_bytes}
