@@ -205,3 +205,16 @@ def test_a_flipped_weight_of_groups(key):
         call = fc.plan(fc.conv2d, x, w, padding=padding, groups=2, algorithm=key) if plan else None
         y = call(x) if call else fc.conv2d(x, w, padding=padding, groups=2, algorithm=key)
         assert np.abs(y - expected).max() <= 1e-3 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("key", ["numba/winograd4_1x3", "numba/winograd4_7x1", "numba/winograd3_2x2"])
+def test_a_flipped_weight_of_a_volume_whose_filters_overlap(key):
+    """Planes of a filter lie together, and those at one depth are another filter's at the next."""
+    taps = registry.find(key).taps
+    rng = np.random.default_rng(0)
+    x, room = rng.standard_normal((1, 3, 5, 12, 12), np.float32), rng.standard_normal(4000, np.float32)
+    elements, size = taps[0] * taps[1], room.itemsize
+    strides = (elements * size, 40 * size, -elements * size, -taps[1] * size, -size)
+    w = np.lib.stride_tricks.as_strided(room[2000:], (32, 3, 2, *taps), strides)
+    expected = fc.conv3d(x, w, backend="reference")
+    assert np.abs(fc.conv3d(x, w, algorithm=key) - expected).max() <= 1e-3 * np.abs(expected).max()

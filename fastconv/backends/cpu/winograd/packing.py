@@ -66,7 +66,7 @@ def pack_kernel(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused
                         terms = (1 if turned else min(lanes, job.ic - c)) * filter_
                         at = source + c * (job.down if turned else filter_ * size)
                         ahead = _AHEAD * job.down if turned else lanes * filter_ * size
-                        if together and rows == lanes and job.stride == elements * size:
+                        if together and rows == lanes and job.depths == 1 and job.stride == filter_ * size:
                             separate_taps(elements, lanes, bits, at, filters, ahead)
                         else:
                             for e in range(0, terms, lanes):
