@@ -32,6 +32,14 @@ def test_problem(text: str, packed: bool) -> None:
     testing.check_problem(TILES, parse_problem(text).replace(prepacked=packed))
 
 
+def test_error_of_few_products_is_within_the_bound() -> None:
+    """Of millions of outputs, some are small beside what their tile is made of."""
+    problem = parse_problem("conv2d n2 ic6 i200 oc64 kh1 kw2")
+    inputs = testing.random_inputs(problem)
+    outputs = testing.run(TILES, problem, inputs)
+    testing.compare(problem, outputs, testing.exact(problem, inputs), TILES.error_bound(problem))
+
+
 @pytest.mark.parametrize("text", PROBLEMS)
 def test_bands(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A band is one block of vectors if caches are small."""

@@ -18,8 +18,9 @@ _WAITING = 20e-9
 
 # All outputs of a tile have errors of about the same size, so none may have much fewer products than the others.
 _PRODUCTS = 12
-# In place of `ERROR_CONSTANT`, as for `Winograd4`, whose points these are.
-_CONSTANT = 32.0
+# In place of `ERROR_CONSTANT`: among millions of outputs of few products, errors of more than 32 are met where an
+# axis has one or two taps.
+_CONSTANT = 64.0
 # Every distance of tiles along a row has a kernel that takes rows apart.
 _MOST_APART = 4
 # With more input channels of all phases, their transforms would be worth lanes of channels.
