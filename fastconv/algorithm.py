@@ -95,7 +95,11 @@ class Algorithm(ABC):
         return 0
 
     def error_bound(self, problem: AnyProblem) -> float:
-        """Return the factor c of the guarantee ``|result - exact| <= c * (|x| conv |w|) + eps * |result|``."""
+        """Return the factor c of the guarantee ``|result - exact| <= c * (|x| conv |w|) + eps * |result|``.
+
+        It holds element by element. Where algorithms are not `strict`, it does so for data whose elements are about as
+        large everywhere; whatever the data, the largest ``|x| conv |w|`` of the image takes the place of the element's.
+        """
         return ERROR_CONSTANT * EPSILON[problem.accumulator] * math.sqrt(problem.reduction)
 
 

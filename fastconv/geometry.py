@@ -209,8 +209,15 @@ def divisors_bytes(positions: Sequence[int]) -> int:
 
 
 def fewest_reads(axis: Axis) -> int:
-    """Return how many input elements every window reads along an axis, at least; padding with zeros is none."""
-    return axis.kernel if axis.mode != "zeros" else int(_reads(axis, None, (0, axis.out)).min())
+    """Return how many different input elements every window reads along an axis, at least.
+
+    Padding that repeats elements counts as none, as padding with zeros does.
+    """
+    # Windows that begin in the padding before, and those that end in the padding behind.
+    before = min(axis.out, max(0, -(-axis.before // axis.stride)))
+    behind = max(before, min(axis.out, (axis.size + axis.before - axis.extent(1)) // axis.stride + 1))
+    borders = [_reads(axis, None, part) for part in ((0, before), (behind, axis.out)) if part[0] < part[1]]
+    return min((int(reads.min()) for reads in borders), default=axis.kernel)
 
 
 def fewest_uses(axis: Axis) -> int:

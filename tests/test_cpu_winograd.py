@@ -7,6 +7,8 @@ import itertools
 import numpy as np
 import pytest
 from fresh import python
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 import fastconv as fc
 from fastconv import registry, testing
@@ -15,6 +17,7 @@ from fastconv.backends.cpu.winograd.algorithm import ALGORITHMS as REGISTERED
 from fastconv.backends.cpu.winograd.algorithm import WINOGRAD6
 from fastconv.backends.cpu.winograd.points import matrices
 from fastconv.backends.cpu.winograd.work import Work
+from fastconv.geometry import Axis, fewest_reads
 from fastconv.notation import parse_problem
 
 ALGORITHMS = [*REGISTERED, WINOGRAD6]
@@ -145,6 +148,21 @@ def test_padding_in_depth_multiplies_weights_that_are_not_finite(algorithm, thre
     testing.compare(problem, outputs, exact, algorithm.error_bound(problem))
 
 
+@given(st.data())
+def test_fewest_reads_is_the_least_of_all_windows(data):
+    kernel, stride, dilation = (data.draw(st.integers(1, most)) for most in (6, 4, 3))
+    size, before, after = data.draw(st.integers(1, 12)), data.draw(st.integers(-2, 9)), data.draw(st.integers(-2, 9))
+    room = size + before + after - (kernel - 1) * dilation - 1
+    assume(room >= 0 and size + min(before, 0) + min(after, 0) >= 1)
+    axis = Axis(size, room // stride + 1, kernel, stride, dilation, before, "zeros")
+    windows = ([o * stride - before + k * dilation for k in range(kernel)] for o in range(axis.out))
+    assert fewest_reads(axis) == min(sum(0 <= place < size for place in window) for window in windows)
+
+
+def test_fewest_reads_of_a_line_takes_no_memory_that_grows_with_it():
+    assert fewest_reads(Axis(1 << 50, 1 << 50, 7, 1, 1, 3, "zeros")) == 4
+
+
 @pytest.mark.parametrize("depths", ["id1 kd3 pd1", "id4 kd3 pd3", "id4 kd2 dd4 pd2"])
 def test_depths_of_the_output_that_see_few_products_are_refused(depths):
     algorithm = registry.find("numba/winograd4")
@@ -165,8 +183,8 @@ def test_a_residual_may_lie_in_any_order(algorithm, layout, activation):
     *others, residual = testing.random_inputs(problem)
     mirrored = np.ascontiguousarray(residual[..., ::-1])[..., ::-1]
     expected = testing.exact(problem, (*others, residual))
-    for given in (residual, mirrored):
-        outputs = testing.run(algorithm, problem, (*others, given))
+    for added in (residual, mirrored):
+        outputs = testing.run(algorithm, problem, (*others, added))
         testing.compare(problem, outputs, expected, algorithm.error_bound(problem))
 
 

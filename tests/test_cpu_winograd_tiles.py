@@ -96,6 +96,7 @@ def test_zeros_of_the_weight_are_no_infinity(packed: bool, monkeypatch: pytest.M
         ("conv2d n1 c3 i29 oc4 k3 d2", "dilation 1"),
         ("conv2d n1 c65 i9 oc4 k3", "at most 64"),
         ("conv2d n1 c1 i9 oc4 k3", "fewer than 12 products"),
+        ("conv2d n1 c1 ih70 iw13 oc4 kh4 kw12 sh3 sw4 ph6:6 pw11:1 replicate", "fewer than 12 products"),
         ("conv2d n1 c3 i9 oc4 k3 channels_last", "neighbours"),
         ("conv2d n1 c3 i9 oc4 k3 f16", "float16"),
     ],
