@@ -59,7 +59,7 @@ def test_numbers_that_are_not_finite_stay_where_they_are(direction, value):
 def test_points_are_those_of_the_smallest_error():
     known = dict(re.findall(r"([AB]) = ([\d.]+)f", sources.source("winograd.cu")))
     first, second = (Fraction(known[name]) for name in "AB")
-    assert points.matrices(4).output[1] == tuple(map(float, (0, first, -first, second, -second, 0)))
+    assert points.matrices(4, 3).output[1] == tuple(map(float, (0, first, -first, second, -second, 0)))
 
 
 @pytest.mark.parametrize(

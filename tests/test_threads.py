@@ -60,6 +60,12 @@ LARGE = [
         "conv2d n1 c32 i28 oc32 k5 p2",
         "conv2d:dgrad n1 c32 i28 oc32 k5 p2",
         "conv2d:wgrad n4 c32 i28 oc48 k5 p2",
+        *(
+            f"conv2d:{direction} n2 c32 i28 oc48 {kernel}"
+            for direction in ("fprop", "dgrad")
+            for taps, padding in ((3, 1), (5, 2), (7, 3))
+            for kernel in (f"kh1 kw{taps} pw{padding}", f"kh{taps} kw1 ph{padding}")
+        ),
         "conv2d n2 c32 i28 oc48 k2",
         "conv2d:dgrad n4 c48 i28 oc64 k4 s2 p1",
         "conv2d:dgrad n4 c64 i28 oc64 k3 s2 p1 g8",
