@@ -21,6 +21,8 @@ _LINE = 64
 _HEIGHTS = (7, 5, 3, 2, 1)
 _ROWS = (14, 10, 7, 5, 4, 2, 1)
 _VECTORS = (5, 4, 3, 2, 1)
+# Rows of tiles that do not span a row of the output, at most.
+_TALLEST = 10
 # Cycles from a multiply-add to the next that needs its result.
 _LATENCY = 4
 # Output rows of a round of the weight gradient.
@@ -30,7 +32,7 @@ _L2_RATE, _MASKS = 32, 8
 # Second-level caches' worth of input and output that stay near: no line of them is waited for.
 NEAR = 8
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
-_START = 50
+_START = 60
 # The same, where it is not to rank tiles: what tiles overlap of it.
 _BEGIN = 45
 
@@ -104,9 +106,14 @@ class Work(ConvWork):
             for width in widths
             for rows in _ROWS
             for vectors in _VECTORS
-            if rows <= self.height.out and vectors <= self._across(width) and self._fits(rows, vectors)
+            if rows <= self._tallest(vectors == self._across(width)) and vectors <= self._across(width)
+            if self._fits(rows, vectors)
         ]
         return min(tiles, key=lambda tile: tile.cycles)
+
+    def _tallest(self, spans: bool) -> int:
+        """Return how many rows a tile may have: pieces of many rows, unless they are whole, wait for as many lines."""
+        return self.height.out if spans else min(self.height.out, _TALLEST)
 
     def _across(self, lanes: int) -> int:
         """Return of how many vectors an output row is: of columns, or, where lanes are channels, columns."""
@@ -134,7 +141,7 @@ class Work(ConvWork):
             _LATENCY * self.kernel_rows,
         )
         groups = self.taps // self.width.kernel // self.kernel_rows
-        tile = _START + groups * (self.rows_read(rows) + self.width.kernel * (column + 1))
+        tile = _START + groups * (2 * self.rows_read(rows) + self.width.kernel * (column + 1))
         outer = p.n * self.depth.out * (-(-p.ic // lanes) if self.last else p.oc)
         return outer * -(-self.height.out // rows) * -(-self._across(lanes) // vectors) * tile
 
