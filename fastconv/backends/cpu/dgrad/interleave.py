@@ -12,6 +12,7 @@ from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, move, record
+from fastconv.backends.cpu.shuffles import interleaved
 from fastconv.backends.cpu.simd import Emitter, literals
 
 # Addresses, sizes and (in bytes) strides.
@@ -49,16 +50,9 @@ def weave(typingctx, ways, lanes, bits, target, sources, count):
         step = phases * width
         zero, one = count.type(0), count.type(1)
 
-        def mix(vectors: list[Any]) -> list[Any]:
-            if len(vectors) == 1:
-                return vectors
-            halves = zip(mix(vectors[0::2]), mix(vectors[1::2]), strict=True)
-            order = [i // 2 + width * (i % 2) for i in range(2 * width)]
-            return [e.shuffle(a, b, part) for a, b in halves for part in (order[:width], order[width:])]
-
         def whole(index: Any, values: list[Any]) -> list[Any]:
             at = e.times(index, width * e.bytes)
-            woven = mix([e.load(e.at(address, at)) for address in addresses])
+            woven = interleaved(e, [e.load(e.at(address, at)) for address in addresses])
             for i, vector in enumerate(woven):
                 e.store(vector, e.at(target, e.times(index, step * e.bytes), i * width * e.bytes))
             return []
@@ -74,7 +68,7 @@ def weave(typingctx, ways, lanes, bits, target, sources, count):
                 e.load_masked(e.at(address, done), e.first(n)) for address, n in zip(addresses, each, strict=True)
             ]
             out = e.at(target, e.times(rounds, step * e.bytes))
-            for i, vector in enumerate(mix(loaded)):
+            for i, vector in enumerate(interleaved(e, loaded)):
                 there = builder.sub(left, count.type(i * width))
                 with builder.if_then(builder.icmp_signed(">=", there, one)):
                     e.store_masked(vector, e.at(out, i * width * e.bytes), e.first(there))

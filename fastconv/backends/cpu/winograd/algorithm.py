@@ -29,9 +29,12 @@ _FILTER = 8.0  # instructions to transform a vector of the weight
 _PRODUCTS = 12
 
 
-def _fewest_products(problem: ConvProblem) -> int:
-    """Return how many products that are not with padding are behind an output, at least."""
-    return problem.ic // problem.groups * math.prod(map(fewest_reads, lifted_axes(problem)))
+def refuses_few_products(problem: ConvProblem) -> str | None:
+    """Return why not, if products that are not with padding are too few behind an output."""
+    products = problem.ic // problem.groups * math.prod(map(fewest_reads, lifted_axes(problem)))
+    if products >= _PRODUCTS:
+        return None
+    return f"an output of fewer than {_PRODUCTS} products would have the error of its tile's larger ones"
 
 
 class Winograd(Algorithm):
@@ -65,9 +68,7 @@ class Winograd(Algorithm):
             return f"takes {takes} kernels, not {given}"
         if any((axis.stride, axis.dilation) != (1, 1) for axis in plane):
             return "takes kernels of stride 1 and dilation 1 only"
-        if _fewest_products(problem) < _PRODUCTS:
-            return f"an output of fewer than {_PRODUCTS} products would have the error of its tile's larger ones"
-        return refuses_halves(problem)
+        return refuses_few_products(problem) or refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = self._work(problem)

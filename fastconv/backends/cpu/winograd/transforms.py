@@ -11,6 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
+from fastconv.backends.cpu.shuffles import dealt
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 from fastconv.backends.cpu.winograd.points import Matrix, matrices
 
@@ -67,22 +68,11 @@ def separate_taps(typingctx, taps, lanes, bits, source, target, ahead):
         loaded = [e.load(e.at(source, place)) for place in places]
         for place in places:
             e.prefetch(e.at(source, ahead, place))
-        for tap, place in enumerate(places):
-            result = loaded[0]
-            for index, vector in enumerate(loaded[1:], 1):
-                result = e.shuffle(result, vector, _merged(tap, vectors, width, index))
-            e.store(result, e.at(target, place))
+        for vector, place in zip(dealt(e, loaded), places, strict=True):
+            e.store(vector, e.at(target, place))
         return context.get_dummy_value()
 
     return types.void(taps, lanes, bits, *(types.int64,) * 3), codegen
-
-
-def _merged(tap: int, taps: int, lanes: int, index: int) -> list[int]:
-    """Return the shuffle of what was found of a tap and of the ``index``-th of the vectors where filters lie."""
-    found = [divmod(lane * taps + tap, lanes) for lane in range(lanes)]
-    # The first shuffle takes from two vectors, the later ones keep what is where it belongs.
-    before = [place if index == 1 else lane for lane, (_, place) in enumerate(found)]
-    return [lanes + place if at == index else kept for (at, place), kept in zip(found, before, strict=True)]
 
 
 @intrinsic(prefer_literal=True)

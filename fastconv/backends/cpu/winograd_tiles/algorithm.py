@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.winograd.algorithm import refuses_few_products
 from fastconv.backends.cpu.winograd_tiles.work import TAPS, Work, phase_taps
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
-from fastconv.geometry import Axis, axes_of, fewest_reads
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -16,8 +16,6 @@ _FILTER = 8.0  # instructions to transform a vector of the weight
 # Seconds that a piece of output beyond the second-level cache waits for memory: it is asked for in time, but with many.
 _WAITING = 20e-9
 
-# All outputs of a tile have errors of about the same size, so none may have much fewer products than the others.
-_PRODUCTS = 12
 # In place of `ERROR_CONSTANT`: among millions of outputs of few products, errors of more than 32 are met where an
 # axis has one or two taps.
 _CONSTANT = 64.0
@@ -52,13 +50,7 @@ class WinogradTiles(Algorithm):
         terms = problem.ic // problem.groups * math.prod(problem.stride)
         if terms > _TERMS:
             return f"takes at most {_TERMS} input channels a group, phases of the stride counted, not {terms}"
-        products = problem.ic // problem.groups
-        for axis in axes_of(problem):
-            assert isinstance(axis, Axis)
-            products *= fewest_reads(axis)
-        if products < _PRODUCTS:
-            return f"an output of fewer than {_PRODUCTS} products would have the error of its tile's larger ones"
-        return refuses_halves(problem)
+        return refuses_few_products(problem) or refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = Work.of(problem)

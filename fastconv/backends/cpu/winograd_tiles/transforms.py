@@ -9,10 +9,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.activation import activate
+from fastconv.backends.cpu.shuffles import interleaved
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 from fastconv.backends.cpu.winograd.points import matrices
 from fastconv.backends.cpu.winograd.transforms import both_axes, store_planes
-from fastconv.backends.cpu.winograd_tiles.dealing import interleaved
 
 #: Words of a run of tiles: how far its vector's outputs are from the output's beginning, and how many rows there are of
 #: them; where the run's own begin and end in a row, in bytes; then the mask of each vector of a row.
