@@ -31,6 +31,7 @@ DIRECT = [
     "conv2d n1 c40 i41 oc200 k1 bias",  # a map in bands, each of which all blocks read
     "conv3d n1 c20 i6 oc17 k3 p1",
     "linear n37 c1024 oc70 bias residual relu",
+    "linear n96 c20 oc70 bias residual relu",
 ]
 PLANES = [
     "conv2d n2 c3 ih40 iw41 oc9 k3 p1 s2 bias",

@@ -12,7 +12,7 @@ from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.formats import computed, format_of, size_of
-from fastconv.backends.cpu.gemv.algorithm import Gemv
+from fastconv.backends.cpu.gemv.algorithm import GemvAcross
 from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise, PointwiseInPlace
 from fastconv.backends.cpu.registers import simd
@@ -133,6 +133,7 @@ class DgradDirect(Dgrad):
 
     name = "dgrad_direct"
     forward = Direct()
+    views = 1
 
 
 class DgradPointwise(Dgrad):
@@ -155,7 +156,7 @@ class DgradGemv(Dgrad):
     """Of fully connected layers, those with a kernel as large as the map among them: the weight is read where it is."""
 
     name = "dgrad_gemv"
-    forward = Gemv()
+    forward = GemvAcross()
     views = 1
     in_place = True
 

@@ -119,11 +119,11 @@ class Runner:
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        p, work, (dx,) = self.problem, self.work, outputs
         dy, w, *rest = inputs
         if self._is_straight:
-            self._plans[0].run((dy, w.weights[0] if p.prepacked else self._view(w), *rest), outputs)
+            self._plans[0].run((dy, w.weights[0] if self.problem.prepacked else self._view(w), *rest), outputs)
             return
+        p, work, (dx,) = self.problem, self.work, outputs
         bias = rest[0] if p.bias != "none" else None
         places = self._places()
         packed = w if p.prepacked else self._packed(w, places)

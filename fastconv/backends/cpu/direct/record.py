@@ -40,15 +40,17 @@ def reading_fields(work: Work, x: Sizes, tables: list[Any]) -> tuple[dict[str, i
     p, size = work.problem, work.size
     depth, rows, cols = work.axes
     xn, xc, xd, xh, xw = x
-    if work.across:
-        xh = xn if work.taps == 1 else xh
+    # Images that are pixels of one.
+    line, pixel = work.output[1] * xn, xn
+    if work.across and work.taps == 1:
+        xh, xw = line, pixel
     f: dict[str, int] = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": xd, "xh": xh, "xw": xw}
     f |= {"nc": work.inputs, "groups": p.groups, "bands": work.bands, "band": work.band}
     f |= {"od": depth.out, "oh": work.output[0], "step_d": depth.stride, "step_h": rows.stride}
     if not work.staged:
         f |= {"st": xc, "sd": depth.stride * xd, "sh": rows.stride * xh, "sw": cols.stride * xw}
         steps = (work.item * xc, xd, xh, xw)
-        return (f | {"sh": xn} if work.across else f), steps
+        return (f | {"sh": line, "sw": pixel} if work.across else f), steps
     item = work.item * size
     lh = cols.extent(cols.out) * item
     ld = lh * rows.extent(work.band)

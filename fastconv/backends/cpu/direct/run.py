@@ -9,7 +9,7 @@ from fastconv.backends.cpu.direct.job import FIELDS
 from fastconv.backends.cpu.direct.loops import loops
 from fastconv.backends.cpu.direct.record import places, reading_fields, summing_fields
 from fastconv.backends.cpu.direct.work import Work
-from fastconv.backends.cpu.packing import Packer
+from fastconv.backends.cpu.packing import Packer, has_adjacent_outputs, pack_columns
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
@@ -33,10 +33,11 @@ class DirectRunner(Runner):
         self._packed_bytes = work.packed_bytes
         # Behind the weight, words that say which blocks of it are not finite.
         self._found = work.packed_size * work.size if work.cuts else 0
+        offsets = [self._packed_offsets(vectors) for vectors in (work.tile.vectors, work.tile.tail)]
+        self._offsets = [*map(address, offsets)]
         self._packer = Packer(
             work.format, work.lanes, problem.groups, work.outputs, self._weight_shape[1], work.block, work.terms,
-            [self._packed_offsets(vectors) for vectors in (work.tile.vectors, work.tile.tail)], work.workers,
-            self._found,
+            offsets, work.workers, self._found,
         )  # fmt: skip
 
     def _packed_offsets(self, vectors: int) -> Any:
@@ -49,6 +50,10 @@ class DirectRunner(Runner):
         if self._is_padded:
             packed[: self._packed_bytes] = 0
         where = address(packed)
+        if has_adjacent_outputs(w, self.problem.groups) and not self._found:
+            work = self.work
+            pack_columns(w, work.format, work.lanes, work.block, work.terms, where, self._offsets, work.workers)
+            return Packed(packed, where)
         self._packer.pack(w.reshape(self._weight_shape), where)
         return Packed(packed, where)
 
@@ -68,7 +73,7 @@ class DirectRunner(Runner):
             return None
         yn, yk, yd, yh, yw = y
         if work.across:
-            yh = yn
+            yh, yw = work.output[1] * yn, yn
         reading, steps = reading_fields(work, x, self._tables)
         summing, runs = summing_fields(work, steps, reading["st"], reading["sw"], order == "last")
         f = reading | summing | {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw}

@@ -18,6 +18,9 @@ from fastconv.problem import ConvProblem, Sizes
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
 
+# Images that are a row of pixels, at least; vectors of a block of output channels, as most are.
+_SHORTEST, _USUAL_WIDTH = 8, 2
+
 # Pixels so many bytes apart contend for the same two sets of a first-level cache.
 _CROWDED = 2048
 
@@ -147,12 +150,13 @@ class Work(ConvWork):
         pixels = math.prod(problem.output_size)
         # Where an image has one output position (a fully connected layer), a tile takes one pixel of several images.
         self.across = not padded and problem.n > 1 and pixels == 1 and (self.taps == 1 or not self.is_half)
-        if self.across and self.taps == 1:
-            self.axes = (_POINT, Axis(problem.n, problem.n, 1, 1, 1, 0, "zeros"), _POINT)
+        shape = self._map_of_images() if self.across else None
+        if shape and self.taps == 1:
+            self.axes = (_POINT, *(Axis(size, size, 1, 1, 1, 0, "zeros") for size in shape))
         self._arrange(self._needs_slab(padded) or self.is_half)  # widened on the way
         self.images = 1 if self.across else problem.n
         _, rows, cols = self.axes
-        self.output = (problem.n, 1) if self.across else (rows.out, cols.out)
+        self.output = shape or (rows.out, cols.out)
         #: What depths and rows of the kernel meet. Those of rows follow one another within a depth only.
         self.borders = Borders(self.axes[0]), Borders(self.axes[1] if self.axes[0].kernel == 1 else _POINT)
         self._choose_tile()
@@ -163,6 +167,18 @@ class Work(ConvWork):
                 return
             self._choose_tile(self.size / _FETCHED)
             self._split_channels()
+
+    def _map_of_images(self) -> tuple[int, int]:
+        """Return the rows and columns of images that are taken for pixels of one.
+
+        One row, unless workers have too few blocks of output channels to share; rows that are no whole number are none.
+        """
+        images = self.problem.n
+        blocks = max(1, self.outputs // (_USUAL_WIDTH * self.lanes))
+        wanted = -(-_UNITS * self.workers // blocks) if self.workers > 1 else 1
+        whole = [rows for rows in range(1, images // _SHORTEST + 1) if images % rows == 0] or [1]
+        rows = next((rows for rows in whole if rows >= wanted), whole[-1])
+        return rows, images // rows
 
     def _arrange(self, staged: bool) -> None:
         """Take the pixels from a slab or from where they are, and the terms in the order that follows."""

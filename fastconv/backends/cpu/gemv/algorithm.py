@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.gemv.work import Work, sees_all
@@ -15,6 +17,8 @@ class Gemv(Algorithm):
 
     name = "gemv"
     backend = "numba"
+    # Whether the weight's outputs lie together, and not its inputs.
+    across: ClassVar[bool] = False
 
     def refuses(self, problem: AnyProblem) -> str | None:
         common = refuses_all_but("fprop", problem)
@@ -31,10 +35,16 @@ class Gemv(Algorithm):
         return work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        return Work.of(problem).seconds(machine)
+        return Work.of(problem).seconds(machine, self.across)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.gemv.run import GemvRunner
 
-        runner = GemvRunner(Work.of(problem))
+        runner = GemvRunner(Work.of(problem), self.across)
         return Plan(problem, self, runner.run, runner.pack)
+
+
+class GemvAcross(Gemv):
+    """The same on a weight that was transposed: lanes run along the outputs, which lie together in it."""
+
+    across = True

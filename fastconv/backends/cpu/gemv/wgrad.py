@@ -21,13 +21,7 @@ class GemvWgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        why = sees_all(problem)
-        if why is not None:
-            return why
-        work = Work.of(problem)
-        if work.terms < work.lanes:
-            return f"needs inputs that fill a vector of {work.lanes}"
-        return refuses_halves(problem)
+        return sees_all(problem) or refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         assert isinstance(problem, ConvProblem)

@@ -22,6 +22,7 @@ _FIELDS = """
     y row               | the weight's gradient and its rows
     terms images oc     | elements of a row, images, rows
     share               | a unit of work: rows
+    panel               | elements of a row that all of them take their turn with, so that the inputs stay near
 """
 FIELDS = job.fields_of(_FIELDS, job.HEAD)
 JOB = job.job_type(FIELDS)
@@ -41,14 +42,15 @@ def _loops(rows: int, vectors: int, lanes: int, format: int, fused: int) -> Any:
         job = record(jobs, 0)
         for unit in range(start, stop):
             # The last tile overlaps the one before: what is computed twice comes out the same.
-            for row in range(min(unit * job.share, job.oc - rows), min((unit + 1) * job.share, job.oc), rows):
-                k = min(row, job.oc - rows)
-                for column in range(0, job.terms, width):
-                    c = min(column, job.terms - width)
-                    outer_product(
-                        rows, vectors, lanes, format, fused, job.w + k * size, job.yn, job.x + c * size, job.xn,
-                        job.images, job.y + k * job.row + c * size, job.row, width,
-                    )  # fmt: skip
+            for panel in range(0, job.terms, job.panel):
+                for row in range(min(unit * job.share, job.oc - rows), min((unit + 1) * job.share, job.oc), rows):
+                    k = min(row, job.oc - rows)
+                    for column in range(panel, min(panel + job.panel, job.terms), width):
+                        c = max(0, min(column, job.terms - width))
+                        outer_product(
+                            rows, vectors, lanes, format, fused, job.w + k * size, job.yn, job.x + c * size, job.xn,
+                            job.images, job.y + k * job.row + c * size, job.row, min(width, job.terms),
+                        )  # fmt: skip
 
     return run
 
@@ -60,7 +62,13 @@ class Runner:
         self._work = work
         problem, size = work.problem, work.size
         fields = {"xn": work.terms * size, "yn": work.outputs * size, "row": work.terms * size}
-        fields |= {"terms": work.terms, "images": problem.n, "oc": work.outputs, "share": work.share}
+        fields |= {
+            "terms": work.terms,
+            "images": problem.n,
+            "oc": work.outputs,
+            "share": work.share,
+            "panel": work.panel,
+        }
         self._job = job.record_of(FIELDS, fields)
         self._where = address(self._job)
         self._loops = _loops(work.rows, work.vectors, work.lanes, work.format, int(work.simd.fma)).address

@@ -15,6 +15,8 @@ _UNITS, _WORTH = 4, 64 << 10
 _OVERHEAD, _TILE_CYCLES, _STORE_CYCLES, _LATENCY = 2.5e-6, 20, 2, 4
 # Bytes a cycle from the second-level cache: the images' inputs are longer than the first can hold.
 _L2_RATE = 32
+# Bytes of a page of memory, pages that a processor finds without a walk, and cycles of the walks of an image.
+_PAGE, _PAGES, _WALK = 4096, 2500, 40
 
 
 class Work(ConvWork):
@@ -37,6 +39,12 @@ class Work(ConvWork):
         return next(vectors for vectors in _VECTORS if vectors == 1 or vectors <= min(most, self.terms // self.lanes))
 
     @property
+    def panel(self) -> int:
+        """Elements of a row, whole tiles, whose inputs take a quarter of the second-level cache."""
+        width = self.vectors * self.lanes
+        return max(1, self.cache // 4 // (self.problem.n * width * self.size)) * width
+
+    @property
     def share(self) -> int:
         """Rows of a unit of work: whole tiles."""
         worth = self.outputs * self.terms * self.size // _WORTH
@@ -56,9 +64,8 @@ class Work(ConvWork):
         # The inputs of many images come from the second-level cache for every tile.
         near = n * self.terms * self.size <= self.cache // 32
         step = max(sums / self.simd.fma_per_cycle, 0 if near else inputs / _L2_RATE, _LATENCY)
+        if sum(min(n, -(-n * row * self.size // _PAGE)) for row in (self.terms, self.outputs)) > _PAGES:
+            step += _WALK
         computing = tiles * (n * step + _TILE_CYCLES + _STORE_CYCLES * sums) / machine.hertz
         dw = self.outputs * self.terms * self.size
-        images = n * self.terms * self.size
-        # Inputs that the cache does not hold come from beyond it for every few rows.
-        again = machine.moving(images) * self.outputs / self.rows if images > self.cache // 2 else 0.0
-        return _OVERHEAD + (max(computing, machine.moving(dw)) + again) / min(self.workers, self.units)
+        return _OVERHEAD + max(computing, machine.moving(dw)) / min(self.workers, self.units)

@@ -23,8 +23,10 @@ _LATENCY = 4  # cycles before a sum can be added to again
 _ROWS, _MOST_IMAGES = (1, 2, 4, 8), 6
 # Bytes a cycle from the second-level cache: rows and images are longer than the first can hold.
 _L2_RATE = 32
-# Cycles: a tile's beginning and end; those that are worth a thread of their own.
-_TILE_CYCLES, _WORTH = 30, 20_000
+# Bytes of sums that the first-level cache keeps, other rows passing through.
+_L1 = 24 << 10
+# Cycles: a tile's beginning and end; those of one across; those that are worth a thread of their own.
+_TILE_CYCLES, _ACROSS_CYCLES, _WORTH = 30, 20, 20_000
 
 
 def sees_all(problem: ConvProblem) -> str | None:
@@ -71,6 +73,23 @@ class Work(ConvWork):
         step = max(sums / rate, loads, _LATENCY)
         return tiles * (-(-self.terms // self.lanes) * step + 2 * sums / rate + _TILE_CYCLES)
 
+    def _cycles_across(self) -> float:
+        """Return the same, where the weight's outputs lie together."""
+        rows, images = self.across
+        vectors = -(-min(self.share, self.outputs) // self.lanes)
+        near = self.problem.n * self.line <= _L1
+
+        def tile(rows: int, images: int) -> float:
+            # Sums come from their place and go back there.
+            moved = (rows + (0 if near else 2 * images)) * self.simd.vector_bytes / _L2_RATE
+            step = max(rows * images / self.simd.fma_per_cycle, images, (rows + images) / 2, moved)
+            return _ACROSS_CYCLES + vectors * step
+
+        tiles, left = divmod(self.terms, rows)
+        whole, more = divmod(self.problem.n, images)
+        cycles = tiles * (whole * tile(rows, images) + more * tile(rows, 1)) + left * self.problem.n * tile(1, 1)
+        return self.units * cycles
+
     @cached_property
     def share(self) -> int:
         """Rows of a unit of work: whole tiles."""
@@ -106,10 +125,10 @@ class Work(ConvWork):
         tile = _whole((self.tile.rows * self.tile.images + self.lanes) * self.size)
         return self.problem.n * (self.line + (self.image if self.is_half else 0)) + tile
 
-    def seconds(self, machine: Machine) -> float:
-        """Return what a run should take."""
-        computing = self._cycles(self.tile) / machine.hertz
-        images = self.problem.n * self.image
+    def seconds(self, machine: Machine, across: bool = False) -> float:
+        """Return what a run should take, on a weight whose inputs lie together, or its outputs (``across``)."""
+        computing = (self._cycles_across() if across else self._cycles(self.tile)) / machine.hertz
+        images = 0 if across else self.problem.n * self.image
         # Images that the cache does not hold come from beyond it for every tile of rows.
         times = self.outputs / self.tile.rows if images > self.cache // 2 else 0.0
         moving = _SIDE_BY_SIDE * machine.reading(self.problem.bytes) + times * machine.moving(images)

@@ -146,7 +146,9 @@ def outer_product(typingctx, rows, vectors, lanes, format, fused, dy, next_dy, x
 
         def one(_: Any, values: list[Any]) -> list[Any]:
             dy, x, *total = values
-            windows = [e.load(e.at(x, v * lanes * e.bytes)) for v in range(vectors)]
+            # A window of less than a vector may end where memory does.
+            mask = e.first(count) if vectors == 1 else None
+            windows = [e.load_masked(e.at(x, v * lanes * e.bytes), mask) for v in range(vectors)]
             result = []
             for i in range(rows):
                 factor = e.load_splat(e.at(dy, i * e.bytes))
