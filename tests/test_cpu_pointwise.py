@@ -27,6 +27,8 @@ SHAPES = """
     conv2d n2 c33 i17 oc20 k1 bias residual relu6
     conv2d n1 c65 i19 oc31 k1 bias tanh
     conv2d n1 c3 ih61 iw47 oc3 k1 residual
+    conv2d n2 c70 ih60 iw61 oc1 k1 bias residual relu
+    conv2d n1 c90 ih61 iw60 oc2 k1 bias
     conv2d n2 c33 ih57 iw31 oc64 k1 s2 bias residual relu
     conv2d n3 c7 ih9 iw5 oc40 k1 sh2 sw1
     conv2d n3 c7 ih9 iw5 oc40 k1 sh1 sw2

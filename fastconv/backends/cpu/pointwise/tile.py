@@ -15,6 +15,7 @@ from numba.extending import intrinsic
 from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.pointwise.work import ROWS_ARE_CHANNELS, TURNED
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
@@ -31,7 +32,7 @@ def _product(
 
     Values: a (address), a_row, b (address; vectors side by side), a_step, b_step (bytes to the next product), depth
     (products), y, step (bytes between the rows of y, or, turned, its channels), count (lanes that exist), bias,
-    residual (lies like y) and activation (addresses, 0 for none), ahead (address to prefetch from, two cache lines and
+    residual (lies like y) and activation (addresses, 0 for none), ahead (address to prefetch from, some cache lines and
     ``ahead_step`` bytes further each product), panel (address).
     """
     given = (rows, vectors, lanes, bits, fused, form, kept, apart)
@@ -57,6 +58,8 @@ class _Tile:
         self.e = self.outer.wide
         self.rows, self.vectors, self.form, self.kept, self.apart = rows, vectors, form, kept, apart
         self.width = lanes * self.e.bytes
+        # A wide tile is of few output channels, of which no second block would ask for the rest of the next pixels.
+        self.lines = max(2, vectors * self.width // LINE) if form == ROWS_ARE_CHANNELS else 2
 
     def emit(
         self, a: Any, a_row: Any, a_step: Any, b: Any, b_step: Any, depth: Any, y: Any, step: Any, count: Any,
@@ -109,8 +112,8 @@ class _Tile:
 
         def term(_: Any, values: list[Any]) -> list[Any]:
             a, b, ahead, panel, *total = values
-            e.prefetch(ahead, level=2)
-            e.prefetch(e.at(ahead, 64), level=2)
+            for line in range(self.lines):
+                e.prefetch(e.at(ahead, line * LINE), level=2)
             loaded = [e.load(e.at(b, v * self.width)) for v in range(self.vectors)]
             self._keep(a, loaded, panel)
             for r, scalar in enumerate(scalars):

@@ -34,6 +34,8 @@ _OVERHEAD, _PACKING = 3e-6, 4e-6
 _EFFICIENCY = 0.965
 # Cycles of finding the place of a tile, and of a piece of a row that it takes, in all channels.
 _BEGIN, _PIECE = 55.0, 100.0
+# Cycles until the first line of a row of pixels comes from beyond the second level, where nothing foresees it.
+_FAR = 12.0
 TABLE_BYTES = 64 * 8  # room for the addresses of a tile's pixels
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
 
@@ -75,8 +77,7 @@ class Work(ConvWork):
             forms = [LANES_ARE_CHANNELS]
         else:
             forms = [] if self.in_place else [TURNED]
-            few = registers // 4
-            for (rows, vectors), left in product(((few, 3), (few, 2), (few, 1), (2 * few, 1)), self._lefts()):
+            for (rows, vectors), left in product(self._shapes(), self._lefts()):
                 blocks = -(-self.outputs // rows)
                 tail = self.outputs - (blocks - 1) * rows
                 cut = even(-(-(self.pixels - left) // self.lanes), vectors)
@@ -88,6 +89,19 @@ class Work(ConvWork):
                 # Beside the sums: a step's vectors, and one value that is broadcast.
                 most = min((registers - 1 - vectors) // vectors, 28)
                 yield Tile(form, even(self.pixels, most), 1, blocks, vectors, needed - (blocks - 1) * vectors)
+
+    def _shapes(self) -> Iterator[tuple[int, int]]:
+        """Yield (output channels, vectors of pixels) of a tile: the fewer channels, the longer are rows of pixels."""
+        few = self.simd.registers // 4
+        yield from ((few, 3), (few, 2), (few, 1), (2 * few, 1))
+        rows = few // 2
+        while rows > 1:
+            # Beside the sums: a step's vectors, and one value that is broadcast.
+            yield rows, (self.simd.registers - 1) // (rows + 1)
+            rows //= 2
+            if self.outputs > rows:
+                return
+        yield 1, 3 * few  # vectors that are read once need no register
 
     def _lefts(self) -> Iterator[int]:
         """Yield how many pixels of an image may be done on their own."""
@@ -124,8 +138,16 @@ class Work(ConvWork):
         if self.problem.input_size != self.problem.output_size:
             rows = tile.cut.size * tile.unit / self.axes[2].out + 1
             return self.inputs * (2 * vectors + _ROW * rows)
+        if tile.blocks == 1 and self.size == self.problem.itemsize:
+            return 0.0
         # Where they lie together, the first block copies them on its way.
         return self.inputs * vectors * (0.5 if self.size == self.problem.itemsize else 2)
+
+    @property
+    def _waiting(self) -> float:
+        """Cycles that tiles wait for the rows of pixels that they read and write, of all channels."""
+        far = self.problem.layout == "channels_first" and self.problem.bytes > self.cache
+        return _FAR * (self.inputs + self.outputs) if far else 0.0
 
     def tile_cycles(self, tile: Tile) -> float:
         """Cycles of the whole problem."""
@@ -136,7 +158,8 @@ class Work(ConvWork):
             block, tail = (
                 self._cycles(tile.form, *self._shape(tile, pixels, channels)) for channels in (tile.block, tile.tail)
             )
-            total += pieces * ((tile.blocks - 1) * block + tail + self._packing(tile))
+            begin = tile.blocks * _BEGIN + self._packing(tile) + self._waiting
+            total += pieces * ((tile.blocks - 1) * block + tail + begin)
         total += tile.left * (tile.blocks * self._left_cycles(tile.block) + _GATHER * self.inputs)
         return self.images * self.problem.groups * (total + _IMAGE)
 
@@ -250,9 +273,7 @@ class Work(ConvWork):
     def cycles(self) -> float:
         """Cycles of the whole problem: what `tile_cycles` ranks tiles by, and what no choice of them changes."""
         tiles = self.images * self.problem.groups * self.tile.cut.pieces
-        begin = self.tile.blocks * _BEGIN
-        if self.pieces:
-            begin += _PIECE * (self.tile.cut.size * self.tile.unit / self.axes[2].out + 1)
+        begin = _PIECE * (self.tile.cut.size * self.tile.unit / self.axes[2].out + 1) if self.pieces else 0.0
         return self.tile_cycles(self.tile) + tiles * begin
 
     @property
