@@ -1,10 +1,11 @@
-"""The weight gradient of few input channels: pixels in the lanes, so that neither x nor dy is transposed."""
+"""The weight gradient of few channels: pixels in the lanes, so that neither x nor dy is transposed."""
 
 from __future__ import annotations
 
 import math
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.wgrad.pixels_work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
@@ -13,14 +14,14 @@ from fastconv.problem import ConvProblem
 _OVERHEAD = 8e-6
 # Of the shorter of computing and moving, what is not hidden behind the other.
 _EXPOSED = 0.25
-# More input channels a group are worth what it takes to transpose them.
-_MOST_INPUTS = 32
+# More channels a group are worth what it takes to transpose them.
+_MOST_CHANNELS = 32
 # Columns further apart are brought together one by one, which takes as long as to transpose them.
 _MOST_APART = 4
 
 
 class PixelsWgrad(Algorithm):
-    """Few input channels a group; rows padded with zeros, at most four columns apart."""
+    """Few input channels a group, or output channels of 1x1 kernels; zero padding, at most four columns apart."""
 
     name = "wgrad_pixels"
     backend = "numba"
@@ -30,12 +31,11 @@ class PixelsWgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.ndim not in (1, 2):
+        if problem.ndim not in (1, 2) and not all(axis.is_point for axis in lifted_axes(problem)):
             return f"computes in one and two dimensions, not in {problem.ndim}"
-        if math.prod(problem.kernel_size) == 1:
-            return "takes kernels of more than one position"
-        if problem.ic // problem.groups > _MOST_INPUTS:
-            return f"takes at most {_MOST_INPUTS} input channels a group, not {problem.ic // problem.groups}"
+        channels = problem.ic if math.prod(problem.kernel_size) > 1 else min(problem.ic, problem.oc)
+        if channels > _MOST_CHANNELS * problem.groups:
+            return f"takes at most {_MOST_CHANNELS} channels a group, not {channels // problem.groups}"
         if problem.stride[-1] > _MOST_APART:
             return f"steps by at most {_MOST_APART} columns, not by {problem.stride[-1]}"
         if problem.padding_mode != "zeros":

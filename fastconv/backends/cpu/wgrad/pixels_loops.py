@@ -26,7 +26,8 @@ _FIELDS = """
     overhang plane              | rows of a phase beyond a band's, bytes of a phase
     stride_h before_h           | input rows from one output to the next, rows of padding
     dilation_w before_w         | input columns from one kernel column to the next, columns of padding
-    places                      | where in a slab the line of each cell begins
+    in_place                    | whether lines of x are read where they are, not from a slab
+    places                      | where there the line of each cell begins
     high kfull wide cfull       | output channels of a tile, how many have as many; the same of cells
     tile00 tile01 tile10 tile11 | the tiles: full, with one cell less, with one output channel less, with both
     sums                        | where in a worker's scratch the sums begin
@@ -107,11 +108,13 @@ def loops(lanes: int, bits: int, apart: int) -> Any:
                 y = job.y + image * job.yn + output * job.yk
                 for row in range(0, job.oh, job.band):
                     rows = min(job.band, job.oh - row)
-                    _fill(job, lanes, bits, apart, slab, x, row, rows)
+                    if not job.in_place:
+                        _fill(job, lanes, bits, apart, slab, x, row, rows)
+                    source = x if job.in_place else slab
                     pixels = rows * job.ow
                     for first in range(0, pixels, job.piece):
                         at = y + (row * job.ow + first) * size
-                        _sum(job, vector, slab + first * size, sums, at, min(job.piece, pixels - first), add)
+                        _sum(job, vector, source + first * size, sums, at, min(job.piece, pixels - first), add)
                         add = 1
             for k in range(job.filters):
                 target = job.dw + ((output + k) * job.inputs + cpart * job.channels) * job.taps * size

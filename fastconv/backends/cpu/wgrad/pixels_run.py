@@ -31,8 +31,10 @@ class PixelsRunner:
         self._job = record_of(FIELDS, self._known())
 
     def _cell_places(self) -> Any:
-        """Return where in a slab the line of each cell begins, in bytes."""
+        """Return where the line of each cell begins, in a slab or in x, in bytes."""
         work, rows = self.work, self.work.rows
+        if work.in_place:
+            return np.arange(work.channels, dtype=np.int64) * (work.cols.size * work.size)
         channel, row, col = np.indices((work.channels, rows.kernel, work.cols.kernel)).reshape(3, -1)
         below, phase = np.divmod(row * rows.dilation, rows.stride)
         plane = (channel * len(work.phases) + np.searchsorted(work.phases, phase)) * work.cols.kernel + col
@@ -48,7 +50,7 @@ class PixelsRunner:
         f |= {"overhang": work.overhang, "plane": work.plane_bytes(work.band)}
         f |= {"phases": len(work.phases), "phase_rows": address(self._phase_rows), "places": address(self._places)}
         f |= {"stride_h": rows.stride, "before_h": rows.before}
-        f |= {"dilation_w": cols.dilation, "before_w": cols.before}
+        f |= {"dilation_w": cols.dilation, "before_w": cols.before, "in_place": int(work.in_place)}
         f |= {"scratch_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.channels, work.band)}
         return f | self._tiles()
 
@@ -63,11 +65,16 @@ class PixelsRunner:
                 f[f"tile{short}{narrow}"] = compiled_tile(*form).address
         return f
 
+    def _can_read(self, x: Any) -> bool:
+        if self.work.in_place:
+            return bool(x[0].flags.c_contiguous)
+        return bool(x.strides[-1] == self.work.size)
+
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         (x, dy), (dw,) = inputs, outputs
         work = self.work
-        if not x.flags.aligned or x.strides[-1] != work.size:
+        if not x.flags.aligned or not self._can_read(x):
             x = x.copy(order="C")
         if not dy.flags.aligned or not dy[0, 0].flags.c_contiguous:
             dy = dy.copy(order="C")

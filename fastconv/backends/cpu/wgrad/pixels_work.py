@@ -3,7 +3,7 @@
 An element of the gradient, a cell, is the product of a line of ``dy`` and a line of ``x``. A plane of ``dy`` is such a
 line as it lies. For every kernel column a slab holds the columns of ``x`` that it meets side by side, rows as long as
 those of ``dy``, one after the other as the stride takes them; so a kernel row is a place in a slab, and vectors run on
-over the ends of rows.
+over the ends of rows. Where the kernel is a point and moves by one, a plane of ``x`` is such a line as it lies, too.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import NamedTuple
 from fastconv.backends.cpu.cuts import Cut, even
 from fastconv.backends.cpu.registers import LINE, Simd
 from fastconv.backends.cpu.work import ConvWork
+from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem
 
 # Units of work a thread, so that an uneven end costs little.
@@ -25,13 +26,16 @@ _NEAR, _SHARE = 32 << 10, 8
 _FAR = 4
 # Output channels that a tile takes at most.
 _MOST_OUTPUTS = 8
-# Cycles before a sum is added to again; of starting a tile; of a vector of sums that is loaded and stored.
-_LATENCY, _TILE, _SUM = 4.0, 40.0, 1.0
+# Cycles before a sum is added to again; of starting a tile; of a vector of sums that is loaded and stored, in the first
+# level and in the second.
+_LATENCY, _TILE, _SUM, _FAR_SUM = 4.0, 40.0, 1.0, 3.0
 # Cycles of a row's vector on its way into a slab, for each that it is brought together from, and of a phase's column of
-# such vectors.
-_PUT, _PICK, _PLANE = 2.0, 1.0, 30.0
+# such vectors, of which there may be but one.
+_PUT, _PICK, _PLANE, _ONLY = 2.0, 1.0, 30.0, 5.0
 # Cycles of a cell whose lanes are added up, were one instruction to start in a cycle.
 _CELL = 4.0
+# An axis of one position.
+_POINT = Axis(1, 1, 1, 1, 1, 0, "zeros")
 
 
 class Tile(NamedTuple):
@@ -59,11 +63,18 @@ class Work(ConvWork):
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
+        #: Whether x is read where it is.
+        self.in_place = all(axis.is_point for axis in self.axes)
+        if self.in_place:
+            pixels = math.prod(problem.output_size)
+            self.axes = (_POINT, _POINT, Axis(pixels, pixels, 1, 1, 1, 0, "zeros"))
         _, self.rows, self.cols = self.axes
         # Channels whose rows a slab holds all at once; all channels, band by band, if dy is too large to be read again.
-        most = max(1, cache // _SHARE // self.slab_bytes(1, self.rows.out))
         dy = math.prod(problem.y_shape) // problem.groups * self.size
-        self._together = self.inputs if dy > _FAR * cache else _share(self.inputs, self.inputs / most)
+        self._together = self.inputs
+        if dy <= _FAR * cache and not self.in_place:
+            most = max(1, cache // _SHARE // self.slab_bytes(1, self.rows.out))
+            self._together = _share(self.inputs, self.inputs / most)
         wanted = _UNITS * workers / problem.groups if workers > 1 else 1.0
         #: Channels and output channels of a unit of work.
         self.channels = _share(self._together, wanted * self._together / self.inputs)
@@ -112,12 +123,14 @@ class Work(ConvWork):
         return -(-elements * self.size // LINE) * LINE
 
     def slab_bytes(self, channels: int, band: int) -> int:
-        """Bytes of all that a band reads of so many channels."""
-        return channels * self.cols.kernel * len(self.phases) * self.plane_bytes(band)
+        """Bytes of all that a band reads of so many channels, if that is put together."""
+        return 0 if self.in_place else channels * self.cols.kernel * len(self.phases) * self.plane_bytes(band)
 
     @cached_property
     def band(self) -> int:
         """Output rows done together; it does not depend on the number of threads, as the order of sums does not."""
+        if self.in_place:
+            return self.rows.out
         row = self._together * self.cols.kernel * len(self.phases) * self.cols.out * self.size
         most = max(1, self.cache // _SHARE // row - self.overhang)
         return even(self.rows.out, most).size
@@ -129,7 +142,10 @@ class Work(ConvWork):
     def piece(self, tile: Tile) -> int:
         """Return how many pixels of a band are summed before the next tile has its turn."""
         vectors = -(-self.band * self.cols.out // self.lanes)
-        return even(vectors, max(1, _NEAR // (tile.outputs * self.simd.vector_bytes))).size * self.lanes
+        most = _NEAR // (tile.outputs * self.simd.vector_bytes)
+        if self.in_place and self.filters > tile.outputs:  # other output channels read the same of x
+            most = min(most, self.cache // 2 // (self.cells * self.simd.vector_bytes))
+        return even(vectors, max(1, most)).size * self.lanes
 
     @property
     def sums_bytes(self) -> int:
@@ -151,8 +167,9 @@ class Work(ConvWork):
         pixels, fma = self.band * self.cols.out, self.simd.fma_per_cycle
         pieces, steps = -(-pixels // self.piece(tile)), -(-pixels // self.lanes)
         outputs, cells = self.cuts(tile)
+        held = _SUM if self.sums_bytes <= _NEAR else _FAR_SUM
         return sum(
-            many * some * (steps * step_cycles(height, width, fma) + pieces * (_TILE + _SUM * height * width))
+            many * some * (steps * step_cycles(height, width, fma) + pieces * (_TILE + held * height * width))
             for many, height in outputs.spans
             for some, width in cells.spans
         )
@@ -160,8 +177,9 @@ class Work(ConvWork):
     @property
     def cycles(self) -> float:
         """Cycles on one core: the sums, filling slabs, adding up lanes."""
-        columns = self.channels * self.cols.kernel * len(self.phases) * self.vectors
-        filling = columns * (_PLANE + (self.band + self.overhang) * (_PUT + _PICK * self.cols.stride))
+        columns = 0 if self.in_place else self.channels * self.cols.kernel * len(self.phases) * self.vectors
+        rows = self.band + self.overhang
+        filling = columns * ((_PLANE if rows > 1 else _ONLY) + rows * (_PUT + _PICK * self.cols.stride))
         summing = self._summing_cycles(self.tile)
         ending = self.filters * self.cells * _CELL / self.simd.fma_per_cycle
         return self.units * (self.problem.n * self.bands * (summing + filling) + ending)
