@@ -89,6 +89,7 @@ def test_strides(text: str) -> None:
     ("text", "reason"),
     [
         ("conv3d:wgrad n1 c2 i5 oc4 k3", "one and two dimensions"),
+        ("linear:wgrad n8 c2 oc4", "one and two dimensions"),
         ("conv2d:wgrad n1 c33 i9 oc4 k3", "at most 32 channels"),
         ("conv2d:wgrad n1 c33 i9 oc34 k1", "at most 32 channels"),
         ("conv2d:wgrad n1 c3 i29 oc4 k3 s5", "at most 4 columns"),

@@ -31,7 +31,8 @@ class PixelsWgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.ndim not in (1, 2) and not all(axis.is_point for axis in lifted_axes(problem)):
+        is_point = problem.ndim > 0 and all(axis.is_point for axis in lifted_axes(problem))
+        if problem.ndim not in (1, 2) and not is_point:
             return f"computes in one and two dimensions, not in {problem.ndim}"
         channels = problem.ic if math.prod(problem.kernel_size) > 1 else min(problem.ic, problem.oc)
         if channels > _MOST_CHANNELS * problem.groups:
@@ -51,7 +52,10 @@ class PixelsWgrad(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
         uneven = -(-work.units // work.workers) * work.workers / work.units
-        computing, moving = work.cycles * uneven / machine.hertz, machine.reading(work.read)
+        # What a stride passes over is not read from beginning to end.
+        skips = any(axis.kernel < axis.stride for axis in work.axes)
+        computing = work.cycles * uneven / machine.hertz
+        moving = machine.moving(work.read) if skips else machine.reading(work.read)
         return _OVERHEAD + (max(computing, moving) + _EXPOSED * min(computing, moving)) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
