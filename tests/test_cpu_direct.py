@@ -30,6 +30,8 @@ DIRECT = [
     "conv2d n3 c512 i5 oc10 k5",
     "conv2d n1 c40 i41 oc200 k1 bias",  # a map in bands, each of which all blocks read
     "conv3d n1 c20 i6 oc17 k3 p1",
+    "conv3d n2 c6 id17 ih9 iw8 oc10 k3 p3 s2 d2 g2",  # slabs of several depths, with planes and rows that none reads
+    "conv3d n1 c64 id9 ih30 iw31 oc5 k2 s3 d2 p1 reflect",  # slabs of one depth, and rows that none reads
     "linear n37 c1024 oc70 bias residual relu",
     "linear n96 c20 oc70 bias residual relu",
 ]
@@ -54,7 +56,14 @@ def test_shapes_that_the_loops_cut_up(key, text, dtype):
 
 
 @pytest.mark.parametrize("key", ["numba/direct", "numba/planes"])
-@pytest.mark.parametrize("text", ["conv2d n1 c40 i37 oc70 k3 p1 bias", "conv2d n1 c512 i7 oc512 k3 p1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d n1 c40 i37 oc70 k3 p1 bias",
+        "conv2d n1 c512 i7 oc512 k3 p1",
+        "conv3d n3 c6 id17 ih9 iw8 oc10 k3 p1 g2",
+    ],
+)
 def test_any_number_of_threads_gives_the_same_bits(key, text):
     problem, algorithm = parse_problem(text), registry.find(key)
     inputs = testing.random_inputs(problem)
@@ -64,6 +73,16 @@ def test_any_number_of_threads_gives_the_same_bits(key, text):
             results.append(testing.run(algorithm, problem, inputs)[0])
     for other in results[1:]:
         np.testing.assert_array_equal(results[0], other)
+
+
+def test_depths_share_a_slab_as_far_as_it_stays_in_the_cache_and_every_worker_gets_some():
+    problem = parse_problem("conv3d n2 c6 id17 ih9 iw8 oc10 k3 p1 g2")
+    assert Work(problem, AVX512, 1, 1 << 20).deep == 17
+    assert Work(problem, AVX512, 4, 1 << 20).deep == 4
+    smaller = Work(problem, AVX512, 1, 1 << 15)
+    assert 1 < smaller.deep < 17
+    assert smaller.slab_bytes(smaller.band) <= 1 << 14
+    assert Work(parse_problem("conv3d n2 c6 i16 oc10 k2 s2"), AVX512, 1, 1 << 20).deep == 1  # no plane is shared
 
 
 @pytest.mark.parametrize("vectors", [AVX512, AVX2])

@@ -56,6 +56,9 @@ class Phase(direct.Work):
 class Work(direct.Work):
     """A gradient as the loops take it; ``problem`` is the forward one, whose slabs they fill."""
 
+    #: Output depths that read one slab.
+    deep = 1
+
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         self.gradient = problem
         super().__init__(window_problem(problem), vectors, workers, cache)

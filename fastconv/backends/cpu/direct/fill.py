@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
@@ -20,6 +21,19 @@ from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import task_type
 from fastconv.backends.cpu.memory import clear, copy, integer, record, word
 from fastconv.backends.cpu.simd import I64, Emitter, literals
+from fastconv.geometry import Axis, Table, source_line
+
+# What stands in a table for a position that no window reads.
+UNREAD = -2
+
+
+def read_line(axis: Axis) -> Table:
+    """Return the input index of every padded position that an axis reads, -1 for zeros, `UNREAD` between windows."""
+    line = source_line(axis)
+    read = np.zeros(len(line), bool)
+    for tap in range(axis.kernel):
+        read[tap * axis.dilation :: axis.stride][: axis.out] = True
+    return np.where(read, line, UNREAD)
 
 
 @intrinsic(prefer_literal=True)
@@ -161,14 +175,17 @@ def fill_kernel(lanes: int, bits: int) -> Any:
         image = unit // (job.bands * job.od * job.groups)
         x = job.x + image * job.xn + group * job.xg
         slab = job.slab + worker * job.slab_bytes
+        depths = (min(job.deep, job.od - depth) - 1) * job.step_d + job.kernel_d
         heights = (min(job.band, job.oh - row) - 1) * job.step_h + job.kernel_h
         items = job.item // wide
         for chunk in range(job.chunks):
             channels = min(items, job.nc - chunk * items)
-            for d in range(job.depths):
+            for d in range(0, depths, job.plane_step):
                 source_d = word(job.table_d, (depth * job.step_d + d))
                 for h in range(heights):
                     source_h = word(job.table_h, (row * job.step_h + h))
+                    if source_d == UNREAD or source_h == UNREAD:
+                        continue
                     target = slab + chunk * job.lc + d * job.ld + h * job.lh
                     if source_d < 0 or source_h < 0:
                         clear(target, job.lh)

@@ -19,6 +19,7 @@ _FIELDS = """
     oc od oh ow                 | output channels of a group, output sizes
     bias residual activation    | addresses, 0 for none
     groups bands band parts     | a unit of work: image, group, depth, band of rows, part of the blocks
+    deep                        | depths that read one slab
     rows wide                   | of a tile: rows, than which no band has fewer; output channels
     cut turn                    | columns that tiles of full size cover; rows until the others' turn comes, one narrower
     strip                       | columns that tiles of full size compute, those that two of them do twice
@@ -29,10 +30,10 @@ _FIELDS = """
     sums                        | where in its slab a worker keeps the sums of a stage
     nc chunks item              | input channels; chunks that they are cut into, and bytes of a pixel's chunk
     lc ld lh                    | the slab's strides: chunk, depth, row
-    depths heights              | planes of a slab, and rows that all its output rows together would read
+    kernel_d plane_step         | planes that an output depth spans; how far those are apart that are filled
     widths first last           | columns of a line, and which of these lie inside the input
     kernel_h step_d step_h      | rows that an output row reads; stride of the convolution, in positions
-    table_d table_h table_w     | input index of each padded position, -1 for zero
+    table_d table_h table_w     | input index of each padded position, -1 for zero, -2 for what is not read
 """
 FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)

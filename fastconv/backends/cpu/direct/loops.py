@@ -104,10 +104,11 @@ def loops() -> Any:
             first_row = min(band * job.band, job.oh - job.rows)
             band_rows = min(job.band, job.oh - first_row)
             if job.fill:
-                if rest != filled:
-                    call(job.fill, (pointed(jobs), rest, 0, worker))
-                    filled = rest
-                source = slab - first_row * job.sh
+                behind = depth % job.deep
+                if rest - behind != filled:
+                    filled = rest - behind
+                    call(job.fill, (pointed(jobs), filled, 0, worker))
+                source = slab + behind * job.sd - first_row * job.sh
             else:
                 source = job.x + image * job.xn + group * job.xg + depth * job.sd
             y = image * job.yn + group * job.oc * job.yk + depth * job.yd

@@ -54,13 +54,14 @@ def reading_fields(work: Work, x: Sizes, tables: list[Any]) -> tuple[dict[str, i
     item = work.item * size
     lh = cols.extent(cols.out) * item
     ld = lh * rows.extent(work.band)
-    lc = ld * depth.extent(1)
+    lc = ld * depth.extent(work.deep)
     start, stop = inside(cols)
     f |= {"fill": fill_kernel(work.lanes, work.format).address, "chunks": work.chunks, "item": item}
     f |= {"lc": lc, "ld": ld, "lh": lh, "kernel_h": rows.extent(1)}
-    f |= {"depths": depth.extent(1), "widths": cols.extent(cols.out), "first": start, "last": stop}
+    f |= {"deep": work.deep, "kernel_d": depth.extent(1), "plane_step": 1 if work.deep > 1 else depth.dilation}
+    f |= {"widths": cols.extent(cols.out), "first": start, "last": stop}
     f |= dict(zip(("table_d", "table_h", "table_w"), map(address, tables), strict=True))
-    f |= {"st": size, "sd": 0, "sh": rows.stride * lh, "sw": cols.stride * item}
+    f |= {"st": size, "sd": depth.stride * ld, "sh": rows.stride * lh, "sw": cols.stride * item}
     return f, (lc, ld, lh, item)
 
 

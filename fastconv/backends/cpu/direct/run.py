@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from fastconv.backends.cpu.direct.fill import read_line
 from fastconv.backends.cpu.direct.job import FIELDS
 from fastconv.backends.cpu.direct.loops import loops
 from fastconv.backends.cpu.direct.record import places, reading_fields, summing_fields
@@ -26,7 +27,8 @@ class DirectRunner(Runner):
         super().__init__(problem, work.units, work.workers, work.workers * work.scratch_bytes)
         self.work = work
         # The loops look at these by address.
-        self._tables = [source_line(axis) for axis in work.axes]
+        depth, rows, columns = work.axes
+        self._tables = [read_line(depth), read_line(rows), source_line(columns)]
         self._weight_shape = (problem.oc, work.inputs * work.taps)
         # What no weight goes to must be zero.
         self._is_padded = work.terms > self._weight_shape[1]

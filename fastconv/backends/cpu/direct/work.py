@@ -272,6 +272,18 @@ class Work(ConvWork):
         # Of whole tiles, since the last of a band overlaps the one before.
         return band if band >= rows else -(-band // self.tile.rows) * self.tile.rows
 
+    @cached_property
+    def deep(self) -> int:
+        """Output depths that read one slab, in which planes that several of them read are put together once."""
+        depth = self.axes[0]
+        if not self.staged or self.bands > 1 or depth.extent(1) <= depth.stride:
+            return 1
+        most = 1
+        while most < depth.out and self._read_bytes(self.band, most + 1) <= self.cache // 2:
+            most += 1
+        wanted = -(-_UNITS * self.workers // (self.images * self.problem.groups)) if self.workers > 1 else 1
+        return max(1, min(even(depth.out, most).size, depth.out // wanted))
+
     @property
     def turn(self) -> int:
         """Output rows that tiles of full size do before the others: what both read of the input should stay near."""
@@ -307,12 +319,12 @@ class Work(ConvWork):
 
     def slab_bytes(self, band: int) -> int:
         """Bytes of the input, padding included, that a band of output rows reads; 0 if it is read where it is."""
-        return self._read_bytes(band) if self.staged else 0
+        return self._read_bytes(band, self.deep) if self.staged else 0
 
-    def _read_bytes(self, band: int) -> int:
-        """Bytes of the input, padding included, that a band of output rows reads."""
+    def _read_bytes(self, band: int, deep: int = 1) -> int:
+        """Bytes of the input, padding included, that a band of output rows reads, of so many output depths."""
         depth, rows, cols = self.axes
-        pixels = depth.extent(1) * rows.extent(band) * cols.extent(cols.out)
+        pixels = depth.extent(deep) * rows.extent(band) * cols.extent(cols.out)
         return whole_lines(self.chunks * self.item * pixels * self.size)
 
     def stage(self, run: int) -> int:
@@ -345,11 +357,12 @@ class Work(ConvWork):
 
     @property
     def filling_cycles(self) -> float:
-        """Cycles of filling a slab."""
+        """Cycles of filling a slab, for each of the output depths that read it."""
         if not self.staged:
             return 0.0
-        lines = self.chunks * self.axes[0].extent(1) * self.axes[1].extent(self.band)
-        return lines * _FILL_LINE + self.slab_bytes(self.band) / self.size * _FILL / self.lanes
+        depth, rows, cols = self.axes
+        lines = self.chunks * _read_places(depth, self.deep) * _read_places(rows, self.band)
+        return lines * (_FILL_LINE + self.item * cols.extent(cols.out) * _FILL / self.lanes) / self.deep
 
     @property
     def summing_cycles(self) -> float:
@@ -377,6 +390,11 @@ class Work(ConvWork):
         # What of the turning leads to the channels that there are.
         needed = sum(min(self.lanes, last << level) for level in range(self.lanes.bit_length() - 1))
         return squares * (_square_cycles(self.lanes) - needed - 1.5 * last)
+
+
+def _read_places(axis: Axis, outputs: int) -> int:
+    """Return how many padded positions so many neighbouring windows read."""
+    return min(axis.extent(outputs), outputs * axis.kernel)
 
 
 def whole_lines(size: int) -> int:
