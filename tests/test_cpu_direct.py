@@ -62,6 +62,10 @@ def test_shapes_that_the_loops_cut_up(key, text, dtype):
         "conv2d n1 c40 i37 oc70 k3 p1 bias",
         "conv2d n1 c512 i7 oc512 k3 p1",
         "conv3d n3 c6 id17 ih9 iw8 oc10 k3 p1 g2",
+        "conv1d n1 c40 i3001 oc16 k5 s2 p3",
+        "conv1d n1 c40 i3001 oc10 k5 d3",
+        "conv2d n1 c3 ih2 iw3000 oc20 k3 p1 reflect channels_last",
+        "linear n384 c100 oc40",
     ],
 )
 def test_any_number_of_threads_gives_the_same_bits(key, text):

@@ -15,7 +15,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
-from fastconv.backends.cpu.direct.job import JOB
+from fastconv.backends.cpu.direct.job import JOB, located
 from fastconv.backends.cpu.elements import widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import task_type
@@ -109,10 +109,10 @@ def _pixel(job, bits, wide, target, source, channels):
 
 
 @inlined
-def _border(job, bits, wide, start, stop, target, source, channels):
+def _border(job, bits, wide, table, start, stop, target, source, channels):
     """Fill columns of a line by the table: padding, and what padding repeats."""
     for w in range(start, stop):
-        index = word(job.table_w, w)
+        index = word(table, w)
         if index < 0:
             clear(target + w * job.item, job.item)
         else:
@@ -120,9 +120,8 @@ def _border(job, bits, wide, start, stop, target, source, channels):
 
 
 @inlined
-def _together(lanes, bits, size, wide, job, target, source, channels):
-    """Copy the inner part of a line whose channels lie together."""
-    count = job.last - job.first
+def _together(lanes, bits, size, wide, job, count, target, source, channels):
+    """Copy ``count`` columns whose channels lie together."""
     if size == wide and channels * size == job.item and job.xw == job.item:
         copy(target, source, count * job.item)
         return
@@ -134,9 +133,9 @@ def _together(lanes, bits, size, wide, job, target, source, channels):
 
 
 @inlined
-def _turned(lanes, bits, size, wide, job, target, source, channels):
-    """Copy the inner part of a line whose columns lie together."""
-    count, items = job.last - job.first, job.item // wide
+def _turned(lanes, bits, size, wide, job, count, target, source, channels):
+    """Copy ``count`` columns that lie together."""
+    items = job.item // wide
     for p in range(0, count, lanes):
         # The last block overlaps the one before: a whole block is several times as fast as a part.
         pixel = max(0, min(p, count - lanes))
@@ -169,10 +168,11 @@ def fill_kernel(lanes: int, bits: int) -> Any:
         if sources == 0:
             return
         job = record(jobs, 0)
-        row = min(unit % job.bands * job.band, job.oh - job.rows)
-        depth = unit // job.bands % job.od
-        group = unit // (job.bands * job.od) % job.groups
-        image = unit // (job.bands * job.od * job.groups)
+        image, group, depth, column, band = located(job, unit)
+        row, table = min(band * job.band, job.oh - job.rows), job.table_w + 8 * column * job.step_w
+        # Which columns of a line lie inside the input.
+        first = min(max(job.first - column * job.step_w, 0), job.widths)
+        last = min(max(job.last - column * job.step_w, 0), job.widths)
         x = job.x + image * job.xn + group * job.xg
         slab = job.slab + worker * job.slab_bytes
         depths = (min(job.deep, job.od - depth) - 1) * job.step_d + job.kernel_d
@@ -191,17 +191,17 @@ def fill_kernel(lanes: int, bits: int) -> Any:
                         clear(target, job.lh)
                         continue
                     source = x + chunk * items * job.xc + source_d * job.xd + source_h * job.xh
-                    _border(job, bits, wide, 0, job.first, target, source, channels)
-                    _border(job, bits, wide, job.last, job.widths, target, source, channels)
-                    if job.first == job.last:
+                    _border(job, bits, wide, table, 0, first, target, source, channels)
+                    _border(job, bits, wide, table, last, job.widths, target, source, channels)
+                    if first == last:
                         continue
-                    inner = target + job.first * job.item
-                    from_ = source + integer(job.table_w + 8 * job.first) * job.xw
+                    inner = target + first * job.item
+                    from_ = source + integer(table + 8 * first) * job.xw
                     if job.xc == size and job.nc > 1:
-                        _together(lanes, bits, size, wide, job, inner, from_, channels)
+                        _together(lanes, bits, size, wide, job, last - first, inner, from_, channels)
                     elif job.xw == size:
-                        _turned(lanes, bits, size, wide, job, inner, from_, channels)
+                        _turned(lanes, bits, size, wide, job, last - first, inner, from_, channels)
                     else:
-                        _border(job, bits, wide, job.first, job.last, target, source, channels)
+                        _border(job, bits, wide, table, first, last, target, source, channels)
 
     return fill

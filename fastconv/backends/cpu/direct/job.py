@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fastconv.backends.cpu.compiling import inlined
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type
 
 # Addresses, sizes and (in bytes) strides.
@@ -18,7 +19,8 @@ _FIELDS = """
     y yn yk yd yh yw            | the output and its strides: image, channel, depth, row, column
     oc od oh ow                 | output channels of a group, output sizes
     bias residual activation    | addresses, 0 for none
-    groups bands band parts     | a unit of work: image, group, depth, band of rows, part of the blocks
+    groups bands band parts     | a unit of work: image, group, depth, stretch, band of rows, part of the blocks
+    stretches columns           | pieces of an output row, of which ``ow`` is the size; columns of all
     deep                        | depths that read one slab
     rows wide                   | of a tile: rows, than which no band has fewer; output channels
     cut turn                    | columns that tiles of full size cover; rows until the others' turn comes, one narrower
@@ -32,8 +34,19 @@ _FIELDS = """
     lc ld lh                    | the slab's strides: chunk, depth, row
     kernel_d plane_step         | planes that an output depth spans; how far those are apart that are filled
     widths first last           | columns of a line, and which of these lie inside the input
-    kernel_h step_d step_h      | rows that an output row reads; stride of the convolution, in positions
+    kernel_h                    | rows that an output row reads
+    step_d step_h step_w        | stride of the convolution, in positions
     table_d table_h table_w     | input index of each padded position, -1 for zero, -2 for what is not read
 """
 FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
+
+
+@inlined
+def located(job, unit):
+    """Return the image, group, depth, first column and band of a unit of work without its part."""
+    band, rest = unit % job.bands, unit // job.bands
+    stretch, rest = rest % job.stretches, rest // job.stretches
+    depth, rest = rest % job.od, rest // job.od
+    # The last stretch overlaps the one before: what is computed twice comes out the same.
+    return rest // job.groups, rest % job.groups, depth, min(stretch * job.ow, job.columns - job.ow), band

@@ -11,7 +11,7 @@ from typing import Any
 
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
-from fastconv.backends.cpu.direct.job import JOB
+from fastconv.backends.cpu.direct.job import JOB, located
 from fastconv.backends.cpu.job import task_type
 from fastconv.backends.cpu.memory import pointed, record, word
 
@@ -96,10 +96,7 @@ def loops() -> Any:
         filled = -1
         for unit in range(start, stop):
             part, rest = unit % job.parts, unit // job.parts
-            band = rest % job.bands
-            depth = rest // job.bands % job.od
-            group = rest // (job.bands * job.od) % job.groups
-            image = rest // (job.bands * job.od * job.groups)
+            image, group, depth, first_col, band = located(job, rest)
             # The last band overlaps the one before: what is computed twice comes out the same.
             first_row = min(band * job.band, job.oh - job.rows)
             band_rows = min(job.band, job.oh - first_row)
@@ -110,8 +107,8 @@ def loops() -> Any:
                     call(job.fill, (pointed(jobs), filled, 0, worker))
                 source = slab + behind * job.sd - first_row * job.sh
             else:
-                source = job.x + image * job.xn + group * job.xg + depth * job.sd
-            y = image * job.yn + group * job.oc * job.yk + depth * job.yd
+                source = job.x + image * job.xn + group * job.xg + depth * job.sd + first_col * job.sw
+            y = image * job.yn + group * job.oc * job.yk + depth * job.yd + first_col * job.yw
             for block in range(part * job.blocks // job.parts, (part + 1) * job.blocks // job.parts):
                 first_k = block * job.wide
                 bias = job.bias + (group * job.oc + first_k) * job.size if job.bias else 0

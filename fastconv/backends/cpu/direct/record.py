@@ -46,7 +46,8 @@ def reading_fields(work: Work, x: Sizes, tables: list[Any]) -> tuple[dict[str, i
         xh, xw = line, pixel
     f: dict[str, int] = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": xd, "xh": xh, "xw": xw}
     f |= {"nc": work.inputs, "groups": p.groups, "bands": work.bands, "band": work.band}
-    f |= {"od": depth.out, "oh": work.output[0], "step_d": depth.stride, "step_h": rows.stride}
+    f |= {"od": depth.out, "oh": work.output[0], "stretches": work.stretches, "columns": work.columns}
+    f |= {"step_d": depth.stride, "step_h": rows.stride, "step_w": cols.stride}
     if not work.staged:
         f |= {"st": xc, "sd": depth.stride * xd, "sh": rows.stride * xh, "sw": cols.stride * xw}
         steps = (work.item * xc, xd, xh, xw)
@@ -55,7 +56,7 @@ def reading_fields(work: Work, x: Sizes, tables: list[Any]) -> tuple[dict[str, i
     lh = cols.extent(cols.out) * item
     ld = lh * rows.extent(work.band)
     lc = ld * depth.extent(work.deep)
-    start, stop = inside(cols)
+    start, stop = inside(work.line)
     f |= {"fill": fill_kernel(work.lanes, work.format).address, "chunks": work.chunks, "item": item}
     f |= {"lc": lc, "ld": ld, "lh": lh, "kernel_h": rows.extent(1)}
     f |= {"deep": work.deep, "kernel_d": depth.extent(1), "plane_step": 1 if work.deep > 1 else depth.dilation}

@@ -27,8 +27,7 @@ class DirectRunner(Runner):
         super().__init__(problem, work.units, work.workers, work.workers * work.scratch_bytes)
         self.work = work
         # The loops look at these by address.
-        depth, rows, columns = work.axes
-        self._tables = [read_line(depth), read_line(rows), source_line(columns)]
+        self._tables = [read_line(work.axes[0]), read_line(work.axes[1]), source_line(work.line)]
         self._weight_shape = (problem.oc, work.inputs * work.taps)
         # What no weight goes to must be zero.
         self._is_padded = work.terms > self._weight_shape[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import cache, cached_property, partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from fastconv.backends.cpu.cuts import Cut, even
 from fastconv.backends.cpu.direct.borders import Borders
@@ -18,6 +18,8 @@ from fastconv.problem import ConvProblem, Sizes
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
 
+# Tiles of a stretch of a row, at least.
+_FEWEST_TILES = 4
 # Images that are a row of pixels, at least; vectors of a block of output channels, as most are.
 _SHORTEST, _USUAL_WIDTH = 8, 2
 
@@ -141,6 +143,10 @@ class Work(ConvWork):
 
     #: Vectors of output channels that a tile may have.
     widths: Sequence[int] = _WIDTHS
+    #: Pieces that output rows are cut into, which workers share.
+    stretches = 1
+    cut: Cut
+    _cuts_rows: ClassVar[bool] = True
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
@@ -164,9 +170,13 @@ class Work(ConvWork):
         if not self.staged and first and pixels > 1 and self.taps == 1 and self._is_waiting:
             if self._is_read_often:
                 self._arrange(staged=True)
-                return
-            self._choose_tile(self.size / _FETCHED)
-            self._split_channels()
+            else:
+                self._choose_tile(self.size / _FETCHED)
+                self._split_channels()
+        #: Whole rows and their outputs, while ``axes`` and ``output`` are those of a stretch.
+        self.line, self.columns = self.axes[2], self.output[1]
+        if self._cuts_rows and not self.across:
+            self._cut_rows()
 
     def _map_of_images(self) -> tuple[int, int]:
         """Return the rows and columns of images that are taken for pixels of one.
@@ -179,6 +189,23 @@ class Work(ConvWork):
         whole = [rows for rows in range(1, images // _SHORTEST + 1) if images % rows == 0] or [1]
         rows = next((rows for rows in whole if rows >= wanted), whole[-1])
         return rows, images // rows
+
+    def _cut_rows(self) -> None:
+        """Cut rows of the output into stretches of whole tiles, where there is little else to share out.
+
+        The last overlaps the one before. Neither the tile nor the order of the terms may depend on it, or sums would on
+        the number of threads.
+        """
+        rows, cols = self.output
+        units = self.images * self.problem.groups * self.axes[0].out * rows * (1 if self.staged else self.blocks)
+        wanted = min(-(-_UNITS * self.workers // units), cols // (_FEWEST_TILES * self.cut.size))
+        if self.workers == 1 or wanted < 2:
+            return
+        tiles = -(-cols // (wanted * self.cut.size))
+        self.cut = Cut(tiles, self.cut.size, tiles)
+        stretch = tiles * self.cut.size
+        self.stretches, self.output = -(-cols // stretch), (rows, stretch)
+        self.axes = (*self.axes[:2], self.line._replace(out=stretch))
 
     def _arrange(self, staged: bool) -> None:
         """Take the pixels from a slab or from where they are, and the terms in the order that follows."""
@@ -276,7 +303,7 @@ class Work(ConvWork):
     def deep(self) -> int:
         """Output depths that read one slab, in which planes that several of them read are put together once."""
         depth = self.axes[0]
-        if not self.staged or self.bands > 1 or depth.extent(1) <= depth.stride:
+        if not self.staged or self.bands * self.stretches > 1 or depth.extent(1) <= depth.stride:
             return 1
         most = 1
         while most < depth.out and self._read_bytes(self.band, most + 1) <= self.cache // 2:
@@ -308,14 +335,18 @@ class Work(ConvWork):
     @property
     def parts(self) -> int:
         """Pieces that the blocks of output channels are cut into, where bands alone do not feed all workers."""
-        units = self.images * self.problem.groups * self.axes[0].out * self.bands
+        units = self._bands_of_all
         if self.workers == 1 or (self.staged and units >= 2 * self.workers):  # each part would fill the slab again
             return 1
         return min(self.blocks, -(-_UNITS * self.workers // units))
 
     @property
     def units(self) -> int:
-        return self.images * self.problem.groups * self.axes[0].out * self.bands * self.parts
+        return self._bands_of_all * self.parts
+
+    @property
+    def _bands_of_all(self) -> int:
+        return self.images * self.problem.groups * self.axes[0].out * self.stretches * self.bands
 
     def slab_bytes(self, band: int) -> int:
         """Bytes of the input, padding included, that a band of output rows reads; 0 if it is read where it is."""
@@ -372,7 +403,7 @@ class Work(ConvWork):
     @property
     def cycles(self) -> float:
         """Cycles on one core: all tiles, and the filling of slabs."""
-        filling = self.axes[0].out * self.bands * self.parts * (UNIT + self.filling_cycles)
+        filling = self.axes[0].out * self.stretches * self.bands * self.parts * (UNIT + self.filling_cycles)
         return self.images * self.problem.groups * (self.summing_cycles + filling)
 
     @property
@@ -389,7 +420,7 @@ class Work(ConvWork):
         last = self.outputs % self.lanes or self.lanes
         # What of the turning leads to the channels that there are.
         needed = sum(min(self.lanes, last << level) for level in range(self.lanes.bit_length() - 1))
-        return squares * (_square_cycles(self.lanes) - needed - 1.5 * last)
+        return self.stretches * squares * (_square_cycles(self.lanes) - needed - 1.5 * last)
 
 
 def _read_places(axis: Axis, outputs: int) -> int:
