@@ -47,7 +47,10 @@ class Direct(Algorithm):
         weight = math.prod(problem.w_shape) * problem.itemsize
         moving = machine.moving(work.bytes - weight) + machine.reading(weight)
         scattered = not work.staged and problem.stride[-1:] > (1,) and problem.layout == "channels_first"
-        exposed = _SCATTERED if scattered else _STREAMED if weight > work.cache else _EXPOSED
+        exposed = _STREAMED if weight > work.cache else _EXPOSED
+        if scattered:
+            written = math.prod(problem.y_shape) * problem.itemsize / (work.bytes - weight)
+            exposed = _SCATTERED + (exposed - _SCATTERED) * written
         computing *= _SKIPPING if scattered else 1.0
         together = max(computing, moving) + exposed * min(computing, moving)
         return _OVERHEAD + packing + work.handing_over(machine) + together / work.workers

@@ -28,6 +28,8 @@ _LEFT_ROW, _GATHER = 6.0, 2.0
 _EVEN = 0.95  # which share of their time all workers should have something to do
 # Cycles to copy a piece of a row of pixels of a channel, of which not all are read.
 _ROW = 10.0
+# Pixels further apart are copied one by one: cycles of such a pixel, and of a channel of it.
+_TOGETHER, _PIXEL, _ELEMENT = 2, 40.0, 2.5
 # Of the shorter of computing and moving, what is not hidden behind the other: panels are made before they are used.
 _EXPOSED = 0.5
 _OVERHEAD, _PACKING = 3e-6, 4e-6
@@ -135,6 +137,8 @@ class Work(ConvWork):
         if self.problem.layout == "channels_last":
             return self.inputs * (math.log2(self.lanes) + 2) * -(-tile.cut.size // self.lanes)
         vectors = -(-tile.cut.size * tile.unit // self.lanes)
+        if self.axes[2].stride > _TOGETHER:
+            return tile.cut.size * tile.unit * (_PIXEL + _ELEMENT * self.inputs)
         if self.problem.input_size != self.problem.output_size:
             rows = tile.cut.size * tile.unit / self.axes[2].out + 1
             return self.inputs * (2 * vectors + _ROW * rows)
