@@ -9,35 +9,12 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
+from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
-from fastconv.backends.cpu.depthwise.slab import fill
+from fastconv.backends.cpu.depthwise.job import JOB
 from fastconv.backends.cpu.depthwise.tile import depthwise_tile
-from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import record
-
-# Addresses, sizes and (in bytes) strides.
-_FIELDS = """
-    x xn xc xd xh xw            | the input and its strides: image, channel, depth, row, column
-    depths heights widths       | input sizes
-    stride_d stride stride_w    | input positions from one output to the next
-    before_d before_h before_w  | padding before
-    reach_d reach_h reach_w     | input positions between the first and the last that an output reads
-    y yn yk yd yh yw            | the output and its strides
-    od oh ow bands band parts   | output sizes; bands of rows; parts of the channels
-    channels multiplier blocks  | output channels, of each input channel; vectors of channels
-    w wblock wgroup wrow wstep  | the weight; a channel (a vector of them), group, kernel row, kernel column of it
-    groups count                | offsets of groups of kernel positions: depth and row of each; how many
-    steps kernel spread         | offsets of the kernel's columns in bytes; how many; input columns between them
-    bias residual activation    | addresses, 0 for none
-    zeros                       | address of zeros that stand for padding
-    far                         | whether what a tile reads next and writes is far away
-    slab slab_bytes             | where the workers' slabs begin, and how far apart they are
-    slab_rows slab_row slab_cols item   | rows of a slab, bytes from one to the next; items of a row, and their bytes
-    first last together         | items that lie inside the input; whether they are neighbours in the slab
-    table_h table_w place_w     | input index of each padded position, -1 for zero; where it goes in a row
-"""
-FIELDS = fields_of(_FIELDS, HEAD)
-JOB = job_type(FIELDS)
+from fastconv.backends.cpu.job import task_type
+from fastconv.backends.cpu.memory import clear, pointed, record
 
 
 @inlined
@@ -62,18 +39,21 @@ def columns(
             return
         job = record(jobs, 0)
         filled = -1
+        if slab and job.clean:
+            clear(job.slab + worker * job.slab_bytes, job.slab_bytes)
         # Divisions take as long as a small tile: later units count on.
-        band, k, plane = start % job.bands, start // job.bands % job.channels, start // (job.bands * job.channels)
-        depth, image, channel, turn = plane % job.od, plane // job.od, k // job.multiplier, k % job.multiplier
+        turn, rest = start % job.multiplier, start // job.multiplier
+        band, channel, plane = rest % job.bands, rest // job.bands % job.inputs, rest // (job.bands * job.inputs)
+        depth, image = plane % job.od, plane // job.od
         for _ in range(start, stop):
             # The last band and tile overlap the ones before: what is computed twice comes out the same.
             first_row = min(band * job.band, job.oh - job.band)
-            x = job.x + image * job.xn + channel * job.xc
+            x, k = job.x + image * job.xn + channel * job.xc, channel * job.multiplier + turn
             if slab:
-                wanted = (image * job.channels + channel) * job.bands + band
+                wanted = (image * job.inputs + channel) * job.bands + band
                 at = job.slab + worker * job.slab_bytes
                 if wanted != filled:
-                    fill(job, size, at, x, first_row)
+                    call(job.fill, (pointed(jobs), at, x, first_row))
                     filled = wanted
                 x, xh, origin = at, job.slab_row, first_row * job.stride
             else:
@@ -125,15 +105,16 @@ def columns(
                              w, job.wgroup, job.wrow, job.wstep, job.y + at, job.yh, 0, left,
                              bias, residual, job.activation, job.zeros, job.far),
                         )  # fmt: skip
-            band += 1
-            if band == job.bands:
-                band, k, turn = 0, k + 1, turn + 1
-                if turn == job.multiplier:
-                    turn, channel = 0, channel + 1
-                if k == job.channels:
-                    k, turn, channel, depth = 0, 0, 0, depth + 1
-                    if depth == job.od:
-                        depth, image = 0, image + 1
+            # What an input channel becomes is computed together: a slab is filled once for all of it.
+            turn += 1
+            if turn == job.multiplier:
+                turn, band = 0, band + 1
+                if band == job.bands:
+                    band, channel = 0, channel + 1
+                    if channel == job.inputs:
+                        channel, depth = 0, depth + 1
+                        if depth == job.od:
+                            depth, image = 0, image + 1
 
     return run
 
@@ -163,7 +144,7 @@ def channels(rows: int, vectors: int, lanes: int, bits: int, fused: int, height:
             if slab:
                 at = job.slab + worker * job.slab_bytes
                 if rest != filled:
-                    fill(job, size, at, x, first_row)
+                    call(job.fill, (pointed(jobs), at, x, first_row))
                     filled = rest
                 x, xh, xw, origin = at, job.slab_row, job.item, first_row * job.stride
                 heights, widths = job.slab_rows, job.slab_cols

@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 
 from fastconv.backends.cpu.axes import inside
-from fastconv.backends.cpu.depthwise.loops import FIELDS, channels, columns
+from fastconv.backends.cpu.depthwise.job import FIELDS
+from fastconv.backends.cpu.depthwise.loops import channels, columns
+from fastconv.backends.cpu.depthwise.slab import filling
 from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.packing import Packer
+from fastconv.backends.cpu.phases import lines_read
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.geometry import source_line
@@ -61,14 +64,20 @@ class DepthwiseRunner(Runner):
         self._groups = np.array(groups, np.int64)
         self._zeros = np.zeros(work.zero_bytes, np.uint8)
         if work.slab:
-            self._lines = [source_line(axis) for axis in (height, width)]
+            self._lines = [lines_read(height), source_line(width)]
             extent = width.extent(width.out)
             self._places = np.array([work.slab_offset(col) for col in range(extent)], np.int64)
 
     def _known(self) -> dict[str, int]:
         work, p = self.work, self.problem
         depth, height, width = work.axes
-        f = {"channels": p.oc, "multiplier": work.multiplier, "blocks": work.blocks, "parts": work.parts}
+        f = {
+            "channels": p.oc,
+            "inputs": p.ic,
+            "multiplier": work.multiplier,
+            "blocks": work.blocks,
+            "parts": work.parts,
+        }
         f |= {"od": depth.out, "oh": height.out, "ow": width.out, "bands": work.bands, "band": work.band}
         f |= {"depths": depth.size, "heights": height.size, "widths": width.size}
         f |= {"stride_d": depth.stride, "stride": height.stride, "stride_w": width.stride}
@@ -89,9 +98,13 @@ class DepthwiseRunner(Runner):
         """Return the fields of a slab, which has its padding inside."""
         work = self.work
         first, last = inside(work.width)
+        ways = work.slab_phases if work.dealt else 0
         f = {"slab_bytes": work.slab_bytes, "slab_rows": work.height.extent(work.band), "slab_row": work.row_bytes}
         f |= {"slab_cols": len(self._places), "item": work.item, "first": first, "last": last}
-        f |= {"together": int(work.slab_phases == 1), "place_w": address(self._places)}
+        self._filling = filling(ways, work.simd.lanes(work.size), 8 * work.size)
+        f |= {"fill": self._filling.address, "place": work.slab_offset(first), "phase": work.phase_bytes}
+        f["clean"] = int(work.clean)
+        f |= {"place_w": address(self._places)}
         f |= {"table_h": address(self._lines[0]), "table_w": address(self._lines[1])}
         return f | {"before_d": 0, "before_w": 0, "depths": 1}
 

@@ -6,6 +6,8 @@ import math
 from functools import cached_property
 from typing import NamedTuple
 
+from fastconv.backends.cpu.axes import inside
+from fastconv.backends.cpu.phases import MOST_DEALT, dealing_cycles
 from fastconv.backends.cpu.registers import Simd
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
@@ -35,6 +37,8 @@ NEAR = 8
 _START = 60
 # The same, where it is not to rank tiles: what tiles overlap of it.
 _BEGIN = 45
+# Cycles of a row of a slab, and of an item of it that is copied on its own.
+_ROW, _ITEM = 15.0, 4.0
 
 
 class Tile(NamedTuple):
@@ -147,7 +151,7 @@ class Work(ConvWork):
 
     @property
     def cycles(self) -> float:
-        """Cycles on one core of all tiles; `_cycles` only ranks them."""
+        """Cycles on one core of all tiles and slabs; `_cycles` only ranks tiles."""
         p, (rows, vectors, lanes, _) = self.problem, self.tile
         rate = self.simd.fma_per_cycle if lanes * self.size == self.simd.vector_bytes else 2.0
         loads = self.rows_read(rows) * vectors * self.phases
@@ -161,7 +165,7 @@ class Work(ConvWork):
         groups = self.taps // self.width.kernel // self.kernel_rows
         tile = _BEGIN + groups * (2 * self.rows_read(rows) + self.width.kernel * (column + 1))
         outer = p.n * self.depth.out * (-(-p.ic // lanes) if self.last else p.oc)
-        return outer * -(-self.height.out // rows) * self.tiles_across * tile
+        return outer * -(-self.height.out // rows) * self.tiles_across * tile + self._filling_cycles
 
     @property
     def tiles_across(self) -> int:
@@ -291,9 +295,42 @@ class Work(ConvWork):
         return outer * (self.parts if self.last else self.problem.oc)
 
     @property
+    def dealt(self) -> bool:
+        """Whether rows are dealt to the phases of a slab, or copied to one; otherwise they go item by item."""
+        return self.slab_phases <= MOST_DEALT
+
+    @property
+    def clean(self) -> bool:
+        """Whether a slab's columns outside the input are zeros that nothing is written over."""
+        return self.dealt and not self.last and self.problem.padding_mode == "zeros"
+
+    @property
+    def _filling_cycles(self) -> float:
+        """Cycles of all slabs."""
+        if not self.slab:
+            return 0.0
+        height, extent, (first, last) = self.height, self.width.extent(self.width.out), inside(self.width)
+        item = self.item / self.simd.vector_bytes
+        row, alone = _ROW, extent
+        if self.dealt:
+            turns = -(-(last - first) // (self.lanes * self.slab_phases))
+            row += turns * dealing_cycles(self.slab_phases) if self.slab_phases > 1 else 2 * item * (last - first)
+            alone = 0 if self.clean else extent - last + first
+        row += alone * (_ITEM + item)
+        rows = height.extent(self.band) * min(1.0, height.kernel / height.stride)
+        return self.problem.n * (self.parts if self.last else self.problem.ic) * self.bands * rows * row
+
+    @property
+    def _skipped(self) -> int:
+        """Columns that stand before a slab's first, so that the input begins with the first phase."""
+        return -inside(self.width)[0] % self.slab_phases
+
+    @property
     def phase_bytes(self) -> int:
         """Bytes of a phase of a slab's row."""
-        return -(-self.width.extent(self.width.out) // self.slab_phases) * self.item
+        size = -(-(self._skipped + self.width.extent(self.width.out)) // self.slab_phases) * self.item
+        # Vectors of the first columns then lie in one line of the cache each.
+        return size if self.slab_phases == 1 else -(-size // _LINE) * _LINE
 
     @property
     def row_bytes(self) -> int:
@@ -323,4 +360,5 @@ class Work(ConvWork):
 
     def slab_offset(self, col: int) -> int:
         """Return where in a slab's row a padded column lies, in bytes."""
-        return col % self.slab_phases * self.phase_bytes + col // self.slab_phases * self.item
+        turn, phase = divmod(self._skipped + col, self.slab_phases)
+        return phase * self.phase_bytes + turn * self.item

@@ -7,13 +7,13 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from fastconv.backends.cpu import runner, scratch, threads
+from fastconv.backends.cpu.dealing import dealing
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.runner import fresh
 from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.backends.cpu.winograd_tiles import loops, packing
-from fastconv.backends.cpu.winograd_tiles.dealing import dealing
 from fastconv.backends.cpu.winograd_tiles.product import product
 from fastconv.backends.cpu.winograd_tiles.transforms import RUN_HEAD
 from fastconv.backends.cpu.winograd_tiles.work import EXTENT, Work

@@ -1,0 +1,32 @@
+"""Lines taken apart by a stride: which of their phases are read, and what it costs.
+
+Phase ``p`` of a line is what the first window reads at ``p``, and the later ones a stride further each.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastconv.geometry import Axis, Table, source_line
+
+#: Ways that vectors are dealt in registers, at most: shuffles grow with their square.
+MOST_DEALT = 8
+#: In place of an input index: no window reads this position, whatever its padding is.
+UNREAD = -2
+
+
+def lines_read(axis: Axis) -> Table:
+    """Return the input index of every padded position: -1 for zero padding, `UNREAD` where no window looks."""
+    line = source_line(axis)
+    read = np.isin(np.arange(axis.stride), np.arange(axis.kernel) * axis.dilation % axis.stride)
+    line[~np.resize(read, line.size)] = UNREAD
+    return line
+
+
+def dealing_cycles(ways: int) -> float:
+    """Return the cycles of dealing as many vectors so many ways: they are loaded, shuffled and stored."""
+    return 2.0 * ways + _shuffles(ways)
+
+
+def _shuffles(ways: int) -> int:
+    return ways + 2 * _shuffles(ways // 2) if ways % 2 == 0 else ways * (ways - 1)
