@@ -12,6 +12,7 @@ from fastconv.backends.cpu.registers import Simd
 from fastconv.notation import parse_problem
 
 ALGORITHM = registry.find("numba/depthwise")
+TURNED = registry.find("numba/depthwise_turned")
 WGRAD = registry.find("numba/depthwise_wgrad")
 
 SHAPES = """
@@ -67,6 +68,32 @@ def test_awkward_shapes(text, dtype):
     testing.check_problem(ALGORITHM, problem.replace(prepacked=True))
 
 
+PLANES = [text for text in SHAPES if TURNED.refuses(parse_problem(text)) is None] + [
+    "conv2d n7 c5 i13 oc10 k3 s3 p1 g5 bias",
+    "conv2d n2 c18 i19 oc18 k7 ph9 pw0 d3 g18 bias residual relu",
+    "conv2d n1 c16 ih300 iw9 oc16 k3 p1 g16",
+    "conv2d n3 c16 i9 oc16 k1 s4 g16",
+    "conv2d n2 c3 i2 oc3 k2 g3",
+    "conv3d n3 c9 id9 ih4 iw7 oc18 kd3 kh2 kw5 s2 p2 g9 bias",
+    "conv1d n17 c2 i40 oc2 k9 s5 p4 g2",
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("text", PLANES)
+def test_planes_in_lanes(text, dtype):
+    problem = parse_problem(text).replace(dtype=dtype)
+    testing.check_problem(TURNED, problem)
+    testing.check_problem(TURNED, problem.replace(prepacked=True))
+
+
+def test_planes_of_few_channels_follow_one_another():
+    plan = TURNED.plan(parse_problem("conv2d n64 c3 i9 oc3 k3 p1 g3"))
+    assert plan.run.__self__.work.folded
+    lone = TURNED.plan(parse_problem("conv2d n64 c64 i9 oc64 k3 p1 g64"))
+    assert not lone.run.__self__.work.folded
+
+
 def gradient_of(text: str):
     """Return the weight gradient of a forward problem."""
     return parse_problem(text).replace(direction="wgrad", bias="none", residual=False, activation=None)
@@ -108,14 +135,19 @@ def test_weight_gradients_on_any_number_of_threads(text):
     assert np.array_equal(*results)
 
 
-@pytest.mark.parametrize("text", [text for text in SHAPES if "n2" in text])
-def test_any_number_of_threads_gives_the_same_bits(text):
+@pytest.mark.parametrize(
+    ("algorithm", "text"),
+    [(ALGORITHM, text) for text in SHAPES if "n2" in text]
+    + [(TURNED, text) for text in PLANES if "n2" in text]
+    + [(TURNED, "conv2d n4 c20 i40 oc20 k3 s3 p1 g20"), (TURNED, "conv3d n1 c20 i16 oc20 k3 p1 g20")],
+)
+def test_any_number_of_threads_gives_the_same_bits(algorithm, text):
     problem = parse_problem(text)
     inputs = testing.random_inputs(problem)
     results = []
     for threads in (1, 2):
         with fc.options(threads=threads):
-            results.append(testing.run(ALGORITHM, problem, inputs)[0])
+            results.append(testing.run(algorithm, problem, inputs)[0])
     assert np.array_equal(*results)
 
 
@@ -137,8 +169,9 @@ def test_specials_at_borders_come_out_where_the_reference_has_them(text, operand
     inputs = testing.random_inputs(problem)
     for corner in ((0,) * problem.ndim, (-1,) * problem.ndim):
         inputs[operand][(slice(None), 0, *corner)] = special
-    outputs = testing.run(ALGORITHM, problem, inputs)
-    testing.compare(problem, outputs, testing.exact(problem, inputs), ALGORITHM.error_bound(problem))
+    for algorithm in (ALGORITHM, TURNED) if layout == "channels_first" else (ALGORITHM,):
+        outputs = testing.run(algorithm, problem, inputs)
+        testing.compare(problem, outputs, testing.exact(problem, inputs), algorithm.error_bound(problem))
 
 
 @pytest.mark.parametrize("workers", [1, 2, 16])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.depthwise.job import FIELDS
@@ -18,6 +19,17 @@ from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.geometry import source_line
 from fastconv.problem import AXES, Sizes
+
+
+def kernel_groups(work: Work) -> NDArray[np.int64]:
+    """Return depth and row of the groups of kernel rows that are done together."""
+    depth, height, _ = work.axes
+    groups = [
+        (d * depth.dilation, r * height.dilation)
+        for d in range(depth.kernel)
+        for r in range(0, height.kernel, work.kernel_rows)
+    ]
+    return np.array(groups, np.int64)
 
 
 class DepthwiseRunner(Runner):
@@ -55,13 +67,8 @@ class DepthwiseRunner(Runner):
     def _make_tables(self) -> None:
         """Make what the loops look at by address."""
         work = self.work
-        depth, height, width = work.axes
-        groups = [
-            (d * depth.dilation, r * height.dilation)
-            for d in range(depth.kernel)
-            for r in range(0, height.kernel, work.kernel_rows)
-        ]
-        self._groups = np.array(groups, np.int64)
+        _, height, width = work.axes
+        self._groups = kernel_groups(work)
         self._zeros = np.zeros(work.zero_bytes, np.uint8)
         if work.slab:
             self._lines = [lines_read(height), source_line(width)]
@@ -71,13 +78,8 @@ class DepthwiseRunner(Runner):
     def _known(self) -> dict[str, int]:
         work, p = self.work, self.problem
         depth, height, width = work.axes
-        f = {
-            "channels": p.oc,
-            "inputs": p.ic,
-            "multiplier": work.multiplier,
-            "blocks": work.blocks,
-            "parts": work.parts,
-        }
+        f = {"channels": p.oc, "inputs": p.ic, "multiplier": work.multiplier}
+        f |= {"blocks": work.blocks, "parts": work.parts}
         f |= {"od": depth.out, "oh": height.out, "ow": width.out, "bands": work.bands, "band": work.band}
         f |= {"depths": depth.size, "heights": height.size, "widths": width.size}
         f |= {"stride_d": depth.stride, "stride": height.stride, "stride_w": width.stride}

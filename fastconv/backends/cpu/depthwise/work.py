@@ -100,14 +100,17 @@ class Work(ConvWork):
             return 1
         return next(rows for rows in _HEIGHTS if self.height.kernel % rows == 0)
 
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """Lanes that vectors may have: all, or half of those of the widest."""
+        return (self.lanes, self.lanes // 2) if self.simd.vector_bytes > 32 else (self.lanes,)
+
     @cached_property
     def tile(self) -> Tile:
         """The tile that takes the fewest cycles."""
-        lanes = self.simd.lanes(self.size)
-        widths = (lanes, lanes // 2) if self.simd.vector_bytes > 32 else (lanes,)
         tiles = [
             Tile(rows, vectors, width, self._cycles(rows, vectors, width))
-            for width in widths
+            for width in self.widths
             for rows in _ROWS
             for vectors in _VECTORS
             if rows <= self._tallest(vectors == self._across(width)) and vectors <= self._across(width)
