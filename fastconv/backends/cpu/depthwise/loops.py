@@ -43,8 +43,8 @@ def columns(
             clear(job.slab + worker * job.slab_bytes, job.slab_bytes)
         # Divisions take as long as a small tile: later units count on.
         turn, rest = start % job.multiplier, start // job.multiplier
-        band, channel, plane = rest % job.bands, rest // job.bands % job.inputs, rest // (job.bands * job.inputs)
-        depth, image = plane % job.od, plane // job.od
+        band, depth, plane = rest % job.bands, rest // job.bands % job.od, rest // (job.bands * job.od)
+        channel, image = plane % job.inputs, plane // job.inputs
         for _ in range(start, stop):
             # The last band and tile overlap the ones before: what is computed twice comes out the same.
             first_row = min(band * job.band, job.oh - job.band)
@@ -110,11 +110,11 @@ def columns(
             if turn == job.multiplier:
                 turn, band = 0, band + 1
                 if band == job.bands:
-                    band, channel = 0, channel + 1
-                    if channel == job.inputs:
-                        channel, depth = 0, depth + 1
-                        if depth == job.od:
-                            depth, image = 0, image + 1
+                    band, depth = 0, depth + 1
+                    if depth == job.od:
+                        depth, channel = 0, channel + 1
+                        if channel == job.inputs:
+                            channel, image = 0, image + 1
 
     return run
 
