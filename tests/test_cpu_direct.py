@@ -45,6 +45,10 @@ PLANES = [
     "conv2d n1 c64 i70 oc1 k3 p1 tanh",
     "conv3d n2 c4 i5 oc4 k3 p1 d2 s2",
     "conv1d n2 c3 i190 oc5 k4 s2 p1 bias",
+    "conv1d n2 c3 i190 oc5 k4 s3 p1 bias",
+    "conv2d n1 c3 ih20 iw150 oc2 k2 s4 d3 p5",
+    "conv2d n1 c3 ih20 iw41 oc2 k3 s5 p2 circular",
+    "conv3d n1 c2 id9 ih9 iw60 oc2 k1 s7 p1",
 ]
 CASES = [("numba/direct", t) for t in DIRECT] + [("numba/planes", t) for t in PLANES]
 

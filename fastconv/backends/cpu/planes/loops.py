@@ -6,13 +6,13 @@ from functools import cache
 from typing import Any
 
 from numba import types
-from numba.extending import intrinsic
 
+from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, function, inlined
 from fastconv.backends.cpu.job import HEAD, fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, copy, integer, move, record, word
+from fastconv.backends.cpu.phases import UNREAD
 from fastconv.backends.cpu.planes.tile import plane_tile
-from fastconv.backends.cpu.simd import Emitter, literals
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -27,34 +27,13 @@ _FIELDS = """
     slab slab_bytes             | where the workers' slabs begin, and how far apart they are
     lc ld lh phase              | the slab's strides: channel, depth, row, columns that are no multiple of the stride
     depths kernel_h             | planes of a slab; rows that an output row reads
-    widths first last           | columns of a line, and which of these lie inside the input
+    widths first last           | columns of a line, and which of these, inside the input, are copied together
+    deal                        | what deals them to the phases of a stride, 0 if there is one
     step_d step_h step_w        | stride of the convolution
-    table_d table_h table_w     | input index of each padded position, -1 for zero
+    table_d table_h table_w     | input index of each padded position, -1 for zero, -2 for not read
 """
 FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
-
-
-@intrinsic(prefer_literal=True)
-def _halve(typingctx, lanes, bits, source, count, even, odd):
-    """Copy ``count`` elements, at most twice ``lanes``: those of even index to one address, of odd to another."""
-    known = literals(lanes, bits)
-    if known is None:
-        return None
-    width, element = known
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, count, even, odd = args[2:]
-        e = Emitter(builder, element, width)
-        low = e.load_masked(source, e.first(count))
-        high = e.load_masked(e.at(source, width * e.bytes), e.first(builder.sub(count, count.type(width))))
-        for parity, target in ((0, even), (1, odd)):
-            kept = builder.ashr(builder.add(count, count.type(1 - parity)), count.type(1))
-            picked = e.shuffle(low, high, range(parity, 2 * width, 2))
-            e.store_masked(picked, target, e.first(kept))
-        return context.get_dummy_value()
-
-    return types.void(lanes, bits, *(types.int64,) * 4), codegen
 
 
 @inlined
@@ -98,7 +77,7 @@ def pack_kernel(bits: int) -> Any:
 
 
 @inlined
-def _fill(lanes, bits, job, slab, x, depth, row, heights):
+def _fill(bits, job, slab, x, depth, row, heights):
     """Copy what the output rows from ``row`` at ``depth`` read of an image, with its padding, into a slab."""
     size = bits // 8
     for c in range(job.nc):
@@ -107,6 +86,8 @@ def _fill(lanes, bits, job, slab, x, depth, row, heights):
             for h in range(heights):
                 source_h = word(job.table_h, (row * job.step_h + h))
                 target = slab + c * job.lc + d * job.ld + h * job.lh
+                if source_d == UNREAD or source_h == UNREAD:
+                    continue
                 if source_d < 0 or source_h < 0:
                     clear(target, job.lh)
                     continue
@@ -115,13 +96,11 @@ def _fill(lanes, bits, job, slab, x, depth, row, heights):
                 _border(job, size, job.last, job.widths, target, source)
                 if job.first == job.last:
                     continue
-                inner = source + integer(job.table_w + 8 * job.first) * size
-                if job.step_w == 1:
-                    copy(target + job.first * size, inner, (job.last - job.first) * size)
-                    continue
-                for w in range(job.first, job.last, 2 * lanes):
-                    even, odd = _place(job, size, target, w), _place(job, size, target, w + 1)
-                    _halve(lanes, bits, inner + (w - job.first) * size, min(2 * lanes, job.last - w), even, odd)
+                inner, at = source + integer(job.table_w + 8 * job.first) * size, _place(job, size, target, job.first)
+                if job.deal:
+                    call(job.deal, (inner, (job.last - job.first) // job.step_w, at, job.phase))
+                else:
+                    copy(at, inner, (job.last - job.first) * size)
 
 
 @cache
@@ -143,7 +122,7 @@ def loops(rows: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
             first_row = band * job.band
             count = min(job.band, job.oh - first_row)
             heights = (count - 1) * job.step_h + job.kernel_h
-            _fill(lanes, bits, job, slab, job.x + image * job.xn, depth, first_row, heights)
+            _fill(bits, job, slab, job.x + image * job.xn, depth, first_row, heights)
             for row in range(count):
                 y = image * job.yn + depth * job.yd + (first_row + row) * job.yh
                 for left in range(0, job.ow, job.span):

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends.cpu.axes import are_contiguous, inside
+from fastconv.backends.cpu.axes import are_contiguous
+from fastconv.backends.cpu.dealing import dealing
+from fastconv.backends.cpu.phases import lines_read
 from fastconv.backends.cpu.planes.loops import FIELDS, loops, pack_kernel
 from fastconv.backends.cpu.planes.work import Work
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
@@ -25,7 +27,8 @@ class PlanesRunner(Runner):
         super().__init__(work.problem, work.units, work.workers, work.workers * work.slab_bytes)
         self.work = work
         size = work.size
-        self._tables = [source_line(axis) for axis in work.axes]
+        self._tables = [lines_read(work.depth), lines_read(work.height), source_line(work.width)]
+        self._deal = dealing(work.phases, work.lanes, 8 * size) if work.phases > 1 else None
         self._terms = self._offsets()
         self._pack = pack_kernel(8 * size)
         compiled = loops(work.rows, work.vectors, work.lanes, 8 * size, int(work.simd.fma))
@@ -58,7 +61,8 @@ class PlanesRunner(Runner):
         f |= dict(zip(("lc", "ld", "lh"), work.steps(work.band), strict=True))
         f |= {"phase": work.columns * size, "depths": depth.extent(1), "kernel_h": height.extent(1)}
         f |= {"widths": width.extent(width.out)}
-        f |= dict(zip(("first", "last"), inside(width), strict=True))
+        f |= dict(zip(("first", "last"), work.together, strict=True))
+        f["deal"] = self._deal.address if self._deal else 0
         f |= {"step_d": depth.stride, "step_h": height.stride, "step_w": width.stride}
         f |= dict(zip(("table_d", "table_h", "table_w"), map(address, self._tables), strict=True))
         return f | {"activation": self.activation}

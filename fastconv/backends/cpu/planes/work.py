@@ -7,12 +7,10 @@ import math
 from functools import cached_property
 
 from fastconv.backends.cpu.axes import inside
+from fastconv.backends.cpu.phases import dealing_cycles
 from fastconv.backends.cpu.registers import Simd
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
-
-# Strides between columns for which a line is taken apart in registers.
-STRIDES = (1, 2)
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
@@ -24,8 +22,8 @@ _NEAR = 1 << 14  # half of a first-level cache
 
 # Cycles of a vector that is stored, of a tile beside its terms, and of a unit of work.
 _STORE, _TILE, _UNIT = 1.0, 22.0, 150.0
-# Cycles of a line that is copied into the slab, a vector of it, one that is taken apart, and a column of padding.
-_ROW, _COPY, _SPLIT, _PAD = 9.0, 3.5, 12.0, 6.0
+# Cycles of a line that is copied into the slab, a vector of it, a line that is dealt, and a column on its own.
+_ROW, _COPY, _DEAL, _PAD = 9.0, 3.5, 60.0, 6.0
 
 # Output channels and vectors of columns that a tile may have.
 _CHANNELS, _VECTORS = (1, 2, 3, 4, 6, 8), (1, 2, 3, 4, 5, 6, 7)
@@ -83,6 +81,13 @@ class Work(ConvWork):
         """Return the strides of a slab: channel, depth, row; in bytes."""
         plane = self._line_bytes * self.height.extent(band)
         return plane * self.depth.extent(1), plane, self._line_bytes
+
+    @cached_property
+    def together(self) -> tuple[int, int]:
+        """Columns of a line that are copied, or dealt, together: of those inside the input, whole turns of phases."""
+        first, last = inside(self.width)
+        begin = -(-first // self.phases) * self.phases
+        return (begin, last - (last - begin) % self.phases) if begin < last else (last, last)
 
     @cached_property
     def band(self) -> int:
@@ -145,9 +150,13 @@ class Work(ConvWork):
     @property
     def cycles(self) -> float:
         """Cycles on one core, the copy into the slab included."""
-        p, width = self.problem, self.width
-        first, last = inside(width)
-        vectors = (last - first) / self.lanes * (_COPY if self.phases == 1 else _SPLIT)
-        fill = self._lines * (_ROW + vectors + _PAD * (width.extent(width.out) - last + first))
+        p, width, (first, last) = self.problem, self.width, self.together
+        line = _ROW + _PAD * (width.extent(width.out) - last + first)
+        if self.phases == 1:
+            line += _COPY * (last - first) / self.lanes
+        else:
+            line += _DEAL + -(-(last - first) // (self.lanes * self.phases)) * dealing_cycles(self.phases)
+        read = min(1.0, self.height.kernel / self.height.stride) * min(1.0, self.depth.kernel / self.depth.stride)
+        fill = self._lines * read * line
         tiles = p.n * self.depth.out * self.height.out * self._cycles(self.rows, self.vectors)
         return tiles + fill + self.units * _UNIT
