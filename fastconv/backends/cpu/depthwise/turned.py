@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.turned_work import Work
+from fastconv.backends.cpu.depthwise.work import NEAR
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -43,7 +44,10 @@ class DepthwiseTurned(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
         packing = 0.0 if work.problem.prepacked else _PACKING + work.pack_cycles / machine.hertz
-        together = max(work.cycles / machine.hertz, machine.moving(problem.bytes))
+        computing, moving = work.cycles / machine.hertz, machine.moving(problem.bytes)
+        # Many planes are read side by side, which is not fetched ahead: what did not stay near is waited for.
+        exposed = min(1.0, problem.bytes / (NEAR * work.cache))
+        together = max(computing, moving) + exposed * min(computing, moving)
         return _OVERHEAD + packing + work.handing_over(machine) + together / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
