@@ -50,6 +50,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.dgrad.depthwise:DepthwiseDgrad",
     "fastconv.backends.cpu.dgrad.algorithm:DgradGemv",
     "fastconv.backends.cpu.dgrad.algorithm:DgradGrouped",
+    "fastconv.backends.cpu.dgrad.algorithm:DgradPlanes",
     "fastconv.backends.cpu.dgrad.grouped:GroupedDgrad",
     "fastconv.backends.cpu.dgrad.winograd:ALGORITHMS",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",

@@ -89,6 +89,20 @@ GRADIENTS = """
     conv1d:dgrad n8 c12 i25 oc256 k2 s4 p0:1
     conv2d:dgrad n1 c96 ih15 iw11 oc1000 k2 s2 ph0:1 pw0:2
     conv2d:dgrad n2 c128 ih7 iw45 oc192 k2 sh2 sw4 ph0:1 pw0:3
+    conv2d:dgrad n1 c20 ih40 iw61 oc18 k3 s3 p1
+    conv2d:dgrad n1 c5 ih23 iw131 oc4 k5 s5 d2 p2
+    conv2d:dgrad n1 c5 ih23 iw131 oc4 k3 sh2 sw7 p1
+    conv2d:dgrad n1 c5 ih23 iw131 oc4 k3 sh1 sw6 p1
+    conv2d:dgrad n1 c6 ih23 iw131 oc4 k3 s9 p1 g2
+    conv2d:dgrad n1 c6 ih23 iw31 oc4 k1 s3 g2
+    conv1d:dgrad n1 c13 i5 oc5 k9 s3 p4
+    conv1d:dgrad n2 c6 i90 oc4 k2 s3 g2
+    conv1d:dgrad n2 c6 i90 oc6 k7 s5 d3 p3 g6
+    conv2d:dgrad n2 c6 ih31 iw90 oc6 k9 s3 d2 p4 g6
+    conv2d:dgrad n2 c6 ih31 iw20 oc6 kh2 kw5 sh4 sw1 ph0 pw2 g6
+    conv3d:dgrad n2 c6 id7 ih9 iw40 oc6 k3 sd1 sh2 sw3 p1 g6
+    conv3d:dgrad n2 c6 id7 ih9 iw10 oc6 kd3 kh5 kw2 s2 d2 p2 g6
+    conv3d:dgrad n1 c3 id6 ih9 iw10 oc2 kd3 kh3 kw1 pd1 ph0 pw0
 """.strip().splitlines()
 
 
@@ -271,6 +285,12 @@ TOGETHER = [
     ("numba/dgrad_woven", "conv2d:dgrad n2 c36 ih19 iw41 oc24 k3 s2 p1"),
     ("numba/dgrad_woven", "conv2d:dgrad n1 c40 i17 oc20 k3 s4 d2 p1 g2"),
     ("numba/dgrad_woven", "conv3d:dgrad n2 c5 i9 oc18 k3 s2"),
+    ("numba/dgrad_depthwise2", "conv3d:dgrad n2 c5 i9 oc5 k3 s2 p1 g5"),
+    ("numba/dgrad_depthwise2", "conv1d:dgrad n2 c5 i99 oc5 k5 s3 d2 p1 g5"),
+    ("numba/dgrad_grouped2", "conv2d:dgrad n2 c12 ih18 iw41 oc24 k2 s3 p1 g3"),
+    ("numba/dgrad_grouped2", "conv1d:dgrad n2 c12 i99 oc24 k5 s4 p1 g3"),
+    ("numba/dgrad_woven", "conv2d:dgrad n1 c13 i17 oc20 k3 s5 p1"),
+    ("numba/dgrad_woven", "conv1d:dgrad n1 c13 i5 oc5 k9 s3 p4"),
 ]
 
 
@@ -292,7 +312,7 @@ def test_threads_change_no_gradient_of_all_phases_together(key, text):
 def test_what_is_not_finite_goes_where_its_windows_are(key, text, value):
     problem, algorithm = parse_problem(text), registry.find(key)
     dy, w = testing.random_inputs(problem)
-    dy[-1, 1, 0, 0] = dy[0, 0, -1, -1] = value
+    dy[-1, 1].flat[0] = dy[0, 0].flat[-1] = value
     with np.errstate(invalid="ignore"):
         expected = testing.exact(problem, (dy, w))
     testing.compare(problem, testing.run(algorithm, problem, (dy, w)), expected, algorithm.error_bound(problem))

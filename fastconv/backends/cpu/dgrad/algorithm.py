@@ -9,11 +9,13 @@ import numpy as np
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
+from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, shuffles
 from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.gemv.algorithm import GemvAcross
 from fastconv.backends.cpu.grouped.algorithm import Grouped
+from fastconv.backends.cpu.planes.algorithm import Planes
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise, PointwiseInPlace
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.work import refuses_all_but, workers_for
@@ -30,8 +32,9 @@ _PICK_CYCLES, _FILTER_CYCLES = 2.0, 9.6
 # Bytes a second of a weight that is packed where it is.
 _COPY_RATE = 20e9
 
-# Cycles to bring the phases of a row together, and of a vector of it.
-_ROW_CYCLES, _WEAVE_CYCLES = 22.0, 11.0
+# Cycles to bring the phases of a row together, of a vector of it beside its shuffles, and of an element that is moved
+# on its own.
+_ROW_CYCLES, _WEAVE_CYCLES, _MOVE_CYCLES = 22.0, 10.0, 4.0
 
 
 class Dgrad(Algorithm):
@@ -82,8 +85,9 @@ class Dgrad(Algorithm):
         """Return the seconds that it takes to bring the phases together, row by row."""
         p = work.problem
         rows = math.prod(p.x_shape[:-1])
-        vectors = rows * -(-p.x_shape[-1] * work.size // machine.vector_bytes)
-        computing = (rows * _ROW_CYCLES + vectors * _WEAVE_CYCLES) / machine.hertz
+        ways, columns = p.stride[-1], p.x_shape[-1]
+        weave = _WEAVE_CYCLES + shuffles(ways) if ways <= MOST_WAYS else work.lanes * _MOVE_CYCLES
+        computing = rows * (_ROW_CYCLES + weave * -(-columns // work.lanes)) / machine.hertz
         return (computing + machine.moving(math.prod(p.x_shape) * work.size, rows)) / work.workers
 
     def _turning(self, work: Work, machine: Machine) -> float:
@@ -219,6 +223,13 @@ class DgradGrouped(Dgrad):
 
     name = "dgrad_grouped"
     forward = Grouped()
+
+
+class DgradPlanes(Dgrad):
+    """By lanes of columns: few channels of the gradient, or of the output's."""
+
+    name = "dgrad_planes"
+    forward = Planes()
 
 
 class DgradDepthwise(Dgrad):

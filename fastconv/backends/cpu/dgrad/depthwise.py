@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise import work as forward
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
@@ -13,11 +15,14 @@ from fastconv.problem import ConvProblem
 # Seconds of a call beside its loops, and of looking for weights that are not finite.
 _OVERHEAD, _LOOKING = 8e-6, 4e-6
 
+# What a tile's code unrolls, at most.
+_MOST_TAPS, _MOST_PHASES = 96, 64
+
 _FORWARD = Depthwise()
 
 
 class DepthwiseDgrad(Algorithm):
-    """Columns in the lanes of vectors; maps that a kernel steps over by one or by two rows and columns."""
+    """Columns in the lanes of vectors; strides of up to eight, dilation, one to three dimensions."""
 
     name = "dgrad_depthwise2"
     backend = "numba"
@@ -31,10 +36,10 @@ class DepthwiseDgrad(Algorithm):
             return (
                 f"takes one input and one output channel a group, not {problem.ic} and {problem.oc} in {problem.groups}"
             )
-        if problem.dilation != (1, 1) or max(problem.kernel_size) > 7 or min(problem.kernel_size) < 2:
-            return f"takes kernels of two to seven rows and columns, not {problem.kernel_size} by {problem.dilation}"
-        if _is_forward(problem) and min(map(min, paddings(problem))) < 0:
-            return "reads the whole of the output's gradient"
+        if _is_forward(problem):
+            return _refuses_forward(problem)
+        if math.prod(problem.kernel_size) > _MOST_TAPS or math.prod(problem.stride) > _MOST_PHASES:
+            return f"holds the code of at most {_MOST_TAPS} taps and {_MOST_PHASES} phases"
         return None
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
@@ -52,18 +57,29 @@ class DepthwiseDgrad(Algorithm):
         return _OVERHEAD + max(work.cycles / machine.hertz, machine.moving(problem.bytes)) / workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.dgrad.depthwise_loops import PairsRunner
+        from fastconv.backends.cpu.dgrad.depthwise_loops import CellsRunner
         from fastconv.backends.cpu.dgrad.depthwise_run import BackwardsRunner
 
         assert isinstance(problem, ConvProblem)
-        runner: BackwardsRunner | PairsRunner
+        runner: BackwardsRunner | CellsRunner
         if _is_forward(problem):
             runner = BackwardsRunner(problem, forward.Work.of(stacked_problem(problem)))
         else:
-            runner = PairsRunner(Work.of(problem))
+            runner = CellsRunner(Work.of(problem))
         return Plan(problem, self, runner.run, runner.pack)
 
 
 def _is_forward(problem: AnyProblem) -> bool:
     """Whether the gradient is a forward convolution of ``dy``."""
-    return isinstance(problem, ConvProblem) and problem.stride == (1, 1)
+    return isinstance(problem, ConvProblem) and math.prod(problem.stride) == 1
+
+
+def _refuses_forward(problem: ConvProblem) -> str | None:
+    """Return why a gradient at a stride of one is refused."""
+    if problem.ndim != 2:
+        return f"steps by one row and column in two dimensions, not in {problem.ndim}"
+    if problem.dilation != (1, 1) or max(problem.kernel_size) > 7 or min(problem.kernel_size) < 2:
+        return f"takes kernels of two to seven rows and columns, not {problem.kernel_size} by {problem.dilation}"
+    if min(map(min, paddings(problem))) < 0:
+        return "reads the whole of the output's gradient"
+    return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.dgrad.depthwise_tile import pairs_tile
+from fastconv.backends.cpu.dgrad.depthwise_tile import cells_tile
 from fastconv.backends.cpu.dgrad.depthwise_work import Work
 from fastconv.backends.cpu.dgrad.exact import input_gradient
 from fastconv.backends.cpu.dgrad.shifts import shifts_of
@@ -17,14 +17,16 @@ from fastconv.backends.cpu.dgrad.unturned import Finite, Weight
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.memory import record
 from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.problem import AXES, Sizes
 
 _FIELDS = """
-    y yn yk yh w                | the output's gradient and its strides: image, channel, row; the weight
-    x xn xc xh                  | the gradient and its strides
-    channels band               | channels; pairs of rows that are done together
-    rows cols heights widths    | sizes of the gradient and of the output's
-    row col                     | the first element that the first pairs read
-    zeros                       | address of zeros that stand for a row of padding
+    y yn yk yd yh w                 | the output's gradient and its strides: image, channel, plane, row; the weight
+    x xn xc xd xh                   | the gradient and its strides
+    channels band                   | channels; rows of cells that are done together
+    planes rows cols                | sizes of the gradient
+    depths heights widths           | sizes of the output's gradient
+    depth row col                   | the first element that the first cells read
+    zeros                           | address of zeros that stand for a row of padding
 """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
@@ -32,12 +34,16 @@ _ARRAYS = FIELDS.index("channels")
 
 
 @cache
-def loops(lanes: int, bits: int, fused: int, kh: int, kw: int, odd_top: int, odd_side: int, held: int) -> Any:
-    """Return compiled loops ``run(job, start, stop, worker)``, which do a range of planes.
+def loops(
+    lanes: int, bits: int, fused: int, deep: tuple[int, ...], down: tuple[int, ...], right: tuple[int, ...], held: int
+) -> Any:
+    """Return compiled loops ``run(job, start, stop, worker)``, which do a range of planes of cells.
 
-    The parameters are those of `pairs_tile`.
+    The parameters are those of `cells_tile`; ``deep``, ``down`` and ``right`` are its four of an axis.
     """
     size = bits // 8
+    (kd, sd, dd, bd), (kh, sh, dh, bh), (kw, sw, dw, bw) = deep, down, right
+    taps = kd * kh * kw
     sources = fingerprint()
 
     @callback(task_type(JOB))
@@ -45,48 +51,46 @@ def loops(lanes: int, bits: int, fused: int, kh: int, kw: int, odd_top: int, odd
         if sources == 0:
             return
         job = record(jobs, 0)
-        pairs = (job.cols + 1) // 2
+        cells = (job.cols + sw - 1) // sw
+        deep_cells = (job.planes + sd - 1) // sd
         for unit in range(start, stop):
-            image, channel = unit // job.channels, unit % job.channels
-            y, x = job.y + image * job.yn + channel * job.yk, job.x + image * job.xn + channel * job.xc
-            w = job.w + channel * kh * kw * size
-            for top in range(0, job.rows, 2 * job.band):
-                row, rows = job.row + top // 2, min(2 * job.band, job.rows - top)
-                for pair in range(0, pairs, lanes):
+            deep = unit % deep_cells
+            image, channel = unit // deep_cells // job.channels, unit // deep_cells % job.channels
+            y = job.y + image * job.yn + channel * job.yk
+            x = job.x + image * job.xn + channel * job.xc + deep * sd * job.xd
+            w = job.w + channel * taps * size
+            for top in range(0, job.rows, sh * job.band):
+                for cell in range(0, cells, lanes):
                     # The last vector overlaps the one before: what is computed twice comes out the same.
-                    first = max(0, min(pair, pairs - lanes))
-                    left = job.cols - 2 * first
-                    at = x + top * job.xh + 2 * first * size
-                    if left >= 2 * lanes:
-                        pairs_tile(
-                            lanes, bits, fused, kh, kw, odd_top, odd_side, held, 0,
-                            y, job.yh, row, job.col + first, job.heights, job.widths, job.zeros, w,
-                            at, job.xh, rows, left,
-                        )  # fmt: skip
+                    first = max(0, min(cell, cells - lanes))
+                    left = job.cols - sw * first
+                    values = (
+                        y, job.yd, job.yh, job.depth + deep, job.row + top // sh, job.col + first,
+                        job.depths, job.heights, job.widths, job.zeros, w,
+                        x + top * job.xh + sw * first * size, job.xd, job.xh,
+                        job.planes - deep * sd, min(sh * job.band, job.rows - top), left,
+                    )  # fmt: skip
+                    if left >= sw * lanes:
+                        cells_tile(lanes, bits, fused, kd, sd, dd, bd, kh, sh, dh, bh, kw, sw, dw, bw, held, 0, values)
                     else:
-                        pairs_tile(
-                            lanes, bits, fused, kh, kw, odd_top, odd_side, held, 1,
-                            y, job.yh, row, job.col + first, job.heights, job.widths, job.zeros, w,
-                            at, job.xh, rows, left,
-                        )  # fmt: skip
+                        cells_tile(lanes, bits, fused, kd, sd, dd, bd, kh, sh, dh, bh, kw, sw, dw, bw, held, 1, values)
 
     return run
 
 
-class PairsRunner:
+class CellsRunner:
     """Runs one problem on arrays of any strides."""
 
     def __init__(self, work: Work) -> None:
         self.work, self.problem, self._finite = work, work.problem, Finite(work.problem, work)
-        _, height, width = work.axes
-        kernel = (height.kernel, width.kernel, height.before % 2, width.before % 2)
-        self._loops = loops(work.vector, 8 * work.size, int(work.simd.fma), *kernel, int(work.held)).address
+        forms = ((axis.kernel, axis.stride, axis.dilation, axis.before % axis.stride) for axis in work.axes)
+        self._loops = loops(work.vector, 8 * work.size, int(work.simd.fma), *forms, work.held).address
         self._zeros = np.zeros(work.zero_bytes, np.uint8)
-        self._known = record_of(FIELDS, {
-            "channels": self.problem.ic, "band": work.band, "zeros": address(self._zeros),
-            "rows": height.size, "cols": width.size, "heights": height.out, "widths": width.out,
-            "row": shifts_of(height).first, "col": shifts_of(width).first,
-        })  # fmt: skip
+        f = {"channels": self.problem.ic, "band": work.band, "zeros": address(self._zeros)}
+        f |= dict(zip(("planes", "rows", "cols"), (axis.size for axis in work.axes), strict=True))
+        f |= dict(zip(("depths", "heights", "widths"), (axis.out for axis in work.axes), strict=True))
+        f |= dict(zip(("depth", "row", "col"), (shifts_of(axis).first for axis in work.axes), strict=True))
+        self._known = record_of(FIELDS, f)
 
     def pack(self, w: Any) -> Weight:
         """Return the weight as `run` takes it where the problem is prepacked."""
@@ -105,9 +109,7 @@ class PairsRunner:
         if dy is not inputs[0]:
             dy[...] = inputs[0]
         job = self._known.copy()
-        yn, yk, yh, _ = dy.strides
-        xn, xc, xh, _ = result.strides
-        job[:_ARRAYS] = address(dy), yn, yk, yh, weight.address, address(result), xn, xc, xh
+        job[:_ARRAYS] = address(dy), *_steps(dy), weight.address, address(result), *_steps(result)
         threads.run(self._loops, address(job), self.work.units, self.work.workers)
         if result is not dx:
             dx[...] = result
@@ -115,3 +117,9 @@ class PairsRunner:
     def _fits(self, array: Any) -> bool:
         """Whether the columns of an array are neighbours."""
         return bool(array.flags.aligned) and array.strides[-1] == self.work.size
+
+
+def _steps(array: Any) -> Sizes:
+    """Return an array's strides: image, channel, plane, row."""
+    image, channel, *outer, _ = array.strides
+    return (image, channel, *(0,) * (len(AXES) - 1 - len(outer)), *outer)

@@ -1,47 +1,54 @@
-"""The micro-kernel of the depthwise input gradient: pairs of rows and of columns, woven as they are stored."""
+"""The micro-kernel of the depthwise input gradient: all phases of the stride, woven as they are stored."""
 
 from __future__ import annotations
 
 import itertools
 from typing import Any
 
+from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.depthwise.tile import in_order
+from fastconv.backends.cpu.dgrad.depthwise_work import ROWS, WEIGHTS
 from fastconv.backends.cpu.dgrad.shifts import shifts_of
+from fastconv.backends.cpu.shuffles import interleaved
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 from fastconv.geometry import Axis
 
-# The values that `pairs_tile` is given, in order.
-_VALUES = "y yh row col heights widths zeros w x xh rows left"
+# The values that `cells_tile` is given, in order.
+_VALUES = "y yd yh depth row col depths heights widths zeros w x xd xh planes rows left"
 
 
 @intrinsic(prefer_literal=True)
-def pairs_tile(
-    typingctx, lanes, bits, fused, kh, kw, odd_top, odd_side, held, partial,
-    y, yh, row, col, heights, widths, zeros, w, x, xh, rows, left,
+def cells_tile(
+    typingctx, lanes, bits, fused, kd, sd, dd, bd, kh, sh, dh, bh, kw, sw, dw, bw, held, partial, values,
 ):  # fmt: skip
-    """Compute rows of a gradient, ``2 * lanes`` columns of them.
+    """Compute rows of a gradient, ``lanes`` cells of them: of as many elements along each axis as the stride.
 
-    Literal integers: lanes, bits (of an element), fused (multiply-add exists), kh, kw (kernel size, at least 2),
-    odd_top, odd_side (1 if there is an odd number of zeros before the rows, the columns), held (weights stay in
-    registers), partial (there may be fewer columns than that).
+    Literal integers: lanes, bits (of an element), fused (multiply-add exists); of each axis the kernel, the stride,
+    the dilation and the remainder of the padding before it by the stride; held (what stays in registers, as
+    `depthwise_work` has it), partial (there may be fewer columns than that).
 
-    Values, addresses and strides in bytes: y (the output's gradient, its first element, whether it is read or not), its
-    stride of rows; row, col (the first element that is read for the first pairs); its sizes; zeros (address of as many
-    as a vector has lanes); w; x (the gradient's first pair of rows and columns), its stride of rows; rows of the
-    gradient, columns of it that are left.
+    A tuple, since of more than thirty arguments Python makes a list, and Numba forgets that some were literals: values,
+    addresses and strides in bytes: y (the output's gradient, its first element, whether it is read or not), its
+    strides of planes and rows; depth, row, col (the first element that is read for the first cells); its sizes; zeros
+    (address of as many as a vector has lanes); w; x (the gradient's first cells), its strides of planes and rows;
+    planes, rows, columns of the gradient that are left.
     """
-    given = (lanes, bits, fused, kh, kw, odd_top, odd_side, held, partial)
+    given = (lanes, bits, fused, kd, sd, dd, bd, kh, sh, dh, bh, kw, sw, dw, bw, held, partial)
     known = literals(*given)
     if known is None:
         return None
-    width, element, has_fma, nkh, nkw, above, before, is_held, is_partial = known
-    down, right = (shifts_of(Axis(0, 0, kernel, 2, 1, odd, "zeros")) for kernel, odd in ((nkh, above), (nkw, before)))
+    width, element, has_fma, *numbers, is_held, is_partial = known
+    axes = [Axis(0, 0, *numbers[i : i + 4], "zeros") for i in range(0, 12, 4)]
+    deep, down, right = map(shifts_of, axes)
+    kernels = [axis.kernel for axis in axes]
+    ways_h, ways_w = (axis.stride for axis in axes[1:])
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        v = dict(zip(_VALUES.split(), args[len(known) :], strict=True))
+        v = dict(zip(_VALUES.split(), cgutils.unpack_tuple(builder, args[-1]), strict=True))
         e = Emitter(builder, element, width, bool(has_fma))
         step = width * e.bytes
         # Columns that there are: lanes from the first to before the last.
@@ -50,56 +57,79 @@ def pairs_tile(
             builder.and_(e.first(builder.sub(v["widths"], place)), builder.not_(e.first(builder.neg(place))))
             for place in places
         ]
-        stored = [e.first(e.at(v["left"], -i * width)) if is_partial else None for i in range(2)]
+        stored = [e.first(e.at(v["left"], -i * width)) if is_partial else None for i in range(ways_w)]
+        # No plane beside the input has a row.
+        heights = [
+            builder.select(builder.icmp_unsigned("<", e.at(v["depth"], shift), v["depths"]), v["heights"], I64(0))
+            for shift in range(deep.elements)
+        ]
 
-        def weight(tap: tuple[int, int]) -> Any:
-            return e.load_splat(e.at(v["w"], (tap[0] * nkw + tap[1]) * e.bytes))
+        def weight(tap: tuple[int, ...]) -> Any:
+            t, r, s = tap
+            return e.load_splat(e.at(v["w"], ((t * kernels[1] + r) * kernels[2] + s) * e.bytes))
 
-        every = list(itertools.product(range(nkh), range(nkw)))
-        kept = dict(zip(every, in_order(e, [weight(tap) for tap in every]), strict=True)) if is_held else {}
+        every = list(itertools.product(*map(range, kernels)))
+        factors = in_order(e, [weight(tap) for tap in every]) if is_held == WEIGHTS else []
+        kept = dict(zip(every, factors, strict=False))
 
         def read(at: Any, number: Any) -> list[Any]:
-            there = builder.icmp_unsigned("<", number, v["heights"])
-            return [
-                e.load_masked(builder.select(there, e.at(at, shift * e.bytes), v["zeros"]), mask)
-                for shift, mask in enumerate(masks)
-            ]
-
-        def store(vectors: list[Any], address: Any) -> None:
-            for i, (vector, mask) in enumerate(zip(vectors, stored, strict=True)):
-                e.store_masked(vector, e.at(address, i * step), mask)
-
-        def pair(index: Any, values: list[Any]) -> list[Any]:
-            at, number, target, *found = values
-            found += read(at, number)
-            for parity in range(2):
-                sums = [e.zero, e.zero]
-                for (r, below), side in itertools.product(down.terms[parity], range(2)):
-                    for s, beside in right.terms[side]:
-                        factor = kept[r, s] if is_held else weight((r, s))
-                        sums[side] = e.fma(found[below * right.elements + beside], factor, sums[side])
-                even, odd = sums
-                woven = [
-                    e.shuffle(even, odd, [(i + half) // 2 + width * (i % 2) for i in range(width)])
-                    for half in (0, width)
+            found = []
+            for shift, limit in enumerate(heights):
+                there = builder.icmp_unsigned("<", number, limit)
+                plane = e.at(at, e.times(v["yd"], shift))
+                found += [
+                    e.load_masked(builder.select(there, e.at(plane, i * e.bytes), v["zeros"]), mask)
+                    for i, mask in enumerate(masks)
                 ]
-                if parity == 0:
-                    store(woven, target)
-                    continue
-                following = e.at(e.times(index, 2), 1)
-                with builder.if_then(builder.icmp_signed("<", following, v["rows"]), likely=True):
-                    store(woven, e.at(target, v["xh"]))
-            return [
-                e.at(at, v["yh"]), e.at(number, 1), e.at(target, e.times(v["xh"], 2)), *found[right.elements :]
-            ]  # fmt: skip
+            return found
 
-        at, number = e.at(v["y"], e.times(v["col"], e.bytes), builder.mul(v["row"], v["yh"])), v["row"]
-        carried = []
-        for _ in range(down.elements - 1):
-            carried += read(at, number)
-            at, number = e.at(at, v["yh"]), e.at(number, 1)
-        pairs = builder.ashr(e.at(v["rows"], 1), I64(1))
-        e.loop(pairs, [at, number, v["x"], *carried], pair)
+        def read_rows(at: Any, number: Any, count: int) -> tuple[Any, Any, list[Any]]:
+            """Return where the next row is, its number, and the vectors of so many rows before it."""
+            found = []
+            for _ in range(count):
+                found += read(at, number)
+                at, number = e.at(at, v["yh"]), e.at(number, 1)
+            return at, number, found
+
+        def phase(found: list[Any], below: list[Any], behind: list[Any]) -> list[Any]:
+            """Return the elements of a row of cells that sum these rows and planes of the kernel."""
+            sums = [e.zero] * ways_w
+            for (t, plane), (r, row), side in itertools.product(behind, below, range(ways_w)):
+                for s, beside in right.terms[side]:
+                    tap = (t, r, s)
+                    factor = kept[tap] if kept else weight(tap)
+                    place = (row * deep.elements + plane) * right.elements + beside
+                    sums[side] = e.fma(found[place], factor, sums[side])
+            return interleaved(e, sums)
+
+        row_vectors = deep.elements * right.elements
+
+        def cells(index: Any, values: list[Any]) -> list[Any]:
+            at, number, target, *found = values
+            if is_held >= ROWS:
+                at, number, more = read_rows(at, number, 1)
+                found += more
+            else:
+                _, _, found = read_rows(at, number, down.elements)
+                at, number = e.at(at, v["yh"]), e.at(number, 1)
+            first = e.times(index, ways_h)
+            for (i, behind), (j, below) in itertools.product(enumerate(deep.terms), enumerate(down.terms)):
+                woven = phase(found, below, behind)
+                address = e.at(target, e.times(v["xd"], i), e.times(v["xh"], j))
+                there = ir.Constant(ir.IntType(1), 1)
+                if i:
+                    there = builder.icmp_signed("<", I64(i), v["planes"])
+                if j:
+                    there = builder.and_(there, builder.icmp_signed("<", e.at(first, j), v["rows"]))
+                with builder.if_then(there, likely=True):
+                    for k, (vector, mask) in enumerate(zip(woven, stored, strict=True)):
+                        e.store_masked(vector, e.at(address, k * step), mask)
+            return [at, number, e.at(target, e.times(v["xh"], ways_h)), *found[row_vectors:][: len(values) - 3]]
+
+        at = e.at(v["y"], e.times(v["col"], e.bytes), builder.mul(v["row"], v["yh"]), builder.mul(v["depth"], v["yd"]))
+        at, number, carried = read_rows(at, v["row"], down.elements - 1 if is_held >= ROWS else 0)
+        count = builder.sdiv(e.at(v["rows"], ways_h - 1), I64(ways_h))
+        e.loop(count, [at, number, v["x"], *carried], cells)
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * len(_VALUES.split())), codegen
+    return types.void(*given, types.UniTuple(types.int64, len(_VALUES.split()))), codegen

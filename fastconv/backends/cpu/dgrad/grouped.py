@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.dgrad.grouped_work import Work
-from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_plain, shifts_of
+from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_plain
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -16,7 +15,7 @@ _MOST_CHANNELS = 32
 
 
 class GroupedDgrad(Algorithm):
-    """Few channels a group; strides of one and of two."""
+    """Few channels a group; strides of up to eight, on lines and planes."""
 
     name = "dgrad_grouped2"
     backend = "numba"
@@ -26,10 +25,10 @@ class GroupedDgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
+        if problem.ndim > 2:
+            return f"computes in one and two dimensions, not in {problem.ndim}"
         if problem.ic // problem.groups > _MOST_CHANNELS:
             return f"takes at most {_MOST_CHANNELS} input channels a group, not {problem.ic // problem.groups}"
-        if not all(all(shifts_of(axis).terms) for axis in lifted_axes(problem)[1:]):
-            return "leaves no phase of the stride empty"
         if min(map(min, paddings(problem))) < 0:
             return "reads the whole of the output's gradient"
         return None

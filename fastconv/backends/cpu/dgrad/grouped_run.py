@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.grouped_work import Work
-from fastconv.backends.cpu.dgrad.interleave import weave
+from fastconv.backends.cpu.dgrad.interleave import weave_row
 from fastconv.backends.cpu.dgrad.shifts import shifts_of
 from fastconv.backends.cpu.dgrad.unturned import Finite, Unturned
 from fastconv.backends.cpu.grouped.loops import FIELDS as FORWARD
 from fastconv.backends.cpu.grouped.loops import prepare
 from fastconv.backends.cpu.grouped.run import GroupedRunner
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import integer, pointed, record
+from fastconv.backends.cpu.memory import clear, integer, pointed, record
 from fastconv.backends.cpu.runner import fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.problem import Sizes
@@ -31,10 +30,15 @@ _FIELDS = """
     table                       | of every phase, where the places of its terms are listed, and how many
     wgroup                      | bytes of a group's weights
     rows cols                   | sizes of the gradient
+    ways_h woven idle           | phases of rows; `ENTRY` of every phase; where in a slab a row of zeros is
 """
 # What fills the slabs reads the fields of the forward convolution, which stand first.
 FIELDS = fields_of(_FIELDS, FORWARD)
 JOB = job_type(FIELDS)
+
+# Of a phase, in bytes: how far behind the zeros its sums begin, and their strides: channel, row. All 0: nothing
+# contributes to it.
+_ENTRY = 3 * 8
 
 
 @inlined
@@ -47,6 +51,8 @@ def _sum(job, slab, group):
         w = job.w + group * job.wgroup + channel * job.wk
         for part in range(job.parts):
             places, terms = integer(job.table + 16 * part), integer(job.table + 16 * part + 8)
+            if terms == 0:
+                continue
             source, target, left = slab, sums + (part * job.channels + channel) * job.line, numbers
             while left > 0:
                 tile = job.tile0 if left > job.less else job.tile1
@@ -55,24 +61,19 @@ def _sum(job, slab, group):
 
 
 @inlined
-def _store(job, lanes, bits, ways, sums, y, row):
-    """Weave the phases of a group's channels into rows of the gradient, from pair ``row`` on."""
-    cols, xh = job.cols, job.yh
-    phase = job.channels * job.line
+def _store(job, lanes, bits, ways, idle, y, row):
+    """Weave the phases of a group's channels into rows of the gradient, from cell ``row`` on."""
     for c in range(job.channels):
-        target = y + c * job.yk + row * ways * xh
-        for r in range(min(job.band * ways, job.rows - row * ways)):
-            source = sums + r % ways * ways * phase + c * job.line + r // ways * job.row
-            if ways == 2:
-                weave(2, lanes, bits, target, (source, source + phase), cols)
-            else:
-                weave(1, lanes, bits, target, (source,), cols)
-            target += xh
+        target = y + c * job.yk + row * job.ways_h * job.yh
+        for r in range(min(job.band * job.ways_h, job.rows - row * job.ways_h)):
+            table = job.woven + r % job.ways_h * ways * _ENTRY
+            weave_row(ways, lanes, bits, target, job.cols, idle, table, (c, r // job.ways_h))
+            target += job.yh
 
 
 @cache
 def loops(lanes: int, bits: int, ways: int) -> Any:
-    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units, at a stride of ``ways``."""
+    """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units, of so many column phases."""
     sources = fingerprint()
 
     @callback(task_type(JOB))
@@ -82,6 +83,7 @@ def loops(lanes: int, bits: int, ways: int) -> Any:
         job = record(jobs, 0)
         slab = job.slab + worker * job.slab_bytes
         prepare(slab, job.inputs, 1, job.plane, job.sub, job.lead, job.zeros, job.size)
+        clear(slab + job.idle, job.slab_bytes - job.idle)
         for unit in range(start, stop):
             call(job.fill, (pointed(jobs), unit, 0, worker))
             # The last band overlaps the one before: what is computed twice comes out the same.
@@ -89,7 +91,7 @@ def loops(lanes: int, bits: int, ways: int) -> Any:
             image, group = unit // job.bands // job.bundles, unit // job.bands % job.bundles
             _sum(job, slab, group)
             y = job.y + image * job.yn + group * job.channels * job.yk
-            _store(job, lanes, bits, ways, slab + job.sums, y, row)
+            _store(job, lanes, bits, ways, slab + job.idle, y, row)
 
     return run
 
@@ -112,7 +114,19 @@ class GroupedDgradRunner(Unturned, GroupedRunner):
         f = super()._known() | {"channels": work.channels, "parts": work.parts, "table": address(self._table)}
         filter_bytes = math.prod(gradient.kernel_size) * work.size
         f |= {"wk": filter_bytes, "wgroup": work.inputs * work.channels * filter_bytes}
-        return f | {"rows": gradient.input_size[0], "cols": gradient.input_size[1]}
+        f |= {"rows": work.height.size, "cols": work.width.size, "ways_h": work.height.stride}
+        f["idle"] = work.slab_bytes - work.idle_bytes
+        self._woven = self._places_of_sums(f["sums"] - f["idle"])
+        return f | {"woven": address(self._woven)}
+
+    def _places_of_sums(self, first: int) -> Any:
+        """Return `_ENTRY` of every phase, the sums of the ``first`` one beginning so far behind the zeros."""
+        work = self.work
+        table = [
+            (first + part * work.channels * work.line, work.line, work.pitch * work.size) if len(places) else (0, 0, 0)
+            for part, places in enumerate(self._phases)
+        ]
+        return np.array(table, np.int64)
 
     def _term_places(self) -> Any:
         return np.zeros(0, np.int64)  # every phase has its own
@@ -127,14 +141,13 @@ class GroupedDgradRunner(Unturned, GroupedRunner):
 
     def _storing(self, turned: bool) -> tuple[dict[str, int], int]:
         work = self.work
-        return {}, loops(work.lanes, 8 * work.size, work.gradient.stride[0]).address
+        return {}, loops(work.lanes, 8 * work.size, work.width.stride).address
 
 
 def _phases(work: Work) -> list[Any]:
     """Return for every phase where its terms lie: in a group's slab, and behind a channel's first weight."""
-    gradient, size = work.gradient, work.size
-    height, width = lifted_axes(gradient)[1:]
-    sub, filter_size = work.phase_bytes(work.band), math.prod(gradient.kernel_size)
+    size, height, width = work.size, work.height, work.width
+    sub, filter_size = work.phase_bytes(work.band), math.prod(work.gradient.kernel_size)
     phases = []
     for rows, cols in itertools.product(shifts_of(height).terms, shifts_of(width).terms):
         taps = [
@@ -142,5 +155,5 @@ def _phases(work: Work) -> list[Any]:
             for (r, below), (s, beside) in itertools.product(rows, cols)
         ]
         every = np.arange(work.inputs)[:, None, None] * (sub, work.channels * filter_size * size)
-        phases.append(np.ascontiguousarray(every + np.array(taps) * size).reshape(-1, 2))
+        phases.append(np.ascontiguousarray(every + np.array(taps, np.int64).reshape(-1, 2) * size).reshape(-1, 2))
     return phases

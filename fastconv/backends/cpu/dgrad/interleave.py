@@ -9,11 +9,10 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
-from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, move, record
 from fastconv.backends.cpu.shuffles import interleaved
-from fastconv.backends.cpu.simd import Emitter, literals
+from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -21,17 +20,15 @@ _FIELDS = """
     depth height width          | its sizes
     groups channels             | groups, and channels of one
     sd sh sw                    | the convolution's stride: how many phases there are along each axis
-    table                       | six words a phase: address and strides of image, group, channel, depth, row
+    table                       | of every phase of depth, row and column: `ENTRY`
     zeros                       | as many as a phase has columns
 """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
 
-# Bytes of a phase in the table.
+# Bytes of a phase in a table: how far behind the zeros its first row is, and its strides for the places image, group,
+# channel, depth, row. They are all 0 where nothing contributes.
 ENTRY = 6 * 8
-
-# Numbers of phases that are brought together in registers.
-WAYS = (2, 4)
 
 
 @intrinsic(prefer_literal=True)
@@ -78,23 +75,66 @@ def weave(typingctx, ways, lanes, bits, target, sources, count):
     return types.void(*given, types.int64, kind, types.int64), codegen
 
 
+@intrinsic(prefer_literal=True)
+def _rows_of(typingctx, ways, zeros, table, places):
+    """Return where a row of each of so many phases is, a tuple: the one of these ``places``.
+
+    The table says of each phase how far behind the zeros its first row is, and its stride for each of the places.
+    """
+    known = literals(ways)
+    if known is None:
+        return None
+    (phases,) = known
+    each = 8 * (1 + places.count)
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        _, zeros, table, places = args
+        found = []
+        for phase in range(phases):
+            words = [
+                builder.load(builder.inttoptr(builder.add(table, I64(phase * each + 8 * i)), I64.as_pointer()))
+                for i in range(each // 8)
+            ]
+            address = builder.add(zeros, words[0])
+            for i, stride in enumerate(words[1:]):
+                address = builder.add(address, builder.mul(stride, builder.extract_value(places, i)))
+            found.append(address)
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return types.UniTuple(types.int64, phases)(ways, types.int64, types.int64, places), codegen
+
+
 @inlined
-def _row(job, phase, image, group, channel, d, h):
-    """Return the address of a phase's row."""
-    start = integer(phase)
-    if start == 0:
-        return job.zeros
-    start += image * integer(phase + 8) + group * integer(phase + 16) + channel * integer(phase + 24)
-    return start + d * integer(phase + 32) + h * integer(phase + 40)
+def weave_row(ways, lanes, bits, target, count, zeros, table, places):
+    """Store ``count`` elements of a row of the gradient, taken in turn from a row of each of ``ways`` phases.
+
+    The table and the places are those of `_rows_of`.
+    """
+    some = 0
+    for phase in range(ways):
+        some |= integer(table + phase * 8 * (1 + len(places)))
+    if some == 0:
+        clear(target, count * (abs(bits) // 8))
+    else:
+        weave(ways, lanes, bits, target, _rows_of(ways, zeros, table, places), count)
+
+
+@inlined
+def _scatter_row(phases, bits, target, count, zeros, table, places):
+    """Do what `weave_row` does element by element, for any number of phases."""
+    size = abs(bits) // 8
+    for phase in range(min(phases, count)):
+        (source,) = _rows_of(1, zeros, table + phase * ENTRY, places)
+        for i in range((count - phase + phases - 1) // phases):
+            move(target + (i * phases + phase) * size, source + i * size, size)
 
 
 @cache
 def interleaving(ways: int, lanes: int, bits: int) -> Any:
     """Return the compiled ``interleave(job, start, stop, worker)``, which does a range of (image, channel).
 
-    ``ways`` is one of `WAYS` and the stride of columns, or 0 for any.
+    ``ways`` is the stride of columns, or 0 for one of more than `MOST_WAYS`.
     """
-    size = size_of(bits)
     sources = fingerprint()
 
     @callback(task_type(JOB))
@@ -109,33 +149,13 @@ def interleaving(ways: int, lanes: int, bits: int) -> Any:
             x = job.x + image * job.xn + (group * job.channels + channel) * job.xc
             for d in range(job.depth):
                 for phase in range(min(job.sh, job.height)):
-                    entry = job.table + (d % job.sd * job.sh + phase) * job.sw * ENTRY
-                    some = 0
-                    for b in range(job.sw):
-                        some |= integer(entry + b * ENTRY)
-                    down = d // job.sd
+                    row_table = job.table + (d % job.sd * job.sh + phase) * job.sw * ENTRY
                     for row in range((job.height - phase + job.sh - 1) // job.sh):
                         target = x + d * job.xd + (row * job.sh + phase) * job.xh
-                        if some == 0:
-                            clear(target, job.width * size)
-                        elif ways == 2:
-                            two = (
-                                _row(job, entry, image, group, channel, down, row),
-                                _row(job, entry + ENTRY, image, group, channel, down, row),
-                            )
-                            weave(2, lanes, bits, target, two, job.width)
-                        elif ways == 4:
-                            four = (
-                                _row(job, entry, image, group, channel, down, row),
-                                _row(job, entry + ENTRY, image, group, channel, down, row),
-                                _row(job, entry + 2 * ENTRY, image, group, channel, down, row),
-                                _row(job, entry + 3 * ENTRY, image, group, channel, down, row),
-                            )
-                            weave(4, lanes, bits, target, four, job.width)
+                        places = (image, group, channel, d // job.sd, row)
+                        if ways > 0:
+                            weave_row(ways, lanes, bits, target, job.width, job.zeros, row_table, places)
                         else:
-                            for b in range(min(job.sw, job.width)):
-                                source = _row(job, entry + b * ENTRY, image, group, channel, down, row)
-                                for i in range((job.width - b + job.sw - 1) // job.sw):
-                                    move(target + (i * job.sw + b) * size, source + i * size, size)
+                            _scatter_row(job.sw, bits, target, job.width, job.zeros, row_table, places)
 
     return interleave

@@ -13,7 +13,7 @@ from fastconv.arrays import dtype_named
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.dgrad import interleave, weights
 from fastconv.backends.cpu.dgrad.exact import input_gradient
-from fastconv.backends.cpu.dgrad.phases import Group
+from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, Group
 from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address, contiguous
@@ -57,7 +57,7 @@ class Runner:
             self._zeros = np.zeros(
                 -(-self.problem.input_size[-1] // self.problem.stride[-1]), dtype_named(self.problem.dtype)
             )
-            ways = self.problem.stride[-1] if self.problem.stride[-1] in interleave.WAYS else 0
+            ways = self.problem.stride[-1] if self.problem.stride[-1] <= MOST_WAYS else 0
             self._weave = interleave.interleaving(ways, work.lanes, work.format).address
 
     def _describe(self) -> tuple[int, Any, int]:
@@ -197,6 +197,7 @@ class Runner:
         work, p = self.work, self.problem
         missing = (1,) * (len(AXES) - p.ndim)
         strides = (*missing, *p.stride)
+        zeros = address(self._zeros)
         entries = np.zeros((*strides, interleave.ENTRY // 8), np.int64)
         for index, group in enumerate(work.groups):
             result = places[index].reshape(work.shape_of(index))
@@ -204,14 +205,14 @@ class Runner:
             d, h, _ = (0,) * len(missing) + tuple(positions)
             for number, member in enumerate(group.members):
                 phase = (0,) * len(missing) + member.remainder
-                entries[phase] = address(result) + number * m, n, g, c, d, h
+                entries[phase] = address(result) + number * m - zeros, n, g, c, d, h
         depth, height, width = missing + p.input_size
         xn, xc, *rest = dx.strides
         xd, xh, _ = (0,) * len(missing) + tuple(rest)
         fields = {
             "x": address(dx), "xn": xn, "xc": xc, "xd": xd, "xh": xh, "depth": depth, "height": height, "width": width,
             "groups": p.groups, "channels": p.ic // p.groups, "sd": strides[0], "sh": strides[1], "sw": strides[2],
-            "table": address(entries), "zeros": address(self._zeros),
+            "table": address(entries), "zeros": zeros,
         }  # fmt: skip
         job = record_of(interleave.FIELDS, fields)
         threads.run(self._weave, address(job), work.images * p.ic, work.workers)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from fastconv.algorithm import AnyProblem
 from fastconv.backends.cpu.axes import lifted_axes
+from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, groups_of
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem
@@ -47,21 +48,23 @@ def shifts_of(axis: Axis) -> Shifts:
 
 
 def refuses_all_but_plain(problem: AnyProblem) -> str | None:
-    """Return why a problem is refused that is no plain gradient of a plane, at a stride of one or two."""
+    """Return why a problem is refused that is no plain gradient, or at a stride that registers do not weave."""
     common = refuses_all_but("dgrad", problem)
     if common is not None:
         return common
     assert isinstance(problem, ConvProblem)
-    if problem.ndim != 2:
-        return f"computes in two dimensions, not in {problem.ndim}"
-    if problem.stride not in ((1, 1), (2, 2)):
-        return f"steps by one or two rows and columns, not by {problem.stride}"
+    if problem.ndim == 0:
+        return "slides over spatial axes, of which a linear layer has none"
+    if max(problem.stride) > MOST_WAYS:
+        return f"steps by at most {MOST_WAYS} elements, not by {problem.stride}"
     if problem.padding_mode != "zeros":
         return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
     if problem.bias != "none" or problem.residual or problem.activation is not None:
         return "computes the plain gradient, with no bias, residual or activation"
     if problem.layout == "channels_last":
         return "takes columns that are neighbours, not channels"
+    if all(group.is_empty for group in groups_of(problem, together=True)):
+        return "nothing contributes to the gradient"
     return refuses_halves(problem)
 
 

@@ -6,9 +6,8 @@ import math
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
-from fastconv.backends.cpu.axes import lifted_axes
-from fastconv.backends.cpu.dgrad.phases import groups_of
-from fastconv.backends.cpu.dgrad.shifts import paddings, shifts_of
+from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, groups_of
+from fastconv.backends.cpu.dgrad.shifts import paddings
 from fastconv.backends.cpu.dgrad.woven_work import Work
 from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
@@ -19,12 +18,10 @@ _OVERHEAD, _PACKING = 4e-6, 8e-6
 _EFFICIENCY = 0.97
 # Of the shorter of computing and moving, what is not hidden behind the other.
 _EXPOSED = 0.25
-# Numbers of columns that are brought together in registers.
-_WAYS = (2, 4)
 
 
 class WovenDgrad(Algorithm):
-    """By implicit GEMM, phase by phase of a block of channels; columns move by two or four."""
+    """By implicit GEMM, phase by phase of a block of channels; columns move by two to eight."""
 
     name = "dgrad_woven"
     backend = "numba"
@@ -34,20 +31,19 @@ class WovenDgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.layout == "channels_last" or problem.ndim == 0 or problem.stride[-1] not in _WAYS:
-            return f"weaves {' or '.join(map(str, _WAYS))} neighbouring columns"
+        if problem.layout == "channels_last" or problem.ndim == 0 or not 1 < problem.stride[-1] <= MOST_WAYS:
+            return f"weaves two to {MOST_WAYS} neighbouring columns"
         if problem.padding_mode != "zeros":
             return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
         if problem.residual:
             return "adds no residual"
         if all(size <= stride for size, stride in zip(problem.input_size, problem.stride, strict=True)):
             return "computes phases of more than one element"
-        windows = [shifts_of(axis) for axis in lifted_axes(problem)]
-        if not all(all(window.terms) for window in windows) and (problem.bias != "none" or problem.activation):
+        empty = [group.is_empty for group in groups_of(problem, together=False)]
+        if any(empty) and (problem.bias != "none" or problem.activation):
             return "leaves phases to which nothing contributes zero, without a bias or an activation"
-        used = sum(group.taps for group in groups_of(problem, together=False))
-        if used < math.prod(problem.kernel_size):
-            return "packs no taps that meet nothing but padding"
+        if all(empty):
+            return "nothing contributes to the gradient"
         if min(map(min, paddings(problem))) < 0:
             return "reads the whole of the output's gradient"
         return unfused_half(problem)

@@ -13,14 +13,14 @@ from numba import from_dtype, types
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.exact import input_gradient
-from fastconv.backends.cpu.dgrad.interleave import weave
+from fastconv.backends.cpu.dgrad.interleave import weave_row
 from fastconv.backends.cpu.dgrad.packing import GradientPacker
 from fastconv.backends.cpu.dgrad.woven_work import Work
 from fastconv.backends.cpu.direct import job as direct
 from fastconv.backends.cpu.direct.loops import sweep
 from fastconv.backends.cpu.direct.record import places, reading_fields, summing_fields
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
-from fastconv.backends.cpu.memory import clear, integer, pointed, record
+from fastconv.backends.cpu.memory import clear, pointed, record
 from fastconv.backends.cpu.runner import Packed, Runner, fresh, kept
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
@@ -66,34 +66,15 @@ def computing() -> Any:
 
 
 @inlined
-def _from(entry, zeros, channel, row):
-    """Return where a row of a phase's results begins, or zeros."""
-    return zeros + integer(entry) + channel * integer(entry + 8) + row * integer(entry + 16)
-
-
-@inlined
 def _store(job, ways, lanes, bits, zeros, dx, channels, depth, first, rows):
     """Weave the phases of a block's channels into rows of the gradient."""
     for c in range(channels):
         for i in range(min(job.ways_d, job.depth - depth * job.ways_d)):
             plane = dx + c * job.yk + (depth * job.ways_d + i) * job.yd
             for row in range(first * job.ways_h, min((first + rows) * job.ways_h, job.height)):
-                entry = job.table + (i * job.ways_h + row % job.ways_h) * ways * ENTRY
-                r, target = row // job.ways_h - first, plane + row * job.yh
-                some = 0
-                for b in range(ways):
-                    some |= integer(entry + b * ENTRY)
-                if some == 0:
-                    clear(target, job.width * job.size)
-                elif ways == 2:
-                    two = (_from(entry, zeros, c, r), _from(entry + ENTRY, zeros, c, r))
-                    weave(2, lanes, bits, target, two, job.width)
-                else:
-                    four = (
-                        _from(entry, zeros, c, r), _from(entry + ENTRY, zeros, c, r),
-                        _from(entry + 2 * ENTRY, zeros, c, r), _from(entry + 3 * ENTRY, zeros, c, r),
-                    )  # fmt: skip
-                    weave(4, lanes, bits, target, four, job.width)
+                table = job.table + (i * job.ways_h + row % job.ways_h) * ways * ENTRY
+                places = (c, row // job.ways_h - first)
+                weave_row(ways, lanes, bits, plane + row * job.yh, job.width, zeros, table, places)
 
 
 @cache
@@ -160,7 +141,7 @@ class WovenRunner(Runner):
         padded = any(pads != (0, 0) for pads in work.problem.padding)
         offsets = [_offsets(work, vectors) for vectors in (work.tile.vectors, work.tile.tail)]
         # What no weight goes to must be zero.
-        self._has_gaps = work.terms > offsets[0].size
+        self._has_gaps = any(phase.terms > work.inputs * phase.group.taps for phase in work.phases)
         self._packer = GradientPacker(
             work.gradient, work.format, work.lanes, work.block, work.terms, offsets, padded, work.workers
         )
@@ -226,9 +207,12 @@ class WovenRunner(Runner):
 
 
 def _offsets(work: Work, vectors: int) -> Any:
-    """Return where in a packed block of so many vectors each (channel that is summed, tap) goes."""
+    """Return where in a packed block of so many vectors each (channel that is summed, tap) goes.
+
+    The last place is that of taps that no phase sums.
+    """
     kernel = work.gradient.kernel_size
-    found = np.zeros((work.inputs, math.prod(kernel)), np.int64)
+    found = np.full((work.inputs, math.prod(kernel)), work.terms - 1, np.int64)
     number = np.arange(math.prod(kernel)).reshape(kernel)
     for phase, before in zip(work.phases, work.before, strict=True):
         taps = number[np.ix_(*phase.group.members[0].taps)].ravel()

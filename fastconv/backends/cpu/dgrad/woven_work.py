@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from fastconv.backends.cpu.dgrad.phases import Group, Line, forward_problem, groups_of
+from fastconv.backends.cpu.dgrad.phases import Group, Line, forward_problem, groups_of, shuffles
 from fastconv.backends.cpu.dgrad.shifts import window_problem
 from fastconv.backends.cpu.direct import work as direct
 from fastconv.backends.cpu.direct.work import whole_lines
@@ -15,8 +15,8 @@ from fastconv.problem import AXES, ConvProblem
 # Of the second-level cache, what results take until they are woven.
 _WAITING = 0.5
 
-# Cycles to bring the phases of a row together, and of a vector of it; to begin a phase of a block.
-_ROW, _WEAVE, _PHASE = 10.0, 4.0, 800.0
+# Cycles to bring the phases of a row together, and of a vector of it beside its shuffles; to begin a phase of a block.
+_ROW, _WEAVE, _PHASE = 10.0, 3.0, 800.0
 
 
 class Phase(direct.Work):
@@ -72,7 +72,9 @@ class Work(direct.Work):
         self.phases = [Phase(self, group) for group in groups if not group.is_empty]
         #: Terms of a block before each phase's, and those of all.
         self.before = [sum(phase.terms for phase in self.phases[:i]) for i in range(len(self.phases))]
-        self.terms = sum(phase.terms for phase in self.phases)
+        idle = math.prod(problem.kernel_size) > sum(phase.group.taps for phase in self.phases)
+        # Taps that meet nothing but padding are packed behind all others, where no phase reads.
+        self.terms = sum(phase.terms for phase in self.phases) + int(idle)
         self.tile = self.tile._replace(rows=max(phase.tile.rows for phase in self.phases))
         for phase in self.phases:
             phase.band = self.band
@@ -110,7 +112,8 @@ class Work(direct.Work):
         """Cycles on one core: all tiles, the filling of slabs and the weaving."""
         *outer, columns = self.gradient.x_shape
         rows = math.prod(outer)
-        weaving = rows * (_ROW + _WEAVE * columns / self.lanes)
+        weave = _WEAVE + shuffles(self.gradient.stride[-1])
+        weaving = rows * (_ROW + weave * columns / self.lanes)
         summing = sum(phase.summing_cycles for phase in self.phases)
         filling = self.axes[0].out * self.bands * self.parts * (direct.UNIT + self.filling_cycles)
         beginning = self.axes[0].out * self.bands * self.blocks * len(self.phases) * _PHASE
