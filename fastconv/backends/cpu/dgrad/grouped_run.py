@@ -13,7 +13,7 @@ import numpy as np
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.grouped_work import Work
-from fastconv.backends.cpu.dgrad.interleave import weave_row
+from fastconv.backends.cpu.dgrad.interleave import weave_rows
 from fastconv.backends.cpu.dgrad.shifts import shifts_of
 from fastconv.backends.cpu.dgrad.unturned import Finite, Unturned
 from fastconv.backends.cpu.grouped.loops import FIELDS as FORWARD
@@ -64,11 +64,13 @@ def _sum(job, slab, group):
 def _store(job, lanes, bits, ways, idle, y, row):
     """Weave the phases of a group's channels into rows of the gradient, from cell ``row`` on."""
     for c in range(job.channels):
-        target = y + c * job.yk + row * job.ways_h * job.yh
-        for r in range(min(job.band * job.ways_h, job.rows - row * job.ways_h)):
-            table = job.woven + r % job.ways_h * ways * _ENTRY
-            weave_row(ways, lanes, bits, target, job.cols, idle, table, (c, r // job.ways_h))
-            target += job.yh
+        for phase in range(job.ways_h):
+            top = row * job.ways_h + phase
+            left = min(job.band, (job.rows - top + job.ways_h - 1) // job.ways_h)
+            weave_rows(
+                ways, lanes, bits, y + c * job.yk + top * job.yh, job.ways_h * job.yh, left, job.cols,
+                idle, job.woven + phase * ways * _ENTRY, (c,),
+            )  # fmt: skip
 
 
 @cache

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, integer, move, record
+from fastconv.backends.cpu.memory import integer, move, record
 from fastconv.backends.cpu.shuffles import interleaved
-from fastconv.backends.cpu.simd import I64, Emitter, literals
+from fastconv.backends.cpu.simd import Emitter, literals
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -26,9 +28,44 @@ _FIELDS = """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
 
-# Bytes of a phase in a table: how far behind the zeros its first row is, and its strides for the places image, group,
-# channel, depth, row. They are all 0 where nothing contributes.
+# Bytes of a phase in the table: how far behind the zeros it begins, and its strides: image, group, channel, depth, row.
 ENTRY = 6 * 8
+
+
+class _Weaver:
+    """Emits what stores a row of so many elements, taken in turn from several places."""
+
+    def __init__(self, e: Emitter, phases: int, count: Any) -> None:
+        b = e.builder
+        self.e, self.phases, self.zero, self.one = e, phases, count.type(0), count.type(1)
+        step = phases * e.lanes
+        self.rounds = b.sdiv(count, count.type(step))
+        self.left = b.sub(count, e.times(self.rounds, step))
+        # Masks are made once for all rows.
+        each = [b.sdiv(e.at(self.left, phases - 1 - i), count.type(phases)) for i in range(phases)]
+        self.loaded = [e.first(n) for n in each]
+        self.there = [b.sub(self.left, count.type(i * e.lanes)) for i in range(phases)]
+        self.stored = [e.first(n) for n in self.there]
+
+    def row(self, target: Any, sources: Sequence[Any]) -> None:
+        """Store a row."""
+        e, b, size = self.e, self.e.builder, self.e.lanes * self.e.bytes
+
+        def whole(index: Any, values: list[Any]) -> list[Any]:
+            at = e.times(index, size)
+            for i, vector in enumerate(interleaved(e, [e.load(e.at(source, at)) for source in sources])):
+                e.store(vector, e.at(target, e.times(index, self.phases * size), i * size))
+            return []
+
+        with b.if_then(b.icmp_signed(">", self.rounds, self.zero)):
+            e.loop(self.rounds, [], whole)
+        with b.if_then(b.icmp_signed(">", self.left, self.zero)):
+            done = e.times(self.rounds, size)
+            parts = [e.load_masked(e.at(s, done), mask) for s, mask in zip(sources, self.loaded, strict=True)]
+            out = e.at(target, e.times(self.rounds, self.phases * size))
+            for i, vector in enumerate(interleaved(e, parts)):
+                with b.if_then(b.icmp_signed(">=", self.there[i], self.one)):
+                    e.store_masked(vector, e.at(out, i * size), self.stored[i])
 
 
 @intrinsic(prefer_literal=True)
@@ -42,33 +79,7 @@ def weave(typingctx, ways, lanes, bits, target, sources, count):
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         target, sources, count = args[3:]
-        e = Emitter(builder, element, width)
-        addresses = [builder.extract_value(sources, i) for i in range(phases)]
-        step = phases * width
-        zero, one = count.type(0), count.type(1)
-
-        def whole(index: Any, values: list[Any]) -> list[Any]:
-            at = e.times(index, width * e.bytes)
-            woven = interleaved(e, [e.load(e.at(address, at)) for address in addresses])
-            for i, vector in enumerate(woven):
-                e.store(vector, e.at(target, e.times(index, step * e.bytes), i * width * e.bytes))
-            return []
-
-        rounds = builder.sdiv(count, count.type(step))
-        with builder.if_then(builder.icmp_signed(">", rounds, zero)):
-            e.loop(rounds, [], whole)
-        left = builder.sub(count, e.times(rounds, step))
-        with builder.if_then(builder.icmp_signed(">", left, zero)):
-            done = e.times(rounds, width * e.bytes)
-            each = [builder.sdiv(e.at(left, phases - 1 - i), count.type(phases)) for i in range(phases)]
-            loaded = [
-                e.load_masked(e.at(address, done), e.first(n)) for address, n in zip(addresses, each, strict=True)
-            ]
-            out = e.at(target, e.times(rounds, step * e.bytes))
-            for i, vector in enumerate(interleaved(e, loaded)):
-                there = builder.sub(left, count.type(i * width))
-                with builder.if_then(builder.icmp_signed(">=", there, one)):
-                    e.store_masked(vector, e.at(out, i * width * e.bytes), e.first(there))
+        _Weaver(Emitter(builder, element, width), phases, count).row(target, cgutils.unpack_tuple(builder, sources))
         return context.get_dummy_value()
 
     kind = types.UniTuple(types.int64, phases)
@@ -76,57 +87,54 @@ def weave(typingctx, ways, lanes, bits, target, sources, count):
 
 
 @intrinsic(prefer_literal=True)
-def _rows_of(typingctx, ways, zeros, table, places):
-    """Return where a row of each of so many phases is, a tuple: the one of these ``places``.
+def weave_rows(typingctx, ways, lanes, bits, target, step, rows, count, zeros, table, places):
+    """Store ``rows`` rows of ``count`` elements, ``step`` bytes apart, taken in turn from the rows of as many phases.
 
-    The table says of each phase how far behind the zeros its first row is, and its stride for each of the places.
+    The table says of each phase how far behind the ``zeros`` it begins, and its stride for each of the ``places``, a
+    tuple, and for rows. All are 0 where nothing contributes.
     """
-    known = literals(ways)
+    given = (ways, lanes, bits)
+    known = literals(*given)
     if known is None:
         return None
-    (phases,) = known
-    each = 8 * (1 + places.count)
+    phases, width, element = known
+    words = 2 + places.count
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _, zeros, table, places = args
-        found = []
+        target, step, rows, count, zeros, table, places = args[3:]
+        e = Emitter(builder, element, width)
+        found, steps = [], []
         for phase in range(phases):
-            words = [
-                builder.load(builder.inttoptr(builder.add(table, I64(phase * each + 8 * i)), I64.as_pointer()))
-                for i in range(each // 8)
-            ]
-            address = builder.add(zeros, words[0])
-            for i, stride in enumerate(words[1:]):
-                address = builder.add(address, builder.mul(stride, builder.extract_value(places, i)))
-            found.append(address)
-        return context.make_tuple(builder, signature.return_type, found)
+            first, *strides = (e.load_integer(e.at(table, (phase * words + i) * 8)) for i in range(words))
+            steps.append(strides.pop())
+            terms = zip(strides, cgutils.unpack_tuple(builder, places), strict=True)
+            found.append(e.at(zeros, first, *(builder.mul(stride, place) for stride, place in terms)))
+        weaver = _Weaver(e, phases, count)
 
-    return types.UniTuple(types.int64, phases)(ways, types.int64, types.int64, places), codegen
+        def row(index: Any, values: list[Any]) -> list[Any]:
+            weaver.row(values[0], values[1:])
+            return [e.at(value, far) for value, far in zip(values, (step, *steps), strict=True)]
 
+        with builder.if_then(builder.icmp_signed(">", rows, rows.type(0))):
+            e.loop(rows, [target, *found], row)
+        return context.get_dummy_value()
 
-@inlined
-def weave_row(ways, lanes, bits, target, count, zeros, table, places):
-    """Store ``count`` elements of a row of the gradient, taken in turn from a row of each of ``ways`` phases.
-
-    The table and the places are those of `_rows_of`.
-    """
-    some = 0
-    for phase in range(ways):
-        some |= integer(table + phase * 8 * (1 + len(places)))
-    if some == 0:
-        clear(target, count * (abs(bits) // 8))
-    else:
-        weave(ways, lanes, bits, target, _rows_of(ways, zeros, table, places), count)
+    return types.void(*given, *(types.int64,) * 6, places), codegen
 
 
 @inlined
-def _scatter_row(phases, bits, target, count, zeros, table, places):
-    """Do what `weave_row` does element by element, for any number of phases."""
+def _scatter_rows(phases, bits, target, step, rows, count, zeros, table, places):
+    """Do what `weave_rows` does element by element, for any number of phases."""
     size = abs(bits) // 8
+    image, group, channel, depth = places
     for phase in range(min(phases, count)):
-        (source,) = _rows_of(1, zeros, table + phase * ENTRY, places)
-        for i in range((count - phase + phases - 1) // phases):
-            move(target + (i * phases + phase) * size, source + i * size, size)
+        entry = table + phase * ENTRY
+        source = zeros + integer(entry) + image * integer(entry + 8) + group * integer(entry + 16)
+        source += channel * integer(entry + 24) + depth * integer(entry + 32)
+        for row in range(rows):
+            for i in range((count - phase + phases - 1) // phases):
+                at = target + row * step + (i * phases + phase) * size
+                move(at, source + row * integer(entry + 40) + i * size, size)
 
 
 @cache
@@ -150,12 +158,14 @@ def interleaving(ways: int, lanes: int, bits: int) -> Any:
             for d in range(job.depth):
                 for phase in range(min(job.sh, job.height)):
                     row_table = job.table + (d % job.sd * job.sh + phase) * job.sw * ENTRY
-                    for row in range((job.height - phase + job.sh - 1) // job.sh):
-                        target = x + d * job.xd + (row * job.sh + phase) * job.xh
-                        places = (image, group, channel, d // job.sd, row)
-                        if ways > 0:
-                            weave_row(ways, lanes, bits, target, job.width, job.zeros, row_table, places)
-                        else:
-                            _scatter_row(job.sw, bits, target, job.width, job.zeros, row_table, places)
+                    target, step = x + d * job.xd + phase * job.xh, job.sh * job.xh
+                    rows = (job.height - phase + job.sh - 1) // job.sh
+                    places = (image, group, channel, d // job.sd)
+                    if ways > 0:
+                        weave_rows(
+                            ways, lanes, bits, target, step, rows, job.width, job.zeros, row_table, places
+                        )  # fmt: skip
+                    else:
+                        _scatter_rows(job.sw, bits, target, step, rows, job.width, job.zeros, row_table, places)
 
     return interleave

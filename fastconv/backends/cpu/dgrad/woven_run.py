@@ -13,7 +13,7 @@ from numba import from_dtype, types
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.dgrad.exact import input_gradient
-from fastconv.backends.cpu.dgrad.interleave import weave_row
+from fastconv.backends.cpu.dgrad.interleave import weave_rows
 from fastconv.backends.cpu.dgrad.packing import GradientPacker
 from fastconv.backends.cpu.dgrad.woven_work import Work
 from fastconv.backends.cpu.direct import job as direct
@@ -71,10 +71,13 @@ def _store(job, ways, lanes, bits, zeros, dx, channels, depth, first, rows):
     for c in range(channels):
         for i in range(min(job.ways_d, job.depth - depth * job.ways_d)):
             plane = dx + c * job.yk + (depth * job.ways_d + i) * job.yd
-            for row in range(first * job.ways_h, min((first + rows) * job.ways_h, job.height)):
-                table = job.table + (i * job.ways_h + row % job.ways_h) * ways * ENTRY
-                places = (c, row // job.ways_h - first)
-                weave_row(ways, lanes, bits, plane + row * job.yh, job.width, zeros, table, places)
+            for phase in range(job.ways_h):
+                table = job.table + (i * job.ways_h + phase) * ways * ENTRY
+                top = first * job.ways_h + phase
+                left = min(rows, (job.height - top + job.ways_h - 1) // job.ways_h)
+                weave_rows(
+                    ways, lanes, bits, plane + top * job.yh, job.ways_h * job.yh, left, job.width, zeros, table, (c,)
+                )  # fmt: skip
 
 
 @cache
