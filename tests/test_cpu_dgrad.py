@@ -90,6 +90,9 @@ GRADIENTS = """
     conv2d:dgrad n1 c96 ih15 iw11 oc1000 k2 s2 ph0:1 pw0:2
     conv2d:dgrad n2 c128 ih7 iw45 oc192 k2 sh2 sw4 ph0:1 pw0:3
     conv2d:dgrad n1 c20 ih40 iw61 oc18 k3 s3 p1
+    conv2d:dgrad n3 c5 i4 oc6 k3 s5 p1
+    conv2d:dgrad n3 c5 i3 oc6 k4 s4 p2
+    conv2d:dgrad n2 c5 i4 oc6 kh11 kw2 s4 ph5 pw0
     conv2d:dgrad n1 c5 ih23 iw131 oc4 k5 s5 d2 p2
     conv2d:dgrad n1 c5 ih23 iw131 oc4 k3 sh2 sw7 p1
     conv2d:dgrad n1 c5 ih23 iw131 oc4 k3 sh1 sw6 p1
@@ -291,6 +294,8 @@ TOGETHER = [
     ("numba/dgrad_grouped2", "conv1d:dgrad n2 c12 i99 oc24 k5 s4 p1 g3"),
     ("numba/dgrad_woven", "conv2d:dgrad n1 c13 i17 oc20 k3 s5 p1"),
     ("numba/dgrad_woven", "conv1d:dgrad n1 c13 i5 oc5 k9 s3 p4"),
+    ("numba/dgrad_folded", "conv2d:dgrad n3 c13 i12 oc20 k5 s2 d2 p3"),
+    ("numba/dgrad_folded", "conv3d:dgrad n1 c6 i4 oc9 k5 p2 g3"),
 ]
 
 

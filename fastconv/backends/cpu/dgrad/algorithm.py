@@ -15,7 +15,6 @@ from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.gemv.algorithm import GemvAcross
 from fastconv.backends.cpu.grouped.algorithm import Grouped
-from fastconv.backends.cpu.planes.algorithm import Planes
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise, PointwiseInPlace
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.work import refuses_all_but, workers_for
@@ -223,13 +222,6 @@ class DgradGrouped(Dgrad):
 
     name = "dgrad_grouped"
     forward = Grouped()
-
-
-class DgradPlanes(Dgrad):
-    """By lanes of columns: few channels of the gradient, or of the output's."""
-
-    name = "dgrad_planes"
-    forward = Planes()
 
 
 class DgradDepthwise(Dgrad):

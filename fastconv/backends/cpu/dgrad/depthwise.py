@@ -8,7 +8,7 @@ from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise import work as forward
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.dgrad.depthwise_work import Work
-from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_plain, stacked_problem
+from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_woven, stacked_problem
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -28,7 +28,7 @@ class DepthwiseDgrad(Algorithm):
     backend = "numba"
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        common = refuses_all_but_plain(problem)
+        common = refuses_all_but_woven(problem)
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.dgrad.grouped_work import Work
-from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_plain
+from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_woven
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -21,7 +21,7 @@ class GroupedDgrad(Algorithm):
     backend = "numba"
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        common = refuses_all_but_plain(problem)
+        common = refuses_all_but_woven(problem)
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)

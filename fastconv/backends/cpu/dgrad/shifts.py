@@ -48,15 +48,13 @@ def shifts_of(axis: Axis) -> Shifts:
 
 
 def refuses_all_but_plain(problem: AnyProblem) -> str | None:
-    """Return why a problem is refused that is no plain gradient, or at a stride that registers do not weave."""
+    """Return why a problem is refused that is no plain gradient."""
     common = refuses_all_but("dgrad", problem)
     if common is not None:
         return common
     assert isinstance(problem, ConvProblem)
     if problem.ndim == 0:
         return "slides over spatial axes, of which a linear layer has none"
-    if max(problem.stride) > MOST_WAYS:
-        return f"steps by at most {MOST_WAYS} elements, not by {problem.stride}"
     if problem.padding_mode != "zeros":
         return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
     if problem.bias != "none" or problem.residual or problem.activation is not None:
@@ -66,6 +64,17 @@ def refuses_all_but_plain(problem: AnyProblem) -> str | None:
     if all(group.is_empty for group in groups_of(problem, together=True)):
         return "nothing contributes to the gradient"
     return refuses_halves(problem)
+
+
+def refuses_all_but_woven(problem: AnyProblem) -> str | None:
+    """Return why a problem is refused that is no plain gradient, or at a stride that registers do not weave."""
+    common = refuses_all_but_plain(problem)
+    if common is not None:
+        return common
+    assert isinstance(problem, ConvProblem)
+    if max(problem.stride) > MOST_WAYS:
+        return f"steps by at most {MOST_WAYS} elements, not by {problem.stride}"
+    return None
 
 
 def paddings(problem: ConvProblem) -> list[tuple[int, int]]:

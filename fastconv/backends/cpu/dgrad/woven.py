@@ -37,8 +37,6 @@ class WovenDgrad(Algorithm):
             return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
         if problem.residual:
             return "adds no residual"
-        if all(size <= stride for size, stride in zip(problem.input_size, problem.stride, strict=True)):
-            return "computes phases of more than one element"
         empty = [group.is_empty for group in groups_of(problem, together=False)]
         if any(empty) and (problem.bias != "none" or problem.activation):
             return "leaves phases to which nothing contributes zero, without a bias or an activation"

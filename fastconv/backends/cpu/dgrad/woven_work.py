@@ -30,7 +30,7 @@ class Phase(direct.Work):
         How many depths, rows and columns its first window lies behind the first that any phase reads.
     """
 
-    _cuts_rows = False
+    regroups = False
 
     def __init__(self, whole: Work, group: Group) -> None:
         self._slab, self.widths = whole.staged, whole.widths
@@ -60,7 +60,7 @@ class Work(direct.Work):
 
     #: Output depths that read one slab.
     deep = 1
-    _cuts_rows = False
+    regroups = False
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         self.gradient = problem

@@ -143,10 +143,11 @@ class Work(ConvWork):
 
     #: Vectors of output channels that a tile may have.
     widths: Sequence[int] = _WIDTHS
+    cut: Cut
     #: Pieces that output rows are cut into, which workers share.
     stretches = 1
-    cut: Cut
-    _cuts_rows: ClassVar[bool] = True
+    #: Whether a tile may take pixels of several images, and workers pieces of a row.
+    regroups: ClassVar[bool] = True
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
@@ -155,7 +156,8 @@ class Work(ConvWork):
         first = problem.layout == "channels_first"
         pixels = math.prod(problem.output_size)
         # Where an image has one output position (a fully connected layer), a tile takes one pixel of several images.
-        self.across = not padded and problem.n > 1 and pixels == 1 and (self.taps == 1 or not self.is_half)
+        alone = self.regroups and problem.n > 1 and pixels == 1
+        self.across = alone and not padded and (self.taps == 1 or not self.is_half)
         shape = self._map_of_images() if self.across else None
         if shape and self.taps == 1:
             self.axes = (_POINT, *(Axis(size, size, 1, 1, 1, 0, "zeros") for size in shape))
@@ -175,7 +177,7 @@ class Work(ConvWork):
                 self._split_channels()
         #: Whole rows and their outputs, while ``axes`` and ``output`` are those of a stretch.
         self.line, self.columns = self.axes[2], self.output[1]
-        if self._cuts_rows and not self.across:
+        if self.regroups and not self.across:
             self._cut_rows()
 
     def _map_of_images(self) -> tuple[int, int]:

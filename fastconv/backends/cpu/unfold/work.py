@@ -20,6 +20,8 @@ _UNITS = 8
 _NEAR, _LINE = 16 << 10, 64
 # Bytes that are written in one go at least, if the cache allows.
 _RUN = 1 << 10
+# Cycles of bringing the phases of a row of a fold back to the map, beside those of its elements.
+_SPREAD = 30.0
 
 
 class Phases(NamedTuple):
@@ -217,5 +219,6 @@ class FoldWork(Work):
         rows = p.macs / self.axes[2].out
         vectors = -(-self.axes[2].out // self.lanes)
         pace = 2 / self.simd.fma_per_cycle
-        spread = 0.0 if (self.axes[2].stride == 1 and not self.last) or self.patches else 0.5
-        return rows * (6 + pace * 2.5 * vectors) + p.n * p.c * math.prod(p.input_size) * (spread + 0.2)
+        whole = (self.axes[2].stride == 1 and not self.last) or self.patches
+        spread = 0.2 if whole else 0.7 + _SPREAD / self.axes[2].size
+        return rows * (6 + pace * 2.5 * vectors) + p.n * p.c * math.prod(p.input_size) * spread
