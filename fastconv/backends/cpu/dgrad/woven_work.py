@@ -16,7 +16,7 @@ from fastconv.problem import AXES, ConvProblem
 _WAITING = 0.5
 
 # Cycles to bring the phases of a row together, and of a vector of it beside its shuffles; to begin a phase of a block.
-_ROW, _WEAVE, _PHASE = 10.0, 3.0, 800.0
+_ROW, _WEAVE, _PHASE = 10.0, 3.0, 500.0
 
 
 class Phase(direct.Work):

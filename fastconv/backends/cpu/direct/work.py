@@ -28,6 +28,8 @@ _CROWDED = 2048
 
 # Cycles that a vector of a slab takes, a line of it, and a unit of work.
 _FILL, _FILL_LINE, UNIT = 10.0, 35.0, 200.0
+# Cycles of storing a part of a vector: where rows are short, tiles are of several.
+_APART = 6.0
 # Cycles of a vector that is packed, beside its shuffles.
 _PACK = 6.0
 
@@ -400,7 +402,8 @@ class Work(ConvWork):
     @property
     def summing_cycles(self) -> float:
         """Cycles of all tiles of a group of an image."""
-        return self.borders[0].met(1) * (self.terms * self.step_cycles - self._unstored_cycles)
+        summing = self.borders[0].met(1) * (self.terms * self.step_cycles - self._unstored_cycles)
+        return summing + self.axes[0].out * self._apart_cycles
 
     @property
     def cycles(self) -> float:
@@ -413,6 +416,15 @@ class Work(ConvWork):
         """Cycles of packing the weight: squares are turned, whole or not."""
         squares = -(-self.inputs * self.taps // self.lanes) * -(-self.outputs // self.lanes)
         return self.problem.groups * squares * self.lanes * (math.log2(self.lanes) + _PACK)
+
+    @property
+    def _apart_cycles(self) -> float:
+        """Cycles of storing the rows of tiles one by one, of which `choose_tile` counts none but the first."""
+        if self.across or self.problem.layout == "channels_last":
+            return 0.0
+        tiles = -(-self.output[0] // self.tile.rows) * self.cut.pieces
+        vectors = (self.blocks - 1) * self.tile.vectors + self.tile.tail
+        return tiles * (self.tile.rows - 1) * vectors * self.lanes * _APART
 
     @property
     def _unstored_cycles(self) -> float:
