@@ -37,7 +37,7 @@ _ARRAYS = FIELDS.index("channels")
 def loops(
     lanes: int, bits: int, fused: int, deep: tuple[int, ...], down: tuple[int, ...], right: tuple[int, ...], held: int
 ) -> Any:
-    """Return compiled loops ``run(job, start, stop, worker)``, which do a range of planes of cells.
+    """Return compiled loops ``run(job, start, stop, worker)``, which do a range of channels of images.
 
     The parameters are those of `cells_tile`; ``deep``, ``down`` and ``right`` are its four of an axis.
     """
@@ -52,28 +52,31 @@ def loops(
             return
         job = record(jobs, 0)
         cells = (job.cols + sw - 1) // sw
-        deep_cells = (job.planes + sd - 1) // sd
         for unit in range(start, stop):
-            deep = unit % deep_cells
-            image, channel = unit // deep_cells // job.channels, unit // deep_cells % job.channels
-            y = job.y + image * job.yn + channel * job.yk
-            x = job.x + image * job.xn + channel * job.xc + deep * sd * job.xd
+            image, channel = unit // job.channels, unit % job.channels
+            y, x = job.y + image * job.yn + channel * job.yk, job.x + image * job.xn + channel * job.xc
             w = job.w + channel * taps * size
-            for top in range(0, job.rows, sh * job.band):
-                for cell in range(0, cells, lanes):
-                    # The last vector overlaps the one before: what is computed twice comes out the same.
-                    first = max(0, min(cell, cells - lanes))
-                    left = job.cols - sw * first
-                    values = (
-                        y, job.yd, job.yh, job.depth + deep, job.row + top // sh, job.col + first,
-                        job.depths, job.heights, job.widths, job.zeros, w,
-                        x + top * job.xh + sw * first * size, job.xd, job.xh,
-                        job.planes - deep * sd, min(sh * job.band, job.rows - top), left,
-                    )  # fmt: skip
-                    if left >= sw * lanes:
-                        cells_tile(lanes, bits, fused, kd, sd, dd, bd, kh, sh, dh, bh, kw, sw, dw, bw, held, 0, values)
-                    else:
-                        cells_tile(lanes, bits, fused, kd, sd, dd, bd, kh, sh, dh, bh, kw, sw, dw, bw, held, 1, values)
+            for deep in range(0, job.planes, sd):
+                for top in range(0, job.rows, sh * job.band):
+                    row, rows = job.row + top // sh, min(sh * job.band, job.rows - top)
+                    for cell in range(0, cells, lanes):
+                        # The last vector overlaps the one before: what is computed twice comes out the same.
+                        first = max(0, min(cell, cells - lanes))
+                        left = job.cols - sw * first
+                        at = x + deep * job.xd + top * job.xh + sw * first * size
+                        values = (
+                            y, job.yd, job.yh, job.depth + deep // sd, row, job.col + first,
+                            job.depths, job.heights, job.widths, job.zeros, w,
+                            at, job.xd, job.xh, job.planes - deep, rows, left,
+                        )  # fmt: skip
+                        if left >= sw * lanes:
+                            cells_tile(
+                                lanes, bits, fused, kd, sd, dd, bd, kh, sh, dh, bh, kw, sw, dw, bw, held, 0, values
+                            )
+                        else:
+                            cells_tile(
+                                lanes, bits, fused, kd, sd, dd, bd, kh, sh, dh, bh, kw, sw, dw, bw, held, 1, values
+                            )
 
     return run
 

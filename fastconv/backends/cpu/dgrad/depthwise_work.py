@@ -26,8 +26,8 @@ class Work(ConvWork):
 
     @property
     def units(self) -> int:
-        """Planes of cells."""
-        return self.problem.n * self.problem.ic * self.cells[0]
+        """Channels of images."""
+        return self.problem.n * self.problem.ic
 
     @cached_property
     def cells(self) -> tuple[int, ...]:
@@ -79,4 +79,4 @@ class Work(ConvWork):
         row = max(self.taps, moving, shuffled + self.taps / 2, 8) / rate + 6
         tiles = -(-self.cells[2] // self.vector)
         height = self.cells[1]
-        return self.units * tiles * (_START * -(-height // self.band) + height * row)
+        return self.units * self.cells[0] * tiles * (_START * -(-height // self.band) + height * row)
