@@ -17,7 +17,7 @@ from fastconv.backends.cpu.dgrad.unturned import Finite, Weight
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.memory import record
 from fastconv.backends.cpu.scratch import address, contiguous
-from fastconv.problem import AXES, Sizes
+from fastconv.problem import AXES
 
 _FIELDS = """
     y yn yk yd yh w                 | the output's gradient and its strides: image, channel, plane, row; the weight
@@ -94,6 +94,8 @@ class CellsRunner:
         f |= dict(zip(("depths", "heights", "widths"), (axis.out for axis in work.axes), strict=True))
         f |= dict(zip(("depth", "row", "col"), (shifts_of(axis).first for axis in work.axes), strict=True))
         self._known = record_of(FIELDS, f)
+        # Strides of axes that the arrays lack.
+        self._missing = (0,) * (len(AXES) - self.problem.ndim)
 
     def pack(self, w: Any) -> Weight:
         """Return the weight as `run` takes it where the problem is prepacked."""
@@ -112,7 +114,11 @@ class CellsRunner:
         if dy is not inputs[0]:
             dy[...] = inputs[0]
         job = self._known.copy()
-        job[:_ARRAYS] = address(dy), *_steps(dy), weight.address, address(result), *_steps(result)
+        read, written, no = dy.strides, result.strides, self._missing
+        job[:_ARRAYS] = (
+            address(dy), *read[:2], *no, *read[2:-1], weight.address,
+            address(result), *written[:2], *no, *written[2:-1],
+        )  # fmt: skip
         threads.run(self._loops, address(job), self.work.units, self.work.workers)
         if result is not dx:
             dx[...] = result
@@ -120,9 +126,3 @@ class CellsRunner:
     def _fits(self, array: Any) -> bool:
         """Whether the columns of an array are neighbours."""
         return bool(array.flags.aligned) and array.strides[-1] == self.work.size
-
-
-def _steps(array: Any) -> Sizes:
-    """Return an array's strides: image, channel, plane, row."""
-    image, channel, *outer, _ = array.strides
-    return (image, channel, *(0,) * (len(AXES) - 1 - len(outer)), *outer)
