@@ -104,4 +104,5 @@ def pool_seconds(problem: PoolProblem, block: Sizes, machine: Machine) -> float:
         rate /= 2
     if problem.return_indices:
         rate /= _RANKING
-    return _RUN_SECONDS + rows + problem.macs * problem.itemsize / (rate * machine.bandwidth)
+    lines = problem.macs / (problem.c if problem.layout == "channels_last" else o[-1]) * _LINE_SECONDS
+    return _RUN_SECONDS + rows + lines + problem.macs * problem.itemsize / (rate * machine.bandwidth)

@@ -22,6 +22,7 @@ from fastconv.backends.cpu.pool.gradient_loops import (
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
 from fastconv.backends.cpu.pool.reduction import MAX, SUM
 from fastconv.backends.cpu.pool.scatter import ADD, PUT, TAKE
+from fastconv.backends.cpu.pool.strides import is_dense
 from fastconv.backends.cpu.pool.windows import cover, padded, scales
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import Axis
@@ -143,7 +144,7 @@ class GradientRunner:
             return True
         step = shape[1] * size if self.work.last else size
         if self.work.loops == "recorded" or self.work.whole:
-            return _is_dense(strides[2:], shape[2:], step)
+            return is_dense(strides[2:], shape[2:], step)
         return strides[-1] == size or shape[-1] == 1
 
     def _record(self, large: Sizes, small: Sizes, indices: Sizes) -> Any:
@@ -162,16 +163,7 @@ class GradientRunner:
         missing = (0,) * (3 - self.problem.ndim)
         for array, name in ((large, "x"), (small, "y"), (indices, "j")):
             f |= {name + axis: s for axis, s in zip("ncdhw", (*array[:2], *missing, *array[2:]), strict=True)}
-        f["passes"] = int(self._passes and _is_dense(large, shapes[0], size))
+        f["passes"] = int(self._passes and is_dense(large, shapes[0], size))
         record = record_of(FIELDS, f) if fits else None
         self._records[large, small, indices] = record
         return record
-
-
-def _is_dense(strides: Sizes, shape: Sizes, step: int) -> bool:
-    """Whether elements lie one step from another, without gaps."""
-    for stride, length in zip(strides[::-1], shape[::-1], strict=True):
-        if stride != step and length > 1:
-            return False
-        step *= length
-    return True

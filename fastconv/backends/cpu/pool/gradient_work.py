@@ -16,6 +16,8 @@ from fastconv.problem import PoolProblem, Sizes
 # Kernels and strides that there are maps for: by indices, and for averages.
 _ROUTED = ((2, 2), (3, 1), (3, 2), (3, 3))
 _SHARED = ((2, 2), (3, 1), (3, 2), (3, 3), (5, 3))
+# Windows side by side that are wider are fewer than what they read: their gradients are better sent one by one.
+_WIDEST_TILE = 5
 _UNITS = 8
 # Bytes that stay in the first-level cache.
 _NEAR = 16 << 10
@@ -94,7 +96,7 @@ class GradientWork:
                 return "blocks"
             if self.last or not self.square[0]:
                 return "recorded"
-            if self._is_tiled and self.square[0] <= WIDEST:
+            if self._is_tiled and self.square[0] <= _WIDEST_TILE:
                 return "tiles" if 0 < self._strips <= _STRIPS else "routes"
             # Zeros that are near cost next to nothing. Sums are in another order: threads must not decide.
             scattered = self._scattered_cycles + self._cleared * self._is_beyond(_AFAR)

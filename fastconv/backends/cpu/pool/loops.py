@@ -6,13 +6,16 @@ from functools import cache
 from typing import Any
 
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
+from fastconv.backends.cpu.elements import get, put
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import integer, record, word
-from fastconv.backends.cpu.pool.pixel import pool_line, pool_pixel, pool_whole
+from fastconv.backends.cpu.pool.picks import pool_picks
+from fastconv.backends.cpu.pool.pixel import pool_line, pool_pixel
 from fastconv.backends.cpu.pool.plane import pool_plane
 from fastconv.backends.cpu.pool.reduction import MAX
 from fastconv.backends.cpu.pool.rows import pool_row
+from fastconv.backends.cpu.pool.window import pool_halves, pool_window
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -21,6 +24,7 @@ _FIELDS = """
     i jn jc jd jh jw            | the indices and theirs, 0 for none
     channels od oh ow bands     | sizes of the output; parts that its rows are cut into
     width before kernel         | columns of the input, padding before them, the greatest number that a window has
+    firsts offsets counts       | tables of `windows.picks`
     step_d step_h step_w        | how far apart, in elements, the elements of a window are
     from_d from_h from_w        | tables: the first element of each window
     reads_d reads_h reads_w     | tables: how many it has
@@ -30,10 +34,11 @@ _FIELDS = """
     scale scales                | factors of the sums: a table of depths and rows; one of columns, 0 for none
     runs nruns rise             | table of `windows.runs`, its length; rows from window to window
     ahead                       | bytes from a row to one that is read soon
+    joined                      | rows of outputs of all maps of an image if some are taken for a tall one, otherwise 0
     packed                      | whether the output's rows follow one another without gaps
     one                         | address of a factor of 1
     lines line_bytes places     | scratch: where that of the first worker is, bytes of each; where in it indices are
-    planes size                 | whole maps: how many there are in an image, elements of each
+    outputs                     | long windows: elements of the output of an image
 """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
@@ -70,6 +75,8 @@ def _unit(job, unit, single):
     x = job.x + n * job.xn + c * job.xc
     y = job.y + n * job.yn + c * job.yc + d * job.yd
     i = job.i + n * job.jn + c * job.jc + d * job.jd
+    if job.joined:  # the last maps of an image may be fewer
+        return x, y, i, d, 0, min(job.oh, job.joined - c * job.oh)
     if job.bands == 1:
         return x, y, i, d, 0, job.oh
     return x, y, i, d, part * job.oh // job.bands, (part + 1) * job.oh // job.bands
@@ -160,6 +167,44 @@ def planes(op: int, kernel: int, stride: int, groups: int, indexed: int, lanes: 
 
 
 @inlined
+def _picked(op, vectors, few, indexed, exact, lanes, format, job, x, y, i, d, first, lines):
+    """Compute rows of outputs from the first on; return whether NaN may have been lost."""
+    d0, nan = word(job.from_d, d), 0
+    for group in range((job.ow + lanes - 1) // lanes):
+        w = group * lanes
+        scales = job.scales + w * job.wide if job.scales else 0
+        nan |= pool_picks(
+            op, vectors, few, indexed, exact, lanes, format,
+            x + d0 * job.xd, word(job.reads_d, d), job.step_d * job.xd,
+            job.from_h + 8 * first, job.reads_h + 8 * first, lines, job.step_h, job.xh,
+            word(job.firsts, group), job.width, job.offsets + w * job.wide, job.counts + w * job.wide, job.step_w,
+            job.kernel, d0 * job.flat_d, job.step_d * job.flat_d, job.flat_h,
+            y + first * job.yh + w * job.item, job.yh, i + first * job.jh + 8 * w, job.jh, min(lanes, job.ow - w),
+            job.scale + (d * job.oh + first) * job.wide, scales, job.powers,
+        )  # fmt: skip
+    return nan
+
+
+@cache
+def picked(op: int, vectors: int, few: int, indexed: int, lanes: int, format: int) -> Any:
+    """Return compiled loops as `rows`, for windows of any size and distance that are not too long."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = record(jobs, 0)
+        for unit in range(start, stop):
+            x, y, i, d, first, last = _unit(job, unit, False)
+            nan = _picked(op, vectors, few, indexed, 0, lanes, format, job, x, y, i, d, first, last - first)
+            if op == MAX and nan != 0:
+                _picked(op, vectors, few, indexed, 1, lanes, format, job, x, y, i, d, first, last - first)
+
+    return run
+
+
+@inlined
 def _gathered(op, then, indexed, exact, lanes, format, wide, job, line, x, y, i, d, h):
     """Compute an output row by way of a line of reduced columns, of format ``wide``."""
     d0, h0 = word(job.from_d, d), word(job.from_h, h)
@@ -245,23 +290,57 @@ def pixels(op: int, vectors: int, indexed: int, lanes: int, format: int) -> Any:
     return run
 
 
+@inlined
+def _window(op, vectors, exact, lanes, format, wide, job, n, first, count, lines):
+    """Compute some outputs of an image, which are neighbours in memory; return whether NaN may have been lost."""
+    factors, nan = lines + lanes * lanes * job.wide, 0
+    w, rest = split(first, job.ow)
+    h, rest = split(rest, job.oh)
+    d, c = split(rest, job.od)
+    # Whole maps are all alike.
+    many = count if job.od * job.oh * job.ow == 1 else 1
+    for i in range(0, count, many):
+        d0, h0, w0 = word(job.from_d, d), word(job.from_h, h), word(job.from_w, w)
+        nan |= pool_window(
+            op, vectors, exact, lanes, format,
+            job.x + n * job.xn + c * job.xc + d0 * job.xd + h0 * job.xh + w0 * job.item, job.xc, many,
+            word(job.reads_d, d), job.step_d * job.xd, word(job.reads_h, h), job.step_h * job.xh, word(job.reads_w, w),
+            lines + i * lanes * job.wide, job.powers,
+        )  # fmt: skip
+        if op != MAX:
+            factor = get(wide, job.scale + (d * job.oh + h) * job.wide)
+            factor = factor * get(wide, job.scales + w * job.wide) if job.scales else factor
+            for k in range(i, i + many):
+                put(wide, factors + k * job.wide, factor)
+        w += 1
+        if w == job.ow:
+            w, h = 0, h + 1
+            if h == job.oh:
+                h, d = 0, d + 1
+                if d == job.od:
+                    d, c = 0, c + 1
+    pool_halves(op, exact, lanes, format, lines, factors, job.y + n * job.yn + first * job.item, count, job.powers)
+    return nan
+
+
 @cache
-def whole(op: int, lanes: int, format: int) -> Any:
-    """Return compiled loops that reduce planes to one element: a unit is as many as a vector has lanes."""
-    sources = fingerprint()
+def windows(op: int, vectors: int, lanes: int, format: int) -> Any:
+    """Return compiled loops whose lanes are elements of a window: a unit is as many outputs as a vector has lanes."""
+    sources, wide = fingerprint(), computed(format)
 
     @callback(_SIGNATURE)
     def run(jobs, start, stop, worker):
         if sources == 0:
             return
         job = record(jobs, 0)
-        parts = (job.planes + lanes - 1) // lanes
+        lines = job.lines + worker * job.line_bytes
+        parts = (job.outputs + lanes - 1) // lanes
         for unit in range(start, stop):
-            n, c = unit // parts, unit % parts * lanes
-            pool_whole(
-                op, lanes, format,
-                job.x + n * job.xn + c * job.xc, job.xc, min(lanes, job.planes - c), job.size,
-                job.y + n * job.yn + c * job.yc, job.scale, job.powers, job.lines + worker * job.line_bytes,
-            )  # fmt: skip
+            part, n = split(unit, parts)
+            first = part * lanes
+            count = min(lanes, job.outputs - first)
+            nan = _window(op, vectors, 0, lanes, format, wide, job, n, first, count, lines)
+            if op == MAX and nan != 0:
+                _window(op, vectors, 1, lanes, format, wide, job, n, first, count, lines)
 
     return run

@@ -13,7 +13,8 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import Reduction, either, if_any, pick
+from fastconv.backends.cpu.pool.lines import Lines
+from fastconv.backends.cpu.pool.reduction import Reduction, either, pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
@@ -52,15 +53,15 @@ class _Row:
 
     def __init__(self, reduction: Reduction, kernel: int, stride: int, rows: int, args: Any) -> None:
         self.reduction, self.e, self.b = reduction, reduction.e, reduction.e.builder
-        self.kernel, self.stride, self.rows = kernel, stride, rows
-        self.x, self.nd, self.xd, self.nh, self.xh, self.ahead_by, self.width, self.before = args[:8]
-        self.flat, self.flat_d, self.flat_h = args[8:11]
+        self.kernel, self.stride = kernel, stride
+        self.x, _, _, _, self.xh, self.ahead_by, self.width, self.before = args[:8]
+        self.lines = Lines(reduction, rows, *args[:5], *args[8:11])
         self.y, self.indices, self.count, self.scale, self.scales = args[11:]
         self.ahead = kernel > stride
+        self.factor = reduction.wide.load_splat(self.scale) if reduction.op else None
 
     def emit(self) -> Any:
         e, b, reduction = self.e, self.b, self.reduction
-        self.factor = reduction.wide.load_splat(self.scale) if reduction.op else None
         groups = b.sdiv(e.at(self.count, e.lanes - 1), I64(e.lanes))
         width = len(reduction.border)
 
@@ -99,15 +100,15 @@ class _Row:
 
         def bordered() -> list[Any]:
             if not self.ahead:
-                return self._reduced(first, masks())
-            return either(e, outside, nothing, lambda: self._reduced(first, masks()))
+                return self.lines.reduced(first, masks())
+            return either(e, outside, nothing, lambda: self.lines.reduced(first, masks()))
 
         def whole() -> list[Any]:
             soon = e.at(self.x, self.ahead_by, e.times(first, e.bytes))
             for v in range(self.stride):
                 for r in range(2):
                     e.prefetch(e.at(soon, e.times(self.xh, r), v * lanes * e.bytes))
-            return self._reduced(first, [None] * self.stride)
+            return self.lines.reduced(first, [None] * self.stride)
 
         *flat, nan = either(e, inside, whole, bordered)
         width = len(self.reduction.border)
@@ -117,46 +118,6 @@ class _Row:
         parts = list(zip(*terms, strict=True))
         places = [range(phase, span, self.stride) for phase in range(self.stride)]
         return [[pick(e, part, place) for part in parts] for place in places], nan
-
-    def _reduced(self, first: Any, masks: list[Any]) -> list[Any]:
-        """Return the terms of ``stride`` vectors of columns from ``first`` on, laid flat, and whether one is NaN."""
-        e, b, reduction = self.e, self.b, self.reduction
-        at = e.at(self.x, e.times(first, e.bytes))
-        loaded: list[Any] = []
-
-        def row(address: Any, flat: Any) -> list[list[Any]]:
-            terms = []
-            for v, mask in enumerate(masks):
-                value = reduction.load(e.at(address, v * e.lanes * e.bytes), mask)
-                loaded.append(value)
-                terms.append([value])
-                if reduction.indexed:
-                    lane = reduction.constant(range(v * e.lanes, (v + 1) * e.lanes))
-                    index = b.add(reduction.index(b.add(flat, first)), lane)
-                    terms[-1].append(index if mask is None else b.select(mask, index, reduction.border[1]))
-            return terms
-
-        if self.rows:
-            terms = row(at, self.flat)
-            for r in range(1, self.rows):
-                below = row(e.at(at, e.times(self.xh, r)), e.at(self.flat, e.times(self.flat_h, r)))
-                terms = [reduction.combine(a, c) for a, c in zip(terms, below, strict=True)]
-            return [*(part for term in terms for part in term), reduction.has_nan(loaded)]
-        width = len(reduction.border)
-
-        def plane(d: Any, carried: list[Any]) -> list[Any]:
-            def line(h: Any, carried: list[Any]) -> list[Any]:
-                *flat, nan = carried
-                loaded.clear()
-                address = e.at(at, b.mul(d, self.xd), b.mul(h, self.xh))
-                new = row(address, e.at(self.flat, b.mul(d, self.flat_d), b.mul(h, self.flat_h)))
-                old = [flat[i : i + width] for i in range(0, len(flat), width)]
-                terms = [reduction.combine(a, c, False) for a, c in zip(old, new, strict=True)]
-                return [*(part for term in terms for part in term), b.or_(nan, reduction.has_nan(loaded))]
-
-            return if_any(e, self.nh, carried, line)
-
-        return if_any(e, self.nd, [*reduction.border * self.stride, I64(0)], plane)
 
     def _store(self, group: Any, phases: list[list[Any]], following: list[list[Any]]) -> None:
         """Reduce over the kernel's columns, and store a group of outputs."""

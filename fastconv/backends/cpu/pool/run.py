@@ -9,12 +9,13 @@ import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.job import record_of
-from fastconv.backends.cpu.pool.loops import FIELDS, gathered, pixels, planes, rows, whole
+from fastconv.backends.cpu.pool.loops import FIELDS, gathered, picked, pixels, planes, rows, windows
 from fastconv.backends.cpu.pool.reduction import ANY_NORM, ANY_ROOT, MAX, NORM, POWERS, ROOT, SQUARES, SUM
+from fastconv.backends.cpu.pool.strides import is_dense
 from fastconv.backends.cpu.pool.windows import padded, runs, scales, span
 from fastconv.backends.cpu.pool.work import Work
 from fastconv.backends.cpu.scratch import address
-from fastconv.geometry import Axis, UnevenAxis
+from fastconv.geometry import UnevenAxis
 from fastconv.problem import Sizes
 
 # Of arrays of how many different strides a plan remembers what it worked out.
@@ -38,6 +39,9 @@ class Runner:
         self._tables = [padded(a, work.lanes) for s in self._spans for a in (s.starts, s.counts)]
         rows_, columns = (np.ones((1, 1), dtype), None) if self.problem.is_max else scales(self.problem)
         self._runs = runs(work.axes[1])
+        # As wide as what is picked.
+        integers = np.dtype(f"i{work.size}")
+        self._firsts, self._offsets, self._counts = work.picks.firsts, *(t.astype(integers) for t in work.picks[1:3])
         self._one = np.ones(1, dtype)
         self._powers = np.array([self.problem.norm_type, 1 / self.problem.norm_type])
         self._scale, self._scales = rows_, columns
@@ -52,39 +56,42 @@ class Runner:
     def _compiled(self) -> Any:
         work = self.work
         op, common = _CODES[work.op], (work.lanes, work.format)
-        if work.whole:
-            return whole(op, *common)
+        if work.windows:
+            return windows(op, work.windows, *common)
         if work.last:
             return pixels(op, work.vectors, int(work.indexed), *common)
         if work.columns and work.groups:
             return planes(op, *work.columns, work.groups, int(work.indexed), *common)
         if work.columns:
             return rows(op, *work.columns, int(work.indexed), *common)
+        if work.picked:
+            return picked(op, work.picked, work.few, int(work.indexed), *common)
         first, then = _STEPS.get(op, (op, op))
         return gathered(first, then, int(work.indexed), *common)
 
     def _joined(self) -> dict[str, Any]:
         """Return the tables of rows of as many maps as are joined, each below the last."""
-        height, count = self.work.axes[1], self.work.joined
-        assert isinstance(height, Axis)
+        height, reads, count = self.work.axes[1], self._spans[1], self.work.joined
         rows_ = count * height.out
         return {
-            "runs": np.array([[0, rows_, 0, height.kernel]], np.int64),
-            "from_h": np.arange(rows_, dtype=np.int64) * height.stride,
-            "reads_h": np.full(rows_, height.kernel, np.int64),
+            "runs": np.array([[0, rows_, 0, reads.counts.max()]], np.int64),
+            "from_h": np.add.outer(np.arange(count) * height.size, reads.starts).ravel().astype(np.int64),
+            "reads_h": np.tile(reads.counts, count).astype(np.int64),
             "scale": np.tile(self._scale, (1, count)),
         }
 
     def _known(self) -> dict[str, int]:
         work, p = self.work, self.problem
         _, height, width = work.axes
-        f: dict[str, int] = {"channels": p.c, "planes": p.c, "size": math.prod(p.input_size)}
+        f: dict[str, int] = {"channels": p.c, "outputs": p.c * math.prod(p.output_size)}
         f |= dict(zip(("od", "oh", "ow"), work.output, strict=True))
         f |= {"item": p.itemsize, "wide": work.size, "bands": work.bands}
         f |= {"width": width.size, "kernel": int(self._spans[2].counts.max())}
         f["before"] = 0 if isinstance(width, UnevenAxis) else width.before
         f |= {f"step_{name}": s.step for name, s in zip("dhw", self._spans, strict=True)}
         f |= {"runs": address(self._runs), "nruns": len(self._runs)}
+        tables = (self._firsts, self._offsets, self._counts)
+        f |= dict(zip(("firsts", "offsets", "counts"), map(address, tables), strict=True))
         f["rise"] = 1 if isinstance(height, UnevenAxis) else height.stride
         names = (f"{what}_{axis}" for axis in "dhw" for what in ("from", "reads"))
         f |= dict(zip(names, map(address, self._tables), strict=True))
@@ -134,12 +141,13 @@ class Runner:
 
     def _fits(self, strides: Sizes, shape: Sizes, size: int, stored: bool) -> bool:
         """Whether the loops can read an array of these strides, or write it."""
-        if self.work.last or (stored and self.work.whole):
+        if self.work.last:
             return strides[1] == size or shape[1] == 1
-        inner = len(shape) - 1
-        while self.work.whole and inner > 2 and strides[inner - 1] == strides[inner] * shape[inner]:
-            inner -= 1
-        return (strides[-1] == size or shape[-1] == 1) and (inner == 2 or not self.work.whole)
+        if self.work.windows and stored:
+            return is_dense(strides[1:], shape[1:], size)
+        if self.work.whole:
+            return is_dense(strides[2:], shape[2:], size)
+        return strides[-1] == size or shape[-1] == 1
 
     def _record(self, x: Sizes, y: Sizes, indices: Sizes) -> tuple[Any, int]:
         """Return what is known of arrays of these strides, addresses left open, and how many units of work there are.
@@ -159,16 +167,19 @@ class Runner:
         for array, name in ((x, "x"), (y, "y"), (indices, "j")):
             missing = (0,) * (3 - p.ndim)
             f |= {name + axis: s for axis, s in zip("ncdhw", (*array[:2], *missing, *array[2:]), strict=True)}
+        if p.ndim == 1:  # maps are rows one below the other
+            f |= {"xh": f["xc"], "yh": f["yc"]}
         rows = self.work.output[2]
         f["packed"] = int(f["yh"] == rows * size and (not self._indexed or f["jh"] == rows * 8))
         reach = self.work.kernel[1] + f["rise"]
         f["ahead"] = reach * f["xh"]
         units = self.work.units
-        follow = f["xc"] == f["oh"] * f["rise"] * f["xh"] and f["yc"] == f["oh"] * f["yh"]
+        follow = f["xc"] == self.work.axes[1].size * f["xh"] and f["yc"] == f["oh"] * f["yh"]
         if self._tall and follow:
             count = self.work.joined
             f |= {name: address(table) for name, table in self._tall.items()} | {"nruns": 1, "bands": 1}
-            f |= {name: f[name] * count for name in ("oh", "xc", "yc")} | {"channels": f["channels"] // count}
+            f |= {"joined": p.c * f["oh"], "channels": -(-p.c // count)}
+            f |= {name: f[name] * count for name in ("oh", "xc", "yc")}
             units = p.n * f["channels"]
         record = record_of(FIELDS, f) if fits else None
         self._records[x, y, indices] = record, units

@@ -48,6 +48,30 @@ def cover(axis: Windows) -> Span:
     return Span(first, np.searchsorted(reads.starts, i, side="right") - first, 1)
 
 
+class Picks(NamedTuple):
+    """What vectors of windows read of a line: where each begins, how far from there its windows do, and their counts.
+
+    ``reach`` is the greatest number of elements that a vector of windows is spread over.
+    """
+
+    firsts: Any
+    offsets: Any
+    counts: Any
+    reach: int
+
+
+def picks(reads: Span, lanes: int) -> Picks:
+    """Return what vectors of windows, or of elements that windows cover, read of a line."""
+    more = -len(reads.starts) % lanes
+    starts, counts = (np.pad(table, (0, more)).reshape(-1, lanes) for table in (reads.starts, reads.counts))
+    far = np.iinfo(np.int64).max
+    firsts = np.where(counts > 0, starts, far).min(axis=1)
+    firsts[firsts == far] = 0
+    offsets = np.where(counts > 0, starts - firsts[:, None], 0)
+    reach = int((offsets + (counts - 1) * reads.step).max()) + 1
+    return Picks(firsts, offsets, counts, max(reach, 1))
+
+
 def dense(axis: Windows) -> bool:
     """Whether windows read neighbours."""
     return isinstance(axis, UnevenAxis) or axis.dilation == 1 or axis.kernel == 1

@@ -6,17 +6,23 @@ import math
 from functools import cached_property
 
 from fastconv.backends.cpu.formats import computed, format_of, size_of
-from fastconv.backends.cpu.pool.windows import Windows, dense, lifted
+from fastconv.backends.cpu.pool.windows import Picks, Windows, dense, lifted, picks, span
 from fastconv.backends.cpu.registers import Simd
-from fastconv.geometry import UnevenAxis
+from fastconv.geometry import Axis, UnevenAxis
 from fastconv.problem import PoolProblem
 
 # Kernels and strides of columns that have loops of their own.
-WIDEST, LONGEST = 5, 3
+WIDEST, LONGEST = 7, 3
 # Vectors of outputs of a row that are unrolled.
 _GROUPS = 4
 # Bytes of the shortest vectors.
 _LEAST_BYTES = 16
+# Bytes of the shortest vectors of which a permutation is one instruction; vectors that are permuted together at most.
+_PERMUTED_BYTES, _PERMUTED = 32, 8
+# Elements of a row that are picked without a loop.
+_FEW_PICKED = 4
+# Vectors of a window's row that are reduced side by side where it has many.
+_SIDE_BY_SIDE = 4
 # Maps that are joined at most: what is done twice after a NaN is no more than these.
 _JOINED = 64
 # Rows of outputs that joined maps have together, at most: a large map gains nothing.
@@ -63,10 +69,18 @@ class Work:
         self.whole = not (self.last or self.indexed) and all(
             not isinstance(axis, UnevenAxis) and axis.is_whole for axis in self.axes[-problem.ndim :]
         )
+        if self.whole:  # a map is one long row
+            cells = math.prod(problem.input_size)
+            point = Axis(1, 1, 1, 1, 1, 0, "zeros")
+            self.axes = (point, point, Axis(cells, 1, cells, cells, 1, 0, "zeros"))
         half = self.lanes // 2
         plain = not (self.last or self.whole)
         if plain and half * self.size >= _LEAST_BYTES and 0 < self._groups(half) == self._groups(self.lanes):
             self.lanes = half  # the other half would hold nothing
+        if plain and not self.columns and half * self.size >= _PERMUTED_BYTES:
+            width = self.axes[2]
+            if max(width.out, width.size) <= half:
+                self.lanes = half
         self.vectors = min(_VECTORS, -(-problem.c // self.lanes))
 
     @property
@@ -90,6 +104,32 @@ class Work:
         # A window's elements lie in two neighbouring vectors.
         return (axis.kernel, axis.stride) if (axis.kernel - 1) // axis.stride <= self.lanes else None
 
+    @cached_property
+    def picks(self) -> Picks:
+        """What vectors of outputs read along a row."""
+        return picks(span(self.axes[2]), self.lanes)
+
+    @property
+    def picked(self) -> int:
+        """Vectors of columns that outputs pick from, 0 if these are too many."""
+        vectors = 1 << (-(-self.picks.reach // self.lanes) - 1).bit_length()
+        return vectors if vectors <= _PERMUTED else 0
+
+    @property
+    def few(self) -> int:
+        """Elements of a window in a row, at most, if these are picked without a loop, otherwise 0."""
+        return self.kernel[2] if self.kernel[2] <= _FEW_PICKED else 0
+
+    @property
+    def windows(self) -> int:
+        """Vectors of a row of a window that are reduced side by side if its elements are in the lanes, otherwise 0."""
+        if not self.whole:
+            if self.last or self.indexed or self.columns or not dense(self.axes[2]):
+                return 0
+            if self.picked and self._picked_cycles < self._window_cycles:
+                return 0
+        return _SIDE_BY_SIDE if self.kernel[2] > 2 * _SIDE_BY_SIDE * self.lanes else 1
+
     @property
     def groups(self) -> int:
         """Vectors of outputs of a row if these are few enough to be unrolled, otherwise 0."""
@@ -107,17 +147,25 @@ class Work:
 
     @cached_property
     def joined(self) -> int:
-        """Maps that may be taken for one tall map, where no window crosses the edge of theirs; 1 if none may."""
+        """Maps that may be taken for one tall map; 1 if none may."""
         height = self.axes[1]
-        apart = self.last or self.indexed or self.whole or self.problem.ndim == 1
-        if apart or not self.groups or isinstance(height, UnevenAxis):
-            return 1
-        reach = (height.out - 1) * height.stride + (height.kernel - 1) * height.dilation + 1
-        if height.before or reach > height.size or height.out * height.stride != height.size:
+        if self.last or self.indexed or self.windows or not _is_one(self.axes[0]) or not self._can_join:
             return 1
         wanted = _UNITS * self.workers if self.workers > 1 else 1
-        most = min(_JOINED, _JOINED_ROWS // height.out, self.problem.n * self.problem.c // wanted)
-        return max(parts for parts in range(1, max(most, 1) + 1) if self.problem.c % parts == 0)
+        most = min(_JOINED, _JOINED_ROWS // height.out, self.problem.n * self.problem.c // wanted, self.problem.c)
+        return -(-self.problem.c // -(-self.problem.c // most)) if most else 1
+
+    @property
+    def _can_join(self) -> bool:
+        """Whether the loops find the rows of windows in maps that lie one below the other."""
+        if not self.columns:
+            return self.picked > 0
+        # No window crosses the edge of a map, and windows are as far apart there as elsewhere.
+        height = self.axes[1]
+        if not self.groups or isinstance(height, UnevenAxis):
+            return False
+        reach = (height.out - 1) * height.stride + (height.kernel - 1) * height.dilation + 1
+        return not height.before and reach <= height.size and height.out * height.stride == height.size
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -142,16 +190,16 @@ class Work:
     @property
     def units(self) -> int:
         p = self.problem
-        if self.whole:
-            return p.n * -(-p.c // self.lanes)
+        if self.windows:
+            return p.n * -(-p.c * math.prod(self.output) // self.lanes)
         return p.n * self.output[0] * self.bands * (1 if self.last else p.c)
 
     @property
     def line_bytes(self) -> int:
         """Scratch of a worker."""
-        if self.whole:
-            return self.lanes * self.lanes * self.size
-        if self.last or self.columns:
+        if self.windows:
+            return (self.lanes + 1) * self.lanes * self.size
+        if self.last or self.columns or self.picked:
             return 0
         line = self.axes[2].size * (self.size + 8 * self.indexed) + 2 * self.lanes * 8
         return -(-line // 64) * 64
@@ -159,34 +207,72 @@ class Work:
     @property
     def table_bytes(self) -> int:
         """Bytes of the tables of windows and factors, making them included."""
-        return 80 * (sum(self.output) + 3 * self.lanes) + 32 * math.prod(self.output[:2]) * self.joined
+        return 128 * (sum(self.output) + 3 * self.lanes) + 32 * math.prod(self.output[:2]) * self.joined
 
     @property
     def cycles(self) -> float:
         """Cycles on one core: the instructions of vectors, counted, each as long as an addition."""
         p = self.problem
-        pace = 2 / self.simd.fma_per_cycle
-        watch = 0.5 if p.is_max else self._power_cycles
-        root = {"any_norm": POWER[self.size] * self.lanes, "norm": ROOT}.get(self.op, 0.0) * pace
-        outer = p.n * p.c * self.output[0]
-        rows, width = self.kernel[0] * self.kernel[1], self.axes[2].size
-        lookup = 3.0 * self.indexed
-        if self.whole:
-            vectors = math.prod(p.input_size) / self.lanes
-            return p.n * p.c * (6 + root / self.lanes + vectors * (1 + self._power_cycles))
+        if self.windows:
+            return self._window_cycles
         if self.last:
             blocks = p.n * math.prod(self.output) * -(-p.c // (self.lanes * self.vectors))
             taps = math.prod(self.kernel)
-            return blocks * (12 + self.vectors * root + taps * (1 + self.vectors * (1 + watch + lookup) * pace))
-        lines = outer * self.output[1]
-        if self.columns is None:
-            vectors, out = -(-width // self.lanes), -(-self.output[2] // self.lanes)
-            gathered = out * self.kernel[2] * self.lanes * (1.5 + 2 * self.indexed)
-            return lines * (40 + vectors * rows * (1 + watch + lookup) * pace + gathered + out * root)
-        kernel, stride = self.columns
+            return blocks * (12 + self.vectors * self._root + taps * (1 + self.vectors * self._tap))
+        lines = p.n * p.c * self.output[0] * self.output[1]
         groups = -(-self.output[2] // self.lanes)
-        vector = stride * rows * (1 + watch + lookup) + 2 * stride * (stride > 1) * (1 + self.indexed)
-        return lines * (14 + groups * (5 + root + pace * (vector + 2 * kernel * (1 + lookup / 2))))
+        if self.columns is None and self.picked:
+            return self._picked_cycles
+        rows = self.kernel[0] * self.kernel[1]
+        if self.columns is None:
+            vectors = -(-self.axes[2].size // self.lanes)
+            gathered = groups * self.kernel[2] * self.lanes * (1.5 + 2 * self.indexed)
+            return lines * (40 + vectors * rows * self._tap + gathered + groups * self._root)
+        kernel, stride = self.columns
+        vector = stride * rows * (1 + self._watch + self._lookup) + 2 * stride * (stride > 1) * (1 + self.indexed)
+        group = 1 + self._root + 0.2 * self._pace * (vector + 2 * kernel * (1 + self._lookup / 2))
+        around = 0.5 if self.joined > 1 else 0.5 + 40 / self.output[1] if self.groups else 14
+        return lines * (around + groups * group)
+
+    @property
+    def _window_cycles(self) -> float:
+        """Cycles with elements of windows in the lanes."""
+        outputs = self.problem.n * self.problem.c * math.prod(self.output)
+        rows, vectors = self.kernel[0] * self.kernel[1], -(-self.kernel[2] // self.lanes)
+        return outputs * (13 + self._root / self.lanes + rows * (0.2 + 0.45 * vectors * self._tap))
+
+    @property
+    def _picked_cycles(self) -> float:
+        """Cycles with columns that outputs pick."""
+        groups = self.problem.n * self.problem.c * self.output[0] * self.output[1] * -(-self.output[2] // self.lanes)
+        rows, vectors = self.kernel[0] * self.kernel[1], self.picked
+        pick = (0.18 * vectors + 0.25) * (1 + self.indexed) * self._pace
+        return groups * (2 + self._root + rows * 0.4 * vectors * self._tap + self.kernel[2] * pick)
+
+    @property
+    def _pace(self) -> float:
+        """Cycles of an addition of vectors."""
+        return 2 / self.simd.fma_per_cycle
+
+    @property
+    def _tap(self) -> float:
+        """Cycles of a vector of elements."""
+        return (1 + self._watch + self._lookup) * self._pace
+
+    @property
+    def _watch(self) -> float:
+        """Additions that a vector of elements takes besides, to look for NaN, or to be raised to a power."""
+        return 0.5 if self.problem.is_max else self._power_cycles
+
+    @property
+    def _lookup(self) -> float:
+        """Additions that a vector of elements takes besides for its indices."""
+        return 3.0 * self.indexed
+
+    @property
+    def _root(self) -> float:
+        """Cycles of the root of a vector of outputs."""
+        return {"any_norm": POWER[self.size] * self.lanes, "norm": ROOT}.get(self.op, 0.0) * self._pace
 
     @property
     def _power_cycles(self) -> float:
