@@ -29,7 +29,7 @@ def _exponent(e: Emitter, powers: Any, which: int) -> Any:
     return Emitter(e.builder, FLOAT64, 1).load_scalar(e.at(powers, 8 * which))
 
 
-def _sent(e: Emitter, norm: int, value: Any, root: Any, powers: Any) -> Any:
+def sent(e: Emitter, norm: int, value: Any, root: Any, powers: Any) -> Any:
     """Return what windows of these norms send: nothing where the root has no slope."""
     if norm == SECOND:
         value = e.builder.fdiv(value, root)
@@ -38,7 +38,7 @@ def _sent(e: Emitter, norm: int, value: Any, root: Any, powers: Any) -> Any:
     return e.builder.select(e.builder.fcmp_ordered("==", root, e.zero), e.zero, value)
 
 
-def _received(e: Emitter, norm: int, total: Any, x: Any, powers: Any) -> Any:
+def received(e: Emitter, norm: int, total: Any, x: Any, powers: Any) -> Any:
     """Return the gradient of elements that are sent a total. What is sent nothing has none, unless it is not finite."""
     b = e.builder
     if norm == SECOND:
@@ -84,7 +84,7 @@ def weigh_rows(
                 values = [e.load_masked(e.at(dy, place), mask) for place, mask in zip(places, masks, strict=True)]
                 if which:
                     norms = [e.load_masked(e.at(roots, place), mask) for place, mask in zip(places, masks, strict=True)]
-                    values = [_sent(e, which, *pair, powers) for pair in zip(values, norms, strict=True)]
+                    values = [sent(e, which, *pair, powers) for pair in zip(values, norms, strict=True)]
                 return [e.fma(value, factor, total) for value, total in zip(values, sums, strict=True)]
 
             sums = if_any(e, nd, [e.zero] * len(masks), lambda d, sums: if_any(e, nh, sums, lambda h, s: row(d, h, s)))
@@ -161,7 +161,7 @@ def cover_columns(
             for v, (total, mask) in enumerate(zip(totals, masks, strict=True)):
                 place = e.times(e.at(first, v * nlanes), e.bytes)
                 if which > FIRST:
-                    total = _received(e, which, total, e.load_masked(e.at(x, place), mask), powers)
+                    total = received(e, which, total, e.load_masked(e.at(x, place), mask), powers)
                 e.store_masked(total, e.at(dx, place), mask)
 
         def several(i: Any, _: list[Any]) -> list[Any]:

@@ -18,6 +18,7 @@ from fastconv.backends.cpu.pool.pixel import pool_line
 from fastconv.backends.cpu.pool.reduction import SUM
 from fastconv.backends.cpu.pool.rows import pool_row
 from fastconv.backends.cpu.pool.scatter import ADD, TAKE, scatter
+from fastconv.backends.cpu.pool.shares import ENTRY, share_rows
 from fastconv.backends.cpu.pool.spread import route_row, spread_row
 from fastconv.backends.cpu.pool.tiles import route_tiles
 
@@ -31,6 +32,8 @@ _FIELDS = """
     bands before above          | parts that the large side's rows are cut into; padding before columns and rows
     from_d from_h from_w        | tables: the first window that reads each element
     reads_d reads_h reads_w     | tables: how many windows do
+    alike entries joined        | table of rows that the same windows read, its length, and that of all maps joined or 0
+    firsts offsets counts       | tables of `windows.picks`
     most rise                   | the most windows that read an element of a row; rows of a window
     scale scales one            | factors: table of depths and rows of windows; of columns, 0 for none; address of a 1
     values roots powers         | norms: the elements and the norms, which lie as both sides do, and their exponents
@@ -122,6 +125,37 @@ def averages(kernel: int, stride: int, norm: int, fused: int, lanes: int, format
                         norm, 1, fused, lanes, format,
                         row, 1, 0, 0, job.width, dx, job.values + (dx - job.x), job.powers,
                     )  # fmt: skip
+
+    return run
+
+
+@cache
+def shares(norm: int, vectors: int, few: int, fused: int, lanes: int, format: int) -> Any:
+    """Return compiled loops as `averages`, for windows of any kind; some maps may be taken for a tall one."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = record(jobs, 0)
+        for unit in range(start, stop):
+            part, rest = split(unit, job.bands)
+            d, plane = split(rest, job.depths)
+            c, n = split(plane, job.channels)
+            first, last = part * job.entries // job.bands, (part + 1) * job.entries // job.bands
+            if job.joined:  # the last maps of an image may be fewer
+                last = min(last, job.joined - c * job.entries)
+            x, d0 = job.x + n * job.xn + c * job.xc + d * job.xd, word(job.from_d, d)
+            y = job.y + n * job.yn + c * job.yc + d0 * job.yd
+            dx = _base(job, worker, x, 0)
+            share_rows(
+                norm, vectors, few, fused, lanes, format,
+                y, word(job.reads_d, d), job.yd, job.yh, job.ow, job.alike + 8 * ENTRY * first, last - first,
+                job.scale + d0 * job.oh * job.wide, job.oh * job.wide, job.scales, job.roots + (y - job.y), job.powers,
+                job.firsts, job.offsets, job.counts, job.most, job.values + (x - job.x), dx, job.xh, job.width,
+            )  # fmt: skip
+            _done(job, worker, x, 0, job.heights, unit == start, unit + 1 == stop)
 
     return run
 

@@ -17,13 +17,14 @@ from fastconv.backends.cpu.pool.gradient_loops import (
     maps,
     recorded,
     routes,
+    shares,
     tiles,
 )
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
 from fastconv.backends.cpu.pool.reduction import MAX, SUM
 from fastconv.backends.cpu.pool.scatter import ADD, PUT, TAKE
 from fastconv.backends.cpu.pool.strides import is_dense
-from fastconv.backends.cpu.pool.windows import cover, padded, scales
+from fastconv.backends.cpu.pool.windows import alike, cover, padded, scales
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import Axis
 from fastconv.problem import Sizes
@@ -48,16 +49,21 @@ class GradientRunner:
         self._scale: Any
         self._scales: Any
         self._scale, self._scales = scales(p) if work.shares else (np.ones((1, 1), dtype), None)
+        if work.loops == "shares":
+            # As wide as what is picked.
+            integers = np.dtype(f"i{work.size}")
+            self._picks = work.picks.firsts, *(table.astype(integers) for table in work.picks[1:3])
+            self._alike, self._tall = alike(work.axes[1], work.joined), np.tile(self._scale, (1, work.joined))
         self._indexed = work.unpools or p.is_max
         self._norm = work.norm
         # An unpooling's gradient goes the other way.
         self._turned = work.unpools and p.direction == "dgrad"
-        self._size, self._units, self._workers = p.itemsize, work.units, work.workers
+        self._size, self._workers = p.itemsize, work.workers
         self._passes = work.passes
         self._scratch = work.workers * work.line_bytes
         self._loops = self._compiled().address
         self._fields = self._known()
-        self._records: dict[tuple[Sizes, ...], Any] = {}
+        self._records: dict[tuple[Sizes, ...], tuple[Any, int]] = {}
 
     def _compiled(self) -> Any:
         work, common = self.work, (self.work.lanes, self.work.format)
@@ -65,6 +71,8 @@ class GradientRunner:
             return covers(work.norm, work.vectors, int(work.simd.fma), *common)
         if work.loops == "blocks":
             return blocks(*work.square, *common)
+        if work.loops == "shares":
+            return shares(work.norm, work.picks.vectors, work.picks.few, int(work.simd.fma), *common)
         if work.loops == "averages":
             return averages(*work.columns, work.norm, int(work.simd.fma), *common)
         if work.loops == "tiles":
@@ -93,6 +101,9 @@ class GradientRunner:
         f |= dict(zip(("depths", "heights", "width"), (axis.size for axis in work.axes), strict=True))
         f |= {"block": work.block, "waiting": work.waiting}
         f |= {"rise": work.square[0], "ready": work.ready}
+        if work.loops == "shares":
+            f |= dict(zip(("firsts", "offsets", "counts"), map(address, self._picks), strict=True))
+            f |= {"alike": address(self._alike), "entries": len(self._alike) // work.joined}
         if work.loops == "blocks":
             f["block_rows"], f["block_columns"] = work.block_rows
         before = [axis.before if isinstance(axis, Axis) else 0 for axis in work.axes]
@@ -104,7 +115,7 @@ class GradientRunner:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         small, large = (outputs[0], inputs[0]) if self._turned else (inputs[0], outputs[0])
         indices = inputs[1] if self._indexed else small
-        record = self._record(large.strides, small.strides, indices.strides)
+        record, units = self._record(large.strides, small.strides, indices.strides)
         x, y = address(large), address(small)
         values, roots = (inputs[1], inputs[2]) if self._norm else (large, small)
         alike = values.strides == large.strides and roots.strides == small.strides
@@ -118,7 +129,7 @@ class GradientRunner:
             job[_J] = address(indices)
         if self._scratch:
             job[_LINES] = scratch.take(self._scratch)
-        threads.run(self._loops, address(job), self._units, self._workers)
+        threads.run(self._loops, address(job), units, self._workers)
 
     def _run_apart(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Run on copies of what the loops cannot read, and into an array that they can write."""
@@ -147,8 +158,11 @@ class GradientRunner:
             return is_dense(strides[2:], shape[2:], step)
         return strides[-1] == size or shape[-1] == 1
 
-    def _record(self, large: Sizes, small: Sizes, indices: Sizes) -> Any:
-        """Return what is known of arrays of these strides, addresses left open; None if the loops cannot take them."""
+    def _record(self, large: Sizes, small: Sizes, indices: Sizes) -> tuple[Any, int]:
+        """Return what is known of arrays of these strides, addresses left open, and how many units of work there are.
+
+        There is no record if the loops cannot take the arrays.
+        """
         try:
             return self._records[large, small, indices]
         except KeyError:
@@ -164,6 +178,18 @@ class GradientRunner:
         for array, name in ((large, "x"), (small, "y"), (indices, "j")):
             f |= {name + axis: s for axis, s in zip("ncdhw", (*array[:2], *missing, *array[2:]), strict=True)}
         f["passes"] = int(self._passes and is_dense(large, shapes[0], size))
+        units, count = self.work.units, self.work.joined
+        if self.problem.ndim == 1:  # maps are rows one below the other
+            f |= {"xh": f["xc"], "yh": f["yc"]}
+        if count > 1 and f["xc"] == f["heights"] * f["xh"] and f["yc"] == f["oh"] * f["yh"]:
+            f |= {
+                "scale": address(self._tall),
+                "joined": f["channels"] * f["entries"],
+                "channels": -(-f["channels"] // count),
+                "bands": 1,
+            }
+            f |= {name: f[name] * count for name in ("entries", "xc", "yc")}
+            units = self.problem.n * f["channels"]
         record = record_of(FIELDS, f) if fits else None
-        self._records[large, small, indices] = record
-        return record
+        self._records[large, small, indices] = record, units
+        return record, units

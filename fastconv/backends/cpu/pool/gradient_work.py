@@ -6,8 +6,8 @@ import math
 from functools import cached_property
 
 from fastconv.backends.cpu.formats import computed, format_of, size_of
-from fastconv.backends.cpu.pool.windows import Windows, dense, lifted
-from fastconv.backends.cpu.pool.work import LONGEST, POWER, ROOT, WIDEST
+from fastconv.backends.cpu.pool.windows import Picks, Windows, alike, cover, dense, lifted, picks
+from fastconv.backends.cpu.pool.work import LONGEST, PERMUTED_BYTES, POWER, ROOT, WIDEST, joined
 from fastconv.backends.cpu.registers import LINE, Simd
 from fastconv.geometry import Axis, UnevenAxis
 from fastconv.machine import machine
@@ -77,6 +77,10 @@ class GradientWork:
             cells = math.prod(problem.input_size)
             point = Axis(1, 1, 1, 1, 1, 0, "zeros")
             self.axes = (point, point, Axis(cells, 1, cells, cells, 1, 0, "zeros"))
+        half = self.lanes // 2
+        picks = self.shares and not (self.last or self.whole) and self.columns[0] <= 0
+        if picks and half * self.size >= PERMUTED_BYTES and self.axes[2].size <= half:
+            self.lanes = half  # the other half would hold nothing
 
     @property
     def small(self) -> Sizes:
@@ -88,7 +92,11 @@ class GradientWork:
 
     @cached_property
     def loops(self) -> str:
-        """How it is computed: ``recorded``, ``blocks``, ``covers``, ``tiles``, ``routes``, ``maps`` or ``averages``."""
+        """How it is computed.
+
+        Recorded positions: ``recorded``; maxima: ``blocks``, ``tiles``, ``routes``; averages: ``covers``, ``shares``,
+        ``averages``; either: ``maps``.
+        """
         if self.unpools:
             return "recorded"
         if self.problem.is_max:
@@ -103,7 +111,10 @@ class GradientWork:
             return "maps" if self._is_mapped(_ROUTED) and self._map_cycles < scattered else "recorded"
         if self.last:
             return "covers"
-        return "maps" if not (self.whole or self.norm) and self._is_mapped(_SHARED) else "averages"
+        if not (self.whole or self.norm) and self._is_mapped(_SHARED):
+            return "maps"
+        # One window of a row is as uneven as can be.
+        return "shares" if not self.whole and self.columns[0] <= 0 and self.picks.vectors else "averages"
 
     @property
     def shares(self) -> bool:
@@ -196,6 +207,21 @@ class GradientWork:
             return axis.kernel, axis.stride
         return -1, -1
 
+    @cached_property
+    def picks(self) -> Picks:
+        """What vectors of elements pick from a row of windows."""
+        return picks(cover(self.axes[2]), self.lanes)
+
+    @property
+    def joined(self) -> int:
+        """Maps that may be taken for one tall map; 1 if none may."""
+        if self.loops != "shares" or self.passes:
+            return 1
+        depth, height, _ = self.axes
+        if depth.size * depth.out > 1:
+            return 1
+        return joined(self.problem, height.size, self.workers)
+
     @property
     def along(self) -> bool:
         """Whether rows of maps are done along, in the order of memory, which comes from afar; else down columns."""
@@ -244,7 +270,7 @@ class GradientWork:
             if self.apart:
                 wanted = max(wanted, -(-self.problem.c * self._sum_bytes // _SUMS))
             return max(1, min(wanted, self.problem.c // self._line))
-        if self.loops != "averages" or self.workers == 1:
+        if self.loops not in ("averages", "shares") or self.workers == 1 or self.passes:
             return 1
         outer = self.problem.n * self.problem.c * self.axes[0].size
         return min(-(-_UNITS * self.workers // outer), self.axes[1].size)
@@ -261,7 +287,7 @@ class GradientWork:
             return p.n * self.block_rows[0]
         if self.loops == "covers":
             return p.n * self.axes[0].size * self.axes[1].size
-        if self.loops == "averages":
+        if self.loops in ("averages", "shares"):
             return p.n * p.c * self.axes[0].size * self.bands
         return p.n * (self.bands if self.last else p.c)
 
@@ -288,11 +314,16 @@ class GradientWork:
     @property
     def _passing(self) -> int:
         """Bytes of the rows that are made before they are sent on, and of what vectors write behind; 0: never."""
-        if self.loops not in ("routes", "tiles", "maps"):
+        if self.loops not in ("routes", "tiles", "maps", "shares"):
             return 0
         _, height, width = self.axes
         kernel, stride = self.square
-        rows = {"routes": 2 * kernel, "tiles": height.size, "maps": (self.block + 1) * stride + kernel}[self.loops]
+        rows = {
+            "routes": 2 * kernel,
+            "tiles": height.size,
+            "shares": height.size,
+            "maps": (self.block + 1) * stride + kernel,
+        }[self.loops]
         behind = max(kernel, stride) * self.simd.vector_bytes
         return -(-(rows * width.size * self.problem.itemsize + behind) // LINE) * LINE
 
@@ -313,6 +344,8 @@ class GradientWork:
         if self.loops == "maps":
             groups = -(-(self.axes[2].size + self.square[0]) // (self.square[1] * self.lanes))
             return -(-groups * self.waiting // 64) * 64
+        if self.loops == "shares":
+            return 0
         if self.loops == "covers":
             return -(-self.axes[2].out * self.problem.c * self.size // 64) * 64
         return self.plane + (-(-self.axes[2].size * self.size // 64) * 64 if self.norm else 0)
@@ -332,9 +365,7 @@ class GradientWork:
             return p.n * p.c * self._block_cycles
         overlap = [-(-axis.kernel // axis.stride) if isinstance(axis, Axis) else 2 for axis in self.axes]
         pace = 2 / self.simd.fma_per_cycle
-        # What a norm adds to a vector that is sent, and to one that is received.
-        power = POWER[self.size] * self.lanes
-        sent, received = ((0.0, 0.0), (1.0, 0.0), (ROOT, 1.0), (power, power))[self.norm]
+        sent, received = self._norm_cycles
         if self.loops == "covers":
             reads = [a.out * a.kernel / a.size if isinstance(a, Axis) else 1.5 for a in self.axes]
             lines = p.n * math.prod(min(axis.size, 2 * axis.out + 1) for axis in self.axes[:2])
@@ -342,6 +373,8 @@ class GradientWork:
             column = 1 + received + 1.5 * reads[2]
             blocks = -(-p.c // (self.lanes * self.vectors))
             return lines * line + p.n * math.prod(self.large) * (12 + blocks * (8 + self.vectors * column * pace))
+        if self.loops == "shares":
+            return self._share_cycles
         outer = p.n * p.c * self.axes[0].size * self.axes[1].size
         vectors = -(-self.axes[2].size // self.lanes)
         if self.loops == "maps":
@@ -353,6 +386,25 @@ class GradientWork:
         gather = 1.5 * self.lanes * overlap[2] if self.columns[0] < 0 else 2 + overlap[2]
         rows = overlap[0] * overlap[1] * (1 + sent * pace) / max(overlap[2], 1)
         return outer * (20 + vectors * (gather + rows + received * pace))
+
+    @property
+    def _norm_cycles(self) -> tuple[float, float]:
+        """Additions that a norm takes besides for a vector that is sent, and for one that is received."""
+        power = POWER[self.size] * self.lanes
+        return ((0.0, 0.0), (1.0, 0.0), (ROOT, 1.0), (power, power))[self.norm]
+
+    @property
+    def _share_cycles(self) -> float:
+        """Cycles with windows that elements pick: those of rows that are alike, and of each row."""
+        depths, height, width = self.axes
+        sent, received = self._norm_cycles
+        groups = self.problem.n * self.problem.c * depths.size * -(-width.size // self.lanes)
+        entries, most, pace = len(alike(height, 1)), self.picks.most, 2 / self.simd.fma_per_cycle
+        overlap = -(-height.kernel // height.stride) if isinstance(height, Axis) else 1.5
+        line = overlap * self.picks.vectors * (1 + sent) * pace
+        return groups * (
+            entries * (6 + 0.6 * line + most * (0.15 * self.picks.vectors + 0.25) * pace) + height.size * (1 + received)
+        )
 
 
 def _is_whole(axis: Windows) -> bool:

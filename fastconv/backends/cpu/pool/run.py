@@ -64,8 +64,8 @@ class Runner:
             return planes(op, *work.columns, work.groups, int(work.indexed), *common)
         if work.columns:
             return rows(op, *work.columns, int(work.indexed), *common)
-        if work.picked:
-            return picked(op, work.picked, work.few, int(work.indexed), *common)
+        if work.picks.vectors:
+            return picked(op, work.picks.vectors, work.picks.few, int(work.indexed), *common)
         first, then = _STEPS.get(op, (op, op))
         return gathered(first, then, int(work.indexed), *common)
 

@@ -11,6 +11,8 @@ from fastconv.geometry import Axis, UnevenAxis, axes_of, divisors
 from fastconv.problem import AXES, PoolProblem
 
 Windows = Axis | UnevenAxis
+# Vectors that are permuted together at most, and elements of a row that are picked without a loop.
+_PERMUTED, _FEW = 8, 4
 
 
 class Span(NamedTuple):
@@ -48,6 +50,17 @@ def cover(axis: Windows) -> Span:
     return Span(first, np.searchsorted(reads.starts, i, side="right") - first, 1)
 
 
+def alike(axis: Windows, maps: int) -> Any:
+    """Return the rows of maps one below the other that the same windows read: the first, how many; windows likewise."""
+    reads = cover(axis)
+    breaks = np.flatnonzero(np.diff(reads.starts) | np.diff(reads.counts)) + 1
+    first = np.concatenate([[0], breaks])
+    rows = np.diff(np.concatenate([first, [axis.size]]))
+    table = np.stack([first, rows, reads.starts[first], reads.counts[first]], axis=1)
+    below = np.arange(maps)[:, None, None] * np.array([axis.size, 0, axis.out, 0])
+    return np.ascontiguousarray((table + below).reshape(-1, 4), np.int64)
+
+
 class Picks(NamedTuple):
     """What vectors of windows read of a line: where each begins, how far from there its windows do, and their counts.
 
@@ -58,6 +71,23 @@ class Picks(NamedTuple):
     offsets: Any
     counts: Any
     reach: int
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of elements that hold what a vector of windows reads: a power of two; 0 if these are too many."""
+        lanes = self.offsets.shape[1]
+        vectors = 1 << (-(-self.reach // lanes) - 1).bit_length()
+        return vectors if vectors <= _PERMUTED else 0
+
+    @property
+    def most(self) -> int:
+        """The most elements that a window reads."""
+        return int(self.counts.max())
+
+    @property
+    def few(self) -> int:
+        """The same if these are picked without a loop, otherwise 0."""
+        return self.most if self.most <= _FEW else 0
 
 
 def picks(reads: Span, lanes: int) -> Picks:

@@ -17,16 +17,13 @@ WIDEST, LONGEST = 7, 3
 _GROUPS = 4
 # Bytes of the shortest vectors.
 _LEAST_BYTES = 16
-# Bytes of the shortest vectors of which a permutation is one instruction; vectors that are permuted together at most.
-_PERMUTED_BYTES, _PERMUTED = 32, 8
-# Elements of a row that are picked without a loop.
-_FEW_PICKED = 4
+# Bytes of the shortest vectors of which a permutation is one instruction.
+PERMUTED_BYTES = 32
 # Vectors of a window's row that are reduced side by side where it has many.
 _SIDE_BY_SIDE = 4
-# Maps that are joined at most: what is done twice after a NaN is no more than these.
-_JOINED = 64
-# Rows of outputs that joined maps have together, at most: a large map gains nothing.
-_JOINED_ROWS = 2048
+# Maps that are joined at most: what is done twice after a NaN is no more than these. Rows that they have together, at
+# most: a large map gains nothing.
+_JOINED, _JOINED_ROWS = 64, 2048
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 8
 # Vectors of channels that are reduced together: independent of one another, as a maximum's latency asks for.
@@ -77,7 +74,7 @@ class Work:
         plain = not (self.last or self.whole)
         if plain and half * self.size >= _LEAST_BYTES and 0 < self._groups(half) == self._groups(self.lanes):
             self.lanes = half  # the other half would hold nothing
-        if plain and not self.columns and half * self.size >= _PERMUTED_BYTES:
+        if plain and not self.columns and half * self.size >= PERMUTED_BYTES:
             width = self.axes[2]
             if max(width.out, width.size) <= half:
                 self.lanes = half
@@ -110,23 +107,12 @@ class Work:
         return picks(span(self.axes[2]), self.lanes)
 
     @property
-    def picked(self) -> int:
-        """Vectors of columns that outputs pick from, 0 if these are too many."""
-        vectors = 1 << (-(-self.picks.reach // self.lanes) - 1).bit_length()
-        return vectors if vectors <= _PERMUTED else 0
-
-    @property
-    def few(self) -> int:
-        """Elements of a window in a row, at most, if these are picked without a loop, otherwise 0."""
-        return self.kernel[2] if self.kernel[2] <= _FEW_PICKED else 0
-
-    @property
     def windows(self) -> int:
         """Vectors of a row of a window that are reduced side by side if its elements are in the lanes, otherwise 0."""
         if not self.whole:
             if self.last or self.indexed or self.columns or not dense(self.axes[2]):
                 return 0
-            if self.picked and self._picked_cycles < self._window_cycles:
+            if self.picks.vectors and self._picked_cycles < self._window_cycles:
                 return 0
         return _SIDE_BY_SIDE if self.kernel[2] > 2 * _SIDE_BY_SIDE * self.lanes else 1
 
@@ -151,15 +137,13 @@ class Work:
         height = self.axes[1]
         if self.last or self.indexed or self.windows or not _is_one(self.axes[0]) or not self._can_join:
             return 1
-        wanted = _UNITS * self.workers if self.workers > 1 else 1
-        most = min(_JOINED, _JOINED_ROWS // height.out, self.problem.n * self.problem.c // wanted, self.problem.c)
-        return -(-self.problem.c // -(-self.problem.c // most)) if most else 1
+        return joined(self.problem, height.out, self.workers)
 
     @property
     def _can_join(self) -> bool:
         """Whether the loops find the rows of windows in maps that lie one below the other."""
         if not self.columns:
-            return self.picked > 0
+            return self.picks.vectors > 0
         # No window crosses the edge of a map, and windows are as far apart there as elsewhere.
         height = self.axes[1]
         if not self.groups or isinstance(height, UnevenAxis):
@@ -199,7 +183,7 @@ class Work:
         """Scratch of a worker."""
         if self.windows:
             return (self.lanes + 1) * self.lanes * self.size
-        if self.last or self.columns or self.picked:
+        if self.last or self.columns or self.picks.vectors:
             return 0
         line = self.axes[2].size * (self.size + 8 * self.indexed) + 2 * self.lanes * 8
         return -(-line // 64) * 64
@@ -221,7 +205,7 @@ class Work:
             return blocks * (12 + self.vectors * self._root + taps * (1 + self.vectors * self._tap))
         lines = p.n * p.c * self.output[0] * self.output[1]
         groups = -(-self.output[2] // self.lanes)
-        if self.columns is None and self.picked:
+        if self.columns is None and self.picks.vectors:
             return self._picked_cycles
         rows = self.kernel[0] * self.kernel[1]
         if self.columns is None:
@@ -245,7 +229,7 @@ class Work:
     def _picked_cycles(self) -> float:
         """Cycles with columns that outputs pick."""
         groups = self.problem.n * self.problem.c * self.output[0] * self.output[1] * -(-self.output[2] // self.lanes)
-        rows, vectors = self.kernel[0] * self.kernel[1], self.picked
+        rows, vectors = self.kernel[0] * self.kernel[1], self.picks.vectors
         pick = (0.18 * vectors + 0.25) * (1 + self.indexed) * self._pace
         return groups * (2 + self._root + rows * 0.4 * vectors * self._tap + self.kernel[2] * pick)
 
@@ -281,6 +265,13 @@ class Work:
             return 0.0
         exponent = self.problem.norm_type
         return exponent / 2 if exponent.is_integer() and exponent <= FEW else POWER[self.size] * self.lanes
+
+
+def joined(problem: PoolProblem, rows: int, workers: int) -> int:
+    """Return how many maps of so many rows are worth taking for one tall map."""
+    wanted = _UNITS * workers if workers > 1 else 1
+    most = min(_JOINED, _JOINED_ROWS // rows, problem.n * problem.c // wanted, problem.c)
+    return -(-problem.c // -(-problem.c // most)) if most else 1
 
 
 def _is_one(axis: Windows) -> bool:
