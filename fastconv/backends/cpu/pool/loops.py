@@ -15,7 +15,7 @@ from fastconv.backends.cpu.pool.pixel import pool_line, pool_pixel
 from fastconv.backends.cpu.pool.plane import pool_plane
 from fastconv.backends.cpu.pool.reduction import MAX
 from fastconv.backends.cpu.pool.rows import pool_row
-from fastconv.backends.cpu.pool.window import pool_halves, pool_window
+from fastconv.backends.cpu.pool.window import pool_halves, pool_whole, pool_window
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -38,6 +38,7 @@ _FIELDS = """
     packed                      | whether the output's rows follow one another without gaps
     one                         | address of a factor of 1
     lines line_bytes places     | scratch: where that of the first worker is, bytes of each; where in it indices are
+    planes size                 | whole maps: how many there are in an image, elements of each
     outputs                     | long windows: elements of the output of an image
 """
 FIELDS = fields_of(_FIELDS)
@@ -342,5 +343,27 @@ def windows(op: int, vectors: int, lanes: int, format: int) -> Any:
             nan = _window(op, vectors, 0, lanes, format, wide, job, n, first, count, lines)
             if op == MAX and nan != 0:
                 _window(op, vectors, 1, lanes, format, wide, job, n, first, count, lines)
+
+    return run
+
+
+@cache
+def whole(op: int, lanes: int, format: int) -> Any:
+    """Return compiled loops that reduce planes to one element: a unit is as many as a vector has lanes."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = record(jobs, 0)
+        parts = (job.planes + lanes - 1) // lanes
+        for unit in range(start, stop):
+            n, c = unit // parts, unit % parts * lanes
+            pool_whole(
+                op, lanes, format,
+                job.x + n * job.xn + c * job.xc, job.xc, min(lanes, job.planes - c), job.size,
+                job.y + n * job.yn + c * job.yc, job.scale, job.powers, job.lines + worker * job.line_bytes,
+            )  # fmt: skip
 
     return run

@@ -9,7 +9,7 @@ import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.job import record_of
-from fastconv.backends.cpu.pool.loops import FIELDS, gathered, picked, pixels, planes, rows, windows
+from fastconv.backends.cpu.pool.loops import FIELDS, gathered, picked, pixels, planes, rows, whole, windows
 from fastconv.backends.cpu.pool.reduction import ANY_NORM, ANY_ROOT, MAX, NORM, POWERS, ROOT, SQUARES, SUM
 from fastconv.backends.cpu.pool.strides import is_dense
 from fastconv.backends.cpu.pool.windows import padded, runs, scales, span
@@ -56,6 +56,8 @@ class Runner:
     def _compiled(self) -> Any:
         work = self.work
         op, common = _CODES[work.op], (work.lanes, work.format)
+        if work.whole and op != MAX:
+            return whole(op, *common)
         if work.windows:
             return windows(op, work.windows, *common)
         if work.last:
@@ -83,7 +85,12 @@ class Runner:
     def _known(self) -> dict[str, int]:
         work, p = self.work, self.problem
         _, height, width = work.axes
-        f: dict[str, int] = {"channels": p.c, "outputs": p.c * math.prod(p.output_size)}
+        f: dict[str, int] = {
+            "channels": p.c,
+            "planes": p.c,
+            "size": math.prod(p.input_size),
+            "outputs": p.c * math.prod(p.output_size),
+        }
         f |= dict(zip(("od", "oh", "ow"), work.output, strict=True))
         f |= {"item": p.itemsize, "wide": work.size, "bands": work.bands}
         f |= {"width": width.size, "kernel": int(self._spans[2].counts.max())}

@@ -102,3 +102,72 @@ def pool_halves(typingctx, op, exact, lanes, format, lines, factors, y, count, p
         return context.get_dummy_value()
 
     return types.void(*given, *(types.int64,) * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
+def pool_whole(typingctx, op, lanes, format, x, stride, planes, size, y, scale, powers, scratch):
+    """Reduce up to ``lanes`` runs of neighbouring elements, each to one output; outputs are neighbours.
+
+    Literal integers: op, lanes, format (of an element).
+
+    Values, addresses and strides in bytes: x, stride (from run to run), planes (how many), size (elements of each), y,
+    scale (of a factor of the sums), powers (as `Reduction` takes it), scratch (a square of vectors).
+    """
+    given = (op, lanes, format)
+    known = literals(*given)
+    if known is None:
+        return None
+    nop, nlanes, element = known
+    chains = 4
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        x, stride, planes, size, y, scale, powers, scratch = args[len(known) :]
+        b, e = builder, Emitter(builder, element, nlanes)
+        reduction = Reduction(e, nop, False, True, powers)
+        step, line = nlanes * e.bytes, nlanes * e.wide.bytes
+
+        def combine(a: Any, c: Any) -> Any:
+            return reduction.combine([a], [c])[0]
+
+        blocks = b.sdiv(size, I64(chains * nlanes))
+        left = b.sub(size, e.times(blocks, chains * nlanes))
+        ragged = e.first(b.srem(left, I64(nlanes)))
+
+        def block(i: Any, carried: list[Any]) -> list[Any]:
+            at, *sums = carried
+            sums = [combine(s, reduction.load(e.at(at, c * step))) for c, s in enumerate(sums)]
+            return [e.at(at, chains * step), *sums]
+
+        def vector(i: Any, carried: list[Any]) -> list[Any]:
+            at, *sums = carried
+            return [e.at(at, step), *sums[1:], combine(sums[0], reduction.load(at))]
+
+        def plane(i: Any, carried: list[Any]) -> list[Any]:
+            state = [b.add(x, b.mul(i, stride)), *reduction.border * chains]
+            state = if_any(e, blocks, state, block)
+            vectors = b.sdiv(left, I64(nlanes))
+            state = if_any(e, vectors, state, vector)
+            at, *sums = state
+            sums[0] = combine(sums[0], reduction.load(at, ragged))
+            total = combine(combine(sums[0], sums[1]), combine(sums[2], sums[3]))
+            e.wide.store(total, e.at(scratch, e.times(i, line)))
+            return []
+
+        e.loop(planes, [], plane)
+        rows = [e.wide.load(e.at(scratch, i * line)) for i in range(nlanes)]
+        # Halve what is left of each row, two rows into one vector.
+        width = nlanes
+        while len(rows) > 1:
+            half = width // 2
+            joined = []
+            for first, second in zip(rows[::2], rows[1::2], strict=True):
+                starts = range(0, nlanes, width)
+                low = [s + i for s in starts for i in range(half)]
+                low, high = low + [nlanes + i for i in low], [i + half for i in low] + [nlanes + i + half for i in low]
+                joined.append(combine(pick(e, (first, second), low), pick(e, (first, second), high)))
+            rows, width = joined, half
+        result = reduction.finish(rows[0], e.wide.load_splat(scale) if nop else None, None, None)
+        e.store_masked(result, y, e.first(planes))
+        return context.get_dummy_value()
+
+    return types.void(*given, *(types.int64,) * 8), codegen

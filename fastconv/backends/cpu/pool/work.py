@@ -114,7 +114,7 @@ class Work:
                 return 0
             if self.picks.vectors and self._picked_cycles < self._window_cycles:
                 return 0
-        return _SIDE_BY_SIDE if self.kernel[2] > 2 * _SIDE_BY_SIDE * self.lanes else 1
+        return _SIDE_BY_SIDE if self.kernel[2] > _SIDE_BY_SIDE * self.lanes else 1
 
     @property
     def groups(self) -> int:
