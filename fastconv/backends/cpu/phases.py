@@ -18,9 +18,10 @@ UNREAD = -2
 def lines_read(axis: Axis) -> Table:
     """Return the input index of every padded position: -1 for zero padding, `UNREAD` where no window looks."""
     line = source_line(axis)
-    read = np.isin(np.arange(axis.stride), np.arange(axis.kernel) * axis.dilation % axis.stride)
-    line[~np.resize(read, line.size)] = UNREAD
-    return line
+    read = np.zeros(line.size, bool)
+    for tap in range(axis.kernel):
+        read[tap * axis.dilation :: axis.stride][: axis.out] = True
+    return np.where(read, line, UNREAD)
 
 
 def dealing_cycles(ways: int) -> float:

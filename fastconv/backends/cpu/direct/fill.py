@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import cache
 from typing import Any
 
-import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
@@ -20,20 +19,8 @@ from fastconv.backends.cpu.elements import widen_one, widen_some
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import task_type
 from fastconv.backends.cpu.memory import clear, copy, integer, record, word
+from fastconv.backends.cpu.phases import UNREAD
 from fastconv.backends.cpu.simd import I64, Emitter, literals
-from fastconv.geometry import Axis, Table, source_line
-
-# What stands in a table for a position that no window reads.
-UNREAD = -2
-
-
-def read_line(axis: Axis) -> Table:
-    """Return the input index of every padded position that an axis reads, -1 for zeros, `UNREAD` between windows."""
-    line = source_line(axis)
-    read = np.zeros(len(line), bool)
-    for tap in range(axis.kernel):
-        read[tap * axis.dilation :: axis.stride][: axis.out] = True
-    return np.where(read, line, UNREAD)
 
 
 @intrinsic(prefer_literal=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from fastconv.backends.cpu.direct.fill import read_line
 from fastconv.backends.cpu.direct.job import FIELDS
 from fastconv.backends.cpu.direct.loops import loops
 from fastconv.backends.cpu.direct.record import places, reading_fields, summing_fields
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.packing import Packer, has_adjacent_outputs, pack_columns
+from fastconv.backends.cpu.phases import lines_read
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
@@ -27,7 +27,7 @@ class DirectRunner(Runner):
         super().__init__(problem, work.units, work.workers, work.workers * work.scratch_bytes)
         self.work = work
         # The loops look at these by address.
-        self._tables = [read_line(work.axes[0]), read_line(work.axes[1]), source_line(work.line)]
+        self._tables = [lines_read(work.axes[0]), lines_read(work.axes[1]), source_line(work.line)]
         self._weight_shape = (problem.oc, work.inputs * work.taps)
         # What no weight goes to must be zero.
         self._is_padded = work.terms > self._weight_shape[1]
