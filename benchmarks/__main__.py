@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import cases, families, photographs, pictures, plots, probes, report, table
+from benchmarks import cases, families, photographs, pictures, plots, probes, report, sweep, table
 from benchmarks.families import FAMILIES
 from benchmarks.job import Job, Step
 from benchmarks.measure import CALL, CHOSEN
@@ -34,16 +34,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _common(seconds: float = 1.0, peers: Sequence[str] = ("all",)) -> argparse.ArgumentParser:
+    """Return the options of all commands, with these defaults."""
     common = argparse.ArgumentParser(add_help=False)
     # The idle threads of one library spin for a while, and take cores from the next in the round.
     crowd = "one or several numbers (default: 1); above 1, libraries disturb each other: measure few --peers at once"
     common.add_argument("--threads", type=int, nargs="+", default=[1], help=crowd)
-    common.add_argument("--seconds", type=float, default=1.0, help="how long each case's rounds go on (default: 1)")
-    common.add_argument("--peers", nargs="+", default=["all"], metavar="PEER", help="all (default), none, or names")
+    rounds = "how long each case's rounds go on (default: %(default)g)"
+    common.add_argument("--seconds", type=float, default=seconds, help=rounds)
+    which = f"all, none, or names (default: {' '.join(peers)})"
+    common.add_argument("--peers", nargs="+", default=list(peers), metavar="PEER", help=which)
     common.add_argument("--register", action="append", default=[], metavar="MODULE:CLASS", help="measure yours too")
     common.add_argument("--save", metavar="NAME", help="keep the numbers as benchmarks/results/NAME.json too")
+    return common
 
+
+def _parser() -> argparse.ArgumentParser:
+    common = _common()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__, parents=[common])
     parser.set_defaults(run=_main, algorithms=None)
     commands = parser.add_subparsers(metavar="command")
@@ -79,6 +86,13 @@ def _parser() -> argparse.ArgumentParser:
         help=f"what no network here has, forward and backward (default: all): {', '.join(FAMILIES)}",
     )
     added.set_defaults(run=_targets, algorithms=[CHOSEN, CALL])
+
+    drawn = _common(seconds=0.1, peers=["torch"])
+    added = commands.add_parser("random", help="problems drawn at random, beside PyTorch", parents=[drawn])
+    added.add_argument("ops", nargs="*", metavar="OP", help=f"all (default), or {', '.join(sweep.OPS)}")
+    added.add_argument("--count", type=int, default=10, help="problems of each op and direction (default: 10)")
+    added.add_argument("--seed", type=int, default=1, help="for the same problems again (default: 1)")
+    added.set_defaults(run=_random, algorithms=[CHOSEN])
 
     added = commands.add_parser("plot", help="the table and the plots of a saved run")
     added.add_argument("file", type=Path)
@@ -124,6 +138,17 @@ def _targets(args: argparse.Namespace, command: str) -> int:
         for name in args.probes
     ]
     return job.run(selected, *others, save=_save(args), rows=False)
+
+
+def _random(args: argparse.Namespace, command: str) -> int:
+    if args.count < 1:
+        raise ValueError(f"count: expected 1 or more, got {args.count}")
+    if unknown := set(args.ops) - set(sweep.OPS):
+        raise ValueError(f"ops: no {min(unknown)!r}; expected some of {', '.join(sweep.OPS)}")
+    job = _job(args, command)
+    status = job.run(sweep.cases(args.count, args.seed, args.ops or tuple(sweep.OPS)), save=_save(args), rows=False)
+    table.show_slowest(job.report)
+    return status
 
 
 def _plot(args: argparse.Namespace, command: str) -> int:

@@ -36,6 +36,29 @@ def show(report: Report, *, rows: bool = True) -> None:
         console.print(f"[bold red]WRONG[/] {escape(f'{row.case}, {row.entrant}: {row.failure}')}")
 
 
+def show_slowest(report: Report, most: int = 40) -> None:
+    """Print the problems on which a peer is faster than what the dispatcher takes, the slowest first."""
+    console = Console(width=None if sys.stdout.isatty() else _FILE_WIDTH, highlight=False)
+    rows: dict[tuple[str, int], list[Row]] = defaultdict(list)
+    for row in report.timed:
+        rows[row.case, row.threads].append(row)
+    lines = []
+    for found in rows.values():
+        ours = next((row for row in found if row.chosen), None)
+        best = min((row for row in found if row.peer), key=_seconds, default=None)
+        if ours and best and (ratio := _seconds(best) / _seconds(ours)) < 1:
+            times = f"{ours.entrant} {1e6 * _seconds(ours):.0f} us, {best.entrant} {1e6 * _seconds(best):.0f} us"
+            lines.append((ratio, f"{ratio:.2f}  {ours.problem}: {times}"))
+    for _, line in sorted(lines)[:most]:
+        console.print(escape(line))
+    console.print(f"{len(lines)} of {len(rows)} problems are slower than a peer's best")
+
+
+def _seconds(row: Row) -> float:
+    assert row.seconds is not None
+    return row.seconds
+
+
 def _heading(report: Report) -> list[str]:
     versions = ", ".join(f"{name} {version}" for name, version in report.versions.items() if version)
     here = report.machine
@@ -57,7 +80,7 @@ def _table(report: Report, rows: list[Row], threads: int) -> Table:
         table.add_section()
         table.add_row(escape(case), style="bold")
         timed = [row for row in rows if row.case == case and row.seconds is not None]
-        for i, row in enumerate(sorted(timed, key=lambda row: row.seconds or 0.0)):
+        for i, row in enumerate(sorted(timed, key=_seconds)):
             table.add_row(*_cells(report, row), style="green" if i == 0 else "cyan" if row.peer else "")
     return table
 

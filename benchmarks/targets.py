@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from benchmarks import calls
+from benchmarks import calls, sweep
 from benchmarks.families import FAMILIES
 from benchmarks.report import Report, Row
 from fastconv.algorithm import AnyProblem
@@ -165,6 +165,11 @@ TARGETS: dict[str, tuple[Target, ...]] = {
         name: (Target(f"{name}, all directions / best of PyTorch", family.asked, None, _against(_chosen, _torch)),)
         for name, family in FAMILIES.items()
     },
+    **{
+        (kind := sweep.name(op, direction)): (Target(f"{kind} / best of PyTorch", 1.3, 1.0, _against(_chosen, _torch)),)
+        for op, (_, _, directions) in sweep.OPS.items()
+        for direction in directions
+    },
 }
 
 
@@ -185,7 +190,7 @@ def shown(report: Report) -> list[Shown]:
 
 def _kind(row: Row) -> str:
     family = row.case.partition("/")[0]
-    if family in FAMILIES:
+    if family in TARGETS:
         return family
     problem = parse_problem(row.problem)
     return f"{'convolution' if isinstance(problem, ConvProblem) else 'pool'} {problem.direction}"

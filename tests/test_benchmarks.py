@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from fakes import Fake, registered
 
-from benchmarks import cases, families, photographs, pictures, plots, probes, report, steps, table, targets
+from benchmarks import cases, families, photographs, pictures, plots, probes, report, steps, sweep, table, targets
 from benchmarks.__main__ import main
 from benchmarks.cases import Case
 from benchmarks.job import Job, Step
@@ -462,6 +462,36 @@ def test_families_have_targets_of_their_own(made):
     assert only.mean == pytest.approx(2.0)
 
 
+def test_problems_drawn_at_random_are_the_same_for_a_seed():
+    drawn = sweep.cases(2, seed=5)
+    assert drawn == sweep.cases(2, seed=5)
+    assert drawn != sweep.cases(2, seed=6)
+    kinds = {(case.problem.op, case.problem.direction) for case in drawn}
+    assert kinds == {(op, direction) for op, (_, _, directions) in sweep.OPS.items() for direction in directions}
+    assert all(parse_problem(format_problem(case.problem)) == case.problem for case in drawn)
+
+
+def test_pytorch_takes_what_is_drawn_at_random():
+    (torch,) = (peer for peer in PEERS if peer.name == "torch")
+    refused = [reason for case in sweep.cases(20, seed=1) if (reason := torch.refuses(case.problem))]
+    assert refused == []
+
+
+def test_random_problems_have_targets_of_their_own(made):
+    made.rows = [replace(row, case=f"{sweep.name('unfold', 'dgrad')}/3") for row in made.rows]
+    (only,) = targets.shown(made)
+    assert only.target.what == "random unfold dgrad / best of PyTorch"
+    assert only.mean == pytest.approx(2.0)
+
+
+def test_the_slowest_problems_are_shown(made, capsys):
+    slow = [replace(row, case="slow", seconds=4e-3 if row.chosen else row.seconds) for row in made.rows]
+    table.show_slowest(replace(made, rows=made.rows + slow))
+    first, last = capsys.readouterr().out.splitlines()
+    assert first == f"0.50  {made.rows[0].problem}: im2col/gemm 4000 us, torch 2000 us"
+    assert last == "1 of 2 problems are slower than a peer's best"
+
+
 def test_pools_beyond_the_caches_are_held_to_the_bandwidth(made):
     text = format_problem(parse_problem("max_pool2d n16 c64 i112 k3 s2 p1"))
     common = {"problem": text, "flops": 1, "threads": 1, "entrant": "numba/pool", "peer": False, "chosen": True}
@@ -555,6 +585,8 @@ def test_a_job_fails_if_any_result_is_wrong(tmp_path, monkeypatch):
         (["layers", "lenet"], "unknown network 'lenet'"),
         (["layers", "lenet5", "--algorithms", "im2cool"], "algorithms: no 'im2cool'"),
         (["layers", "lenet5", "--batch", "-1"], "n: must be at least 0, got -1"),
+        (["random", "conv4d"], "ops: no 'conv4d'; expected some of conv2d"),
+        (["random", "--count", "0"], "count: expected 1 or more, got 0"),
         (["plot", "no/such/file.json"], "no/such/file.json"),
     ],
 )
