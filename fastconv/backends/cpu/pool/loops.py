@@ -174,15 +174,14 @@ def _picked(op, vectors, few, indexed, exact, lanes, format, job, x, y, i, d, fi
     for group in range((job.ow + lanes - 1) // lanes):
         w = group * lanes
         scales = job.scales + w * job.wide if job.scales else 0
-        nan |= pool_picks(
-            op, vectors, few, indexed, exact, lanes, format,
+        nan |= pool_picks(op, vectors, few, indexed, exact, lanes, format, (
             x + d0 * job.xd, word(job.reads_d, d), job.step_d * job.xd,
             job.from_h + 8 * first, job.reads_h + 8 * first, lines, job.step_h, job.xh,
             word(job.firsts, group), job.width, job.offsets + w * job.wide, job.counts + w * job.wide, job.step_w,
             job.kernel, d0 * job.flat_d, job.step_d * job.flat_d, job.flat_h,
             y + first * job.yh + w * job.item, job.yh, i + first * job.jh + 8 * w, job.jh, min(lanes, job.ow - w),
             job.scale + (d * job.oh + first) * job.wide, scales, job.powers,
-        )  # fmt: skip
+        ))  # fmt: skip
     return nan
 
 

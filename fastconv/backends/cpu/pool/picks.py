@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.permuting import permuted
@@ -19,17 +20,14 @@ from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
-def pool_picks(
-    typingctx, op, vectors, few, indexed, exact, lanes, format,
-    x, nd, xd, starts, reads, lines, step_h, xh, first, width, places, counts, step, taps,
-    flat, flat_d, flat_h, y, yh, indices, jh, count, scale, scales, powers,
-):  # fmt: skip
+def pool_picks(typingctx, op, vectors, few, indexed, exact, lanes, format, values):
     """Compute a vector of outputs in each of some rows; return what `pool_row` does.
 
     Literal integers: op, vectors (of columns that the outputs pick from, a power of two), few (``taps`` if these are
     few, otherwise 0), indexed, exact, lanes, format (of an element).
 
-    Values, addresses and strides in bytes: x (of the map's first row), nd and xd (how many depths, how far apart),
+    A tuple, since of more than thirty arguments Python makes a list, and Numba forgets that some were literals: values,
+    addresses and strides in bytes: x (of the map's first row), nd and xd (how many depths, how far apart),
     starts and reads (tables: the first row of each line of outputs, and how many it reads), lines (of outputs), step_h
     (from one row to the next, in rows), xh (from row to row of the map), first (column that outputs pick from), width
     (of the input), places and counts (vectors of integers as wide as what is computed: how far from ``first`` the
@@ -44,10 +42,11 @@ def pool_picks(
     nop, nvectors, nfew, is_indexed, is_exact, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        reduction = Reduction(Emitter(builder, element, nlanes), nop, bool(is_indexed), bool(is_exact), args[-1])
-        return _Picks(reduction, nvectors, nfew, args[len(known) : -1]).emit()
+        *rest, powers = cgutils.unpack_tuple(builder, args[-1])
+        reduction = Reduction(Emitter(builder, element, nlanes), nop, bool(is_indexed), bool(is_exact), powers)
+        return _Picks(reduction, nvectors, nfew, rest).emit()
 
-    return types.int64(*given, *(types.int64,) * 25), codegen
+    return types.int64(*given, types.UniTuple(types.int64, 25)), codegen
 
 
 class _Picks:
