@@ -76,6 +76,7 @@ PLANES = [text for text in SHAPES if TURNED.refuses(parse_problem(text)) is None
     "conv2d n2 c3 i2 oc3 k2 g3",
     "conv3d n3 c9 id9 ih4 iw7 oc18 kd3 kh2 kw5 s2 p2 g9 bias",
     "conv1d n17 c2 i40 oc2 k9 s5 p4 g2",
+    "conv3d n1 c9 id1 ih6 iw7 oc9 k3 p1 g9",  # all but one of the depths are padding
 ]
 
 

@@ -57,8 +57,9 @@ class Work(ConvWork):
         plain = problem.replace(n=1, layout="channels_last", bias="none", residual=False, activation=None, **channels)
         self.turned = _Turned(plain, vectors, 1, cache, slab=False)
         self.lanes = self.turned.tile.lanes
-        # Bands are of depths, if there are several, of rows otherwise: what one reads of a plane is in one piece.
-        self.deep = max(self.axes[0].size, self.axes[0].out) > 1
+        # Bands are of depths, if there are several, be they padding, of rows otherwise: what one reads of a plane is in
+        # one piece.
+        self.deep = max(self.axes[0].size, self.axes[0].extent(self.axes[0].out)) > 1
         self.outer, self.inner = (self.axes[0], self.axes[1:]) if self.deep else (self.axes[1], self.axes[2:])
 
     @property
