@@ -182,10 +182,11 @@ class Work:
     def line_bytes(self) -> int:
         """Scratch of a worker."""
         if self.windows:
-            return (self.lanes + 1) * self.lanes * self.size
-        if self.last or self.columns or self.picks.vectors:
+            line = (self.lanes + 1) * self.lanes * self.size
+        elif self.last or self.columns or self.picks.vectors:
             return 0
-        line = self.axes[2].size * (self.size + 8 * self.indexed) + 2 * self.lanes * 8
+        else:
+            line = self.axes[2].size * (self.size + 8 * self.indexed) + 2 * self.lanes * 8
         return -(-line // 64) * 64
 
     @property
