@@ -32,8 +32,6 @@ class DepthwiseTurned(Algorithm):
             return "turns planes, which channels-last maps are not"
         if problem.padding_mode != "zeros":
             return f"pads with zeros, not in mode {problem.padding_mode!r}"
-        if min(before for before, _ in problem.padding) < 0:
-            return "begins with the input's first element, or with padding before it"
         return refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
