@@ -9,7 +9,7 @@ import pytest
 
 import fastconv as fc
 from fastconv import registry, testing
-from fastconv.backends.cpu.dgrad.phases import groups_of, line_of
+from fastconv.backends.cpu.dgrad.phases import contributions, groups_of, line_of
 from fastconv.notation import parse_problem
 
 DGRAD = [algorithm for algorithm in registry.algorithms() if algorithm.name.startswith("dgrad_")]
@@ -225,6 +225,20 @@ def test_phases_that_read_alike_are_one_convolution():
     halves = parse_problem("conv2d:dgrad n1 c8 i16 oc4 k2 s2")
     assert [len(group.members) for group in groups_of(halves, together=True)] == [4]
     assert [len(group.members) for group in groups_of(halves, together=False)] == [1] * 4
+
+
+@pytest.mark.parametrize("text", ["i3 k2 s2 p5 d11", "i5 k2 s3", "ih2 iw9 kh1 kw3 s2 p1", "i7 k4 s4 d2 p1", "i6 k1 s1"])
+def test_whether_something_contributes_is_known_axis_by_axis(text):
+    problem = parse_problem(f"conv2d:dgrad n1 c3 oc3 g3 {text}")
+    empty = [group.is_empty for group in groups_of(problem, together=False)]
+    assert contributions(problem) == (not all(empty), not any(empty))
+
+
+@pytest.mark.parametrize("key", ["dgrad_depthwise2", "dgrad_grouped2", "dgrad_folded", "dgrad_woven"])
+def test_phases_of_a_long_stride_are_not_listed_to_refuse_it(key, monkeypatch):
+    monkeypatch.setattr("fastconv.backends.cpu.dgrad.phases._group", None)
+    registry.find(f"numba/{key}").refuses(parse_problem("conv3d:dgrad n1 c3 i999 oc3 g3 k1 sd333 sh333 sw3"))
+    registry.find(f"numba/{key}").refuses(parse_problem("conv2d:dgrad n1 c3 i999 oc3 g3 k3 s333"))
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,26 @@ def line_of(
 
 def groups_of(problem: ConvProblem, together: bool) -> list[Group]:
     """Return the phases of an input gradient, those that read alike ``together`` or each on its own."""
+    return [_group(choice) for choice in itertools.product(*(_alike(lines, together) for lines in _lines_of(problem)))]
+
+
+def contributions(problem: ConvProblem) -> tuple[bool, bool]:
+    """Return whether anything contributes to some phase of an input gradient, and whether to every one.
+
+    Axis by axis, which takes no time where strides are long: phases are as many as their product.
+    """
+    axes = [[line.kernel > 0 for _, line, _ in lines] for lines in _lines_of(problem)]
+    return all(map(any, axes)), all(map(all, axes))
+
+
+def _lines_of(problem: ConvProblem) -> list[list[tuple[int, Line, range]]]:
+    """Return for every axis its remainders, and what `line_of` says of each."""
     axes = []
     for axis in axes_of(problem):
         assert isinstance(axis, Axis)
         size, out, kernel, stride, dilation, before, _ = axis
-        lines = [(a, *line_of(a, size, out, kernel, stride, dilation, before)) for a in range(min(stride, size))]
-        axes.append(_alike(lines, together))
-    return [_group(choice) for choice in itertools.product(*axes)]
+        axes.append([(a, *line_of(a, size, out, kernel, stride, dilation, before)) for a in range(min(stride, size))])
+    return axes
 
 
 def _alike(lines: Iterable[tuple[int, Line, range]], together: bool) -> list[tuple[Line, list[tuple[int, range]]]]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from fastconv.algorithm import AnyProblem
 from fastconv.backends.cpu.axes import lifted_axes
-from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, groups_of
+from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, contributions
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem
@@ -61,7 +61,7 @@ def refuses_all_but_plain(problem: AnyProblem) -> str | None:
         return "computes the plain gradient, with no bias, residual or activation"
     if problem.layout == "channels_last":
         return "takes columns that are neighbours, not channels"
-    if all(group.is_empty for group in groups_of(problem, together=True)):
+    if not contributions(problem)[0]:
         return "nothing contributes to the gradient"
     return refuses_halves(problem)
 

@@ -6,7 +6,7 @@ import math
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
-from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, groups_of
+from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, contributions
 from fastconv.backends.cpu.dgrad.shifts import paddings
 from fastconv.backends.cpu.dgrad.woven_work import Work
 from fastconv.backends.cpu.work import refuses_all_but
@@ -37,10 +37,10 @@ class WovenDgrad(Algorithm):
             return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
         if problem.residual:
             return "adds no residual"
-        empty = [group.is_empty for group in groups_of(problem, together=False)]
-        if any(empty) and (problem.bias != "none" or problem.activation):
+        some, every = contributions(problem)
+        if not every and (problem.bias != "none" or problem.activation):
             return "leaves phases to which nothing contributes zero, without a bias or an activation"
-        if all(empty):
+        if not some:
             return "nothing contributes to the gradient"
         if min(map(min, paddings(problem))) < 0:
             return "reads the whole of the output's gradient"
