@@ -9,6 +9,7 @@ import pytest
 
 import fastconv as fc
 from fastconv import registry, testing
+from fastconv.backends.cpu.dgrad.depthwise_work import Work
 from fastconv.backends.cpu.dgrad.phases import contributions, groups_of, line_of
 from fastconv.notation import parse_problem
 
@@ -106,6 +107,8 @@ GRADIENTS = """
     conv3d:dgrad n2 c6 id7 ih9 iw40 oc6 k3 sd1 sh2 sw3 p1 g6
     conv3d:dgrad n2 c6 id7 ih9 iw10 oc6 kd3 kh5 kw2 s2 d2 p2 g6
     conv3d:dgrad n1 c3 id6 ih9 iw10 oc2 kd3 kh3 kw1 pd1 ph0 pw0
+    conv2d:dgrad n1 c2 ih61 iw70 oc2 k3 s2 d21 p21 g2
+    conv3d:dgrad n1 c2 id18 ih31 iw45 oc2 kd2 kh3 kw2 sd1 sh3 sw2 dd15 dh9 dw41 p20 g2
 """.strip().splitlines()
 
 
@@ -291,6 +294,12 @@ def test_padding_beyond_the_kernel_is_refused(key, stride):
     if why is None:
         testing.check_problem(registry.find(key), problem)
     assert (why is None) == ((key, stride) == ("numba/dgrad_depthwise2", 2))
+
+
+def test_no_time_goes_into_what_a_dilation_passes_over():
+    """Nor into code: what is not multiplied is not read."""
+    near, far = (parse_problem(f"conv3d:dgrad n1 c2 i60 oc2 k3 s2 d{d} p{d} g2") for d in (3, 20))
+    assert Work.of(far).cycles < 2 * Work.of(near).cycles
 
 
 TOGETHER = [

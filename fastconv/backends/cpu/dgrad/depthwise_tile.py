@@ -51,8 +51,12 @@ def cells_tile(
         v = dict(zip(_VALUES.split(), cgutils.unpack_tuple(builder, args[-1]), strict=True))
         e = Emitter(builder, element, width, bool(has_fma))
         step = width * e.bytes
+        # What stays in registers goes from one row's place to the next; else there is but what is multiplied.
+        planes, rows, columns = (
+            range(shifts.elements) if is_held >= ROWS else shifts.read for shifts in (deep, down, right)
+        )
         # Columns that there are: lanes from the first to before the last.
-        places = [e.at(v["col"], shift) for shift in range(right.elements)]
+        places = [e.at(v["col"], shift) for shift in columns]
         masks = [
             builder.and_(e.first(builder.sub(v["widths"], place)), builder.not_(e.first(builder.neg(place))))
             for place in places
@@ -61,7 +65,7 @@ def cells_tile(
         # No plane beside the input has a row.
         heights = [
             builder.select(builder.icmp_unsigned("<", e.at(v["depth"], shift), v["depths"]), v["heights"], I64(0))
-            for shift in range(deep.elements)
+            for shift in planes
         ]
 
         def weight(tap: tuple[int, ...]) -> Any:
@@ -74,12 +78,12 @@ def cells_tile(
 
         def read(at: Any, number: Any) -> list[Any]:
             found = []
-            for shift, limit in enumerate(heights):
+            for shift, limit in zip(planes, heights, strict=True):
                 there = builder.icmp_unsigned("<", number, limit)
                 plane = e.at(at, e.times(v["yd"], shift))
                 found += [
                     e.load_masked(builder.select(there, e.at(plane, i * e.bytes), v["zeros"]), mask)
-                    for i, mask in enumerate(masks)
+                    for i, mask in zip(columns, masks, strict=True)
                 ]
             return found
 
@@ -91,6 +95,10 @@ def cells_tile(
                 at, number = e.at(at, v["yh"]), e.at(number, 1)
             return at, number, found
 
+        def read_apart(at: Any, number: Any) -> list[Any]:
+            """Return the vectors of the rows that a row of cells multiplies."""
+            return [vector for row in rows for vector in read(e.at(at, e.times(v["yh"], row)), e.at(number, row))]
+
         def phase(found: list[Any], below: list[Any], behind: list[Any]) -> list[Any]:
             """Return the elements of a row of cells that sum these rows and planes of the kernel."""
             sums = [e.zero] * ways_w
@@ -98,11 +106,11 @@ def cells_tile(
                 for s, beside in right.terms[side]:
                     tap = (t, r, s)
                     factor = kept[tap] if kept else weight(tap)
-                    place = (row * deep.elements + plane) * right.elements + beside
+                    place = rows.index(row) * row_vectors + planes.index(plane) * len(columns) + columns.index(beside)
                     sums[side] = e.fma(found[place], factor, sums[side])
             return interleaved(e, sums)
 
-        row_vectors = deep.elements * right.elements
+        row_vectors = len(planes) * len(columns)
 
         def cells(index: Any, values: list[Any]) -> list[Any]:
             at, number, target, *found = values
@@ -110,7 +118,7 @@ def cells_tile(
                 at, number, more = read_rows(at, number, 1)
                 found += more
             else:
-                _, _, found = read_rows(at, number, down.elements)
+                found = read_apart(at, number)
                 at, number = e.at(at, v["yh"]), e.at(number, 1)
             first = e.times(index, ways_h)
             for (i, behind), (j, below) in itertools.product(enumerate(deep.terms), enumerate(down.terms)):

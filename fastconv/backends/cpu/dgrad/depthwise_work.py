@@ -53,6 +53,13 @@ class Work(ConvWork):
         return WEIGHTS if self.taps < room else ROWS if room > 0 else NOTHING
 
     @property
+    def _loads(self) -> int:
+        """Vectors that a row of cells loads: of the next row, or of all that it multiplies."""
+        if self.held == NOTHING:
+            return math.prod(len(shifts_of(axis).read) for axis in self.axes)
+        return self._read[1]
+
+    @property
     def band(self) -> int:
         """Rows of cells done together: so few that the first-level cache holds them until all their columns are."""
         height, width = self.axes[1:]
@@ -70,10 +77,8 @@ class Work(ConvWork):
         whole = self.vector * self.size == self.simd.vector_bytes
         rate = self.simd.fma_per_cycle if whole else 2.0
         crossing = 1 + self.vector * self.size / LINE
-        rows, vectors = self._read
-        loads = vectors * (rows if self.held == NOTHING else 1)
         stores = math.prod(axis.stride for axis in self.axes)
-        moving = (loads + stores) * crossing
+        moving = (self._loads + stores) * crossing
         # Shuffles take the place of multiply-adds.
         shuffled = stores * shuffles(self.axes[2].stride)
         row = max(self.taps, moving, shuffled + self.taps / 2, 8) / rate + 6

@@ -34,6 +34,11 @@ class Shifts(NamedTuple):
     elements: int
     terms: tuple[list[tuple[int, int]], ...]
 
+    @property
+    def read(self) -> list[int]:
+        """Which of the window's elements a phase multiplies: few of them, where a dilation takes the taps far apart."""
+        return sorted({place for terms in self.terms for _, place in terms})
+
 
 def shifts_of(axis: Axis) -> Shifts:
     """Return what the phases along an axis of a convolution sum."""
