@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ import pytest
 import fastconv as fc
 from fastconv import registry, testing
 from fastconv.backends.cpu.dgrad.depthwise_work import Work
+from fastconv.backends.cpu.dgrad.folded import steps_of
 from fastconv.backends.cpu.dgrad.phases import contributions, groups_of, line_of
+from fastconv.machine import machine
 from fastconv.notation import parse_problem
 
 DGRAD = [algorithm for algorithm in registry.algorithms() if algorithm.name.startswith("dgrad_")]
@@ -323,7 +326,8 @@ TOGETHER = [
 
 
 @pytest.mark.parametrize(("key", "text"), TOGETHER)
-def test_threads_change_no_gradient_of_all_phases_together(key, text):
+def test_threads_change_no_gradient_of_all_phases_together(key, text, monkeypatch):
+    monkeypatch.setattr("fastconv.backends.cpu.work.WORTH_SHARING", 0.0)  # most are so small that one thread takes them
     problem, algorithm = parse_problem(text), registry.find(key)
     inputs = testing.random_inputs(problem)
     results = []
@@ -331,6 +335,24 @@ def test_threads_change_no_gradient_of_all_phases_together(key, text):
         with fc.options(threads=threads):
             results.append(testing.run(algorithm, problem, inputs)[0])
     testing.compare(problem, (results[0],), testing.exact(problem, inputs), algorithm.error_bound(problem))
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+
+
+@pytest.mark.parametrize("form", ["", " prepacked"])
+def test_images_are_folded_in_as_many_rounds_as_caches_ask_for(form, monkeypatch):
+    text = "conv2d:dgrad n4 c4 ih9 iw11 oc6 k3 s2 p1 g2"
+    problem, algorithm = parse_problem(text + form), registry.find("numba/dgrad_folded")
+    image = math.prod(steps_of(problem).product.x_shape) * problem.itemsize // problem.n
+    inputs = testing.random_inputs(problem)
+    wanted = testing.exact(problem, inputs)
+    results = []
+    for images in (4, 3, 1, 0):
+        monkeypatch.setattr("fastconv.backends.cpu.dgrad.folded._SHARE", (images * image + 1) / machine().l2_bytes)
+        with fc.options(threads=1):
+            assert steps_of(problem).rounds == {4: 1, 3: 2}.get(images, 4)
+            results += testing.run(algorithm, problem, inputs)
+        testing.compare(problem, (results[-1],), wanted, algorithm.error_bound(problem))
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
