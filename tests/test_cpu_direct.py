@@ -13,6 +13,7 @@ from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.planes.work import Work as PlanesWork
 from fastconv.backends.cpu.registers import Simd
 from fastconv.geometry import Axis
+from fastconv.machine import machine
 from fastconv.notation import parse_problem
 
 AVX512, AVX2 = Simd("avx512", 64, 32, True), Simd("avx2", 32, 16, True)
@@ -81,6 +82,14 @@ def test_any_number_of_threads_gives_the_same_bits(key, text):
             results.append(testing.run(algorithm, problem, inputs)[0])
     for other in results[1:]:
         np.testing.assert_array_equal(results[0], other)
+
+
+@pytest.mark.parametrize("text", ["conv2d n1 c1 i4 oc1 k3 p8", "conv2d n1 c3 ih3 iw224 oc3 kh3 kw3 sh16 ph5 g3 f16"])
+def test_nothing_is_predicted_to_take_less_than_no_time(text):
+    """Most tiles meet nothing but padding."""
+    problem, algorithm = parse_problem(text), registry.find("numba/direct")
+    assert Work(problem, AVX512, 1, 1 << 20).summing_cycles >= 0
+    assert algorithm.predict(problem, machine()) > 0
 
 
 def test_depths_share_a_slab_as_far_as_it_stays_in_the_cache_and_every_worker_gets_some():

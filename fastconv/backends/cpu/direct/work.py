@@ -429,7 +429,9 @@ class Work(ConvWork):
     @property
     def _unstored_cycles(self) -> float:
         """Cycles that `choose_tile` counts for storing channels of the last vector that do not exist."""
-        rows = -(-self.output[0] // self.tile.rows)
+        # As often as it counts them: a tile that meets nothing but padding is none.
+        met = self.borders[1]
+        rows = -(-self.output[0] // self.tile.rows) if met.are_plain else met.met(self.tile.rows)
         squares = rows * sum(count * -(-self.tile.rows * cols // self.lanes) for count, cols in self.cut.spans)
         last = self.outputs % self.lanes or self.lanes
         # What of the turning leads to the channels that there are.
