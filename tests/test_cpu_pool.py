@@ -12,16 +12,18 @@ from fastconv import registry, testing
 from fastconv.backends.cpu.pool import gradient_work
 from fastconv.backends.cpu.pool.gradient_work import GradientWork
 from fastconv.backends.cpu.pool.windows import cover, lifted, runs, scales, span
-from fastconv.backends.cpu.pool.work import Work
-from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.pool.work import WIDEST, Work
+from fastconv.backends.cpu.registers import Simd, simd
 from fastconv.geometry import divisors, taps
 from fastconv.notation import parse_problem
 from fastconv.options import options
 
 POOL, GRADIENT = registry.find("numba/pool"), registry.find("numba/pool_gradient")
 LAYOUTS = ("channels_first", "channels_last")
+AVX512, AVX2 = Simd("avx512", 64, 32, True), Simd("avx2", 32, 16, True)
 
-# One for each kernel and loop: unrolled rows of one vector and of several, rows of many, gathered columns, whole maps.
+# One for each kernel and loop: unrolled rows of one vector and of several, rows of many, picked columns of one vector
+# and of several, gathered ones, long windows, whole maps.
 MORE = """
     adaptive_avg_pool2d n2 c64 i2 o1
     adaptive_avg_pool2d n1 c5 i1 o3
@@ -66,6 +68,19 @@ MORE = """
     max_pool2d n2 c3 ih15 iw30 k3 s1 p1
     max_pool2d n1 c3 ih27 iw29 k3 s2 p1
     avg_pool2d n2 c3 i14 k3
+    max_pool2d n1 c3 ih9 iw700 kh2 kw3 sh2 sw40
+    max_pool2d n1 c3 ih9 iw700 kh3 kw3 sh2 sw40 dh1 dw5
+    avg_pool2d n2 c3 ih20 iw300 kh3 kw170 sh2 sw40 ph1 pw9 exclude_pad
+    lp_pool2d n1 c3 ih9 iw150 kh3 kw90 sh4 sw30 norm2
+    lp_pool2d n1 c3 i40 k9 s9 norm1
+    avg_pool2d n1 c3 i40 k9 s1 p4 exclude_pad
+    adaptive_avg_pool2d n2 c3 ih10 iw50 oh3 ow70
+    adaptive_avg_pool2d n1 c3 ih10 iw20 oh3 ow100
+    adaptive_avg_pool3d n2 c2 id4 ih9 iw21 od3 oh4 ow5
+    adaptive_max_pool2d n1 c3 ih9 iw400 oh4 ow60
+    adaptive_avg_pool1d n2 c3 i20 o200
+    max_pool2d n1 c3 ih20 iw40 k7 s3 p3
+    avg_pool2d n1 c3 ih20 iw40 k6 s1 p3 exclude_pad
 """.strip().splitlines()
 
 # Those whose kernels are compiled for float64 too: what differs is the width of indices, and the number of lanes.
@@ -101,6 +116,41 @@ def problems():
         yield forward.replace(direction="dgrad")
         if forward.is_max:
             yield forward.replace(return_indices=True)
+
+
+def loops_of(problem, vectors, workers):
+    """Return which loops a pool of channels-first maps goes through, and what shapes them."""
+    if solver(problem) is POOL:
+        work = Work(problem, vectors, workers)
+        if work.windows:
+            return "windows", work.windows
+        if work.columns:
+            return ("planes" if work.groups else "rows"), work.joined > 1
+        if work.picks.vectors:
+            return "picked", work.picks.vectors, work.picks.few > 0, work.joined > 1
+        return "gathered", work.indexed
+    work = GradientWork(problem, vectors, workers)
+    if work.loops == "averages":
+        return work.loops, min(work.columns[0], 1)
+    if work.loops != "shares":
+        return (work.loops,)
+    return "shares", work.picks.vectors, work.picks.few > 0, work.joined > 1
+
+
+def test_every_loop_is_tested():
+    wanted = {("windows", 1), ("windows", 4), ("gathered", 0), ("gathered", 1)}
+    wanted |= {("rows", False), ("planes", False), ("planes", True)}
+    wanted |= {("picked", count, False, together) for count in (2, 4, 8) for together in (False, True)}
+    wanted |= {("picked", 1, True, together) for together in (False, True)}
+    wanted |= {("shares", 1, True, False), ("shares", 2, True, True)}
+    wanted |= {("shares", count, False, True) for count in (2, 8)}
+    wanted |= {("averages", 0), ("averages", 1), ("averages", -1), ("maps",), ("recorded",), ("tiles",), ("routes",)}
+    solved = [p for p in problems() if p.layout == "channels_first" and solver(p).refuses(p) is None]
+    for vectors in (AVX512, AVX2):
+        met = {loops_of(problem, vectors, 1) for problem in solved}
+        assert wanted <= met, wanted - met
+        columns = (Work(problem, vectors, 1).columns for problem in solved if solver(problem) is POOL)
+        assert {found[0] for found in columns if found} == set(range(1, WIDEST + 1))
 
 
 def solver(problem):
@@ -242,12 +292,13 @@ def test_maps_that_are_joined_and_the_same_apart(kind):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 64])
+@pytest.mark.parametrize("vectors", [AVX512, AVX2])
 @pytest.mark.parametrize("text", MORE)
-def test_every_worker_gets_units_and_scratch(text, workers):
+def test_every_worker_gets_units_and_scratch(text, vectors, workers):
     problem = parse_problem(text)
     gradient = problem.replace(direction="dgrad")
-    works = [Work(problem, simd(), workers)]
-    works += [GradientWork(gradient, simd(), workers)] if GRADIENT.refuses(gradient) is None else []
+    works = [Work(problem, vectors, workers)]
+    works += [GradientWork(gradient, vectors, workers)] if GRADIENT.refuses(gradient) is None else []
     for work in works:
         assert work.bands >= 1 and work.units >= 1
         assert work.line_bytes % 64 == 0 and work.cycles > 0

@@ -14,7 +14,8 @@ from fastconv.options import options
 
 GRADIENT = registry.find("numba/pool_gradient")
 
-# Rows of windows side by side, narrow maps of them, and windows that overlap, in several pieces and with rows left.
+# Rows of windows side by side, narrow maps of them, windows that overlap, in several pieces and with rows left, and
+# uneven ones.
 SHAPES = """
     max_pool2d n2 c3 ih9 iw100 k2
     max_pool2d n2 c5 ih7 iw17 k2
@@ -26,6 +27,7 @@ SHAPES = """
     avg_pool2d n2 c3 ih12 iw19 k2
     avg_pool2d n2 c3 ih90 iw35 k3 s1 p1 exclude_pad
     avg_pool2d n1 c3 ih16 iw40 k5 s3
+    adaptive_avg_pool2d n2 c3 ih12 iw37 oh5 ow9
 """.strip().splitlines()
 FORMATS = ("float32", "float64", "bfloat16")
 
