@@ -60,18 +60,24 @@ def test_shapes_that_the_loops_cut_up(key, text, dtype):
     testing.check_problem(registry.find(key), parse_problem(text).replace(dtype=dtype))
 
 
-@pytest.mark.parametrize("key", ["numba/direct", "numba/planes"])
+SHARED = [
+    "conv2d n1 c40 i37 oc70 k3 p1 bias",
+    "conv2d n1 c512 i7 oc512 k3 p1",
+    "conv3d n3 c6 id17 ih9 iw8 oc10 k3 p1 g2",
+    "conv1d n1 c40 i3001 oc16 k5 s2 p3",
+    "conv1d n1 c40 i3001 oc10 k5 d3",
+    "conv2d n1 c3 ih2 iw3000 oc20 k3 p1 reflect channels_last",
+    "linear n384 c100 oc40",
+    "linear n1013 c100 oc10",
+    "linear n1018 c100 oc20 f16",
+    "linear n769 c512 oc20",  # put together, since pixels so far apart contend for the same sets of a cache
+    "conv2d n1013 c5 i3 oc10 k3",
+]
+
+
 @pytest.mark.parametrize(
-    "text",
-    [
-        "conv2d n1 c40 i37 oc70 k3 p1 bias",
-        "conv2d n1 c512 i7 oc512 k3 p1",
-        "conv3d n3 c6 id17 ih9 iw8 oc10 k3 p1 g2",
-        "conv1d n1 c40 i3001 oc16 k5 s2 p3",
-        "conv1d n1 c40 i3001 oc10 k5 d3",
-        "conv2d n1 c3 ih2 iw3000 oc20 k3 p1 reflect channels_last",
-        "linear n384 c100 oc40",
-    ],
+    ("key", "text"),
+    [("numba/direct", t) for t in SHARED] + [("numba/planes", t) for t in SHARED if not t.startswith("linear")],
 )
 def test_any_number_of_threads_gives_the_same_bits(key, text):
     problem, algorithm = parse_problem(text), registry.find(key)
@@ -90,6 +96,13 @@ def test_nothing_is_predicted_to_take_less_than_no_time(text):
     problem, algorithm = parse_problem(text), registry.find("numba/direct")
     assert Work(problem, AVX512, 1, 1 << 20).summing_cycles >= 0
     assert algorithm.predict(problem, machine()) > 0
+
+
+@pytest.mark.parametrize("images", [1009, 1018, 1024])
+def test_every_worker_gets_images_whatever_divides_their_number(images):
+    problem = parse_problem(f"linear n{images} c100 oc10")
+    assert Work(problem, AVX512, 1, 1 << 20).units == 1
+    assert Work(problem, AVX512, 2, 1 << 20).units > 4
 
 
 def test_depths_share_a_slab_as_far_as_it_stays_in_the_cache_and_every_worker_gets_some():

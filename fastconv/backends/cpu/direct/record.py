@@ -41,7 +41,7 @@ def reading_fields(work: Work, x: Sizes, tables: list[Any]) -> tuple[dict[str, i
     depth, rows, cols = work.axes
     xn, xc, xd, xh, xw = x
     # Images that are pixels of one.
-    line, pixel = work.output[1] * xn, xn
+    line, pixel = work.columns * xn, xn
     if work.across and work.taps == 1:
         xh, xw = line, pixel
     f: dict[str, int] = {"xn": xn, "xg": xc * work.inputs, "xc": xc, "xd": xd, "xh": xh, "xw": xw}

@@ -74,7 +74,7 @@ class DirectRunner(Runner):
             return None
         yn, yk, yd, yh, yw = y
         if work.across:
-            yh, yw = work.output[1] * yn, yn
+            yh, yw = work.columns * yn, yn
         reading, steps = reading_fields(work, x, self._tables)
         summing, runs = summing_fields(work, steps, reading["st"], reading["sw"], order == "last")
         f = reading | summing | {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw}

@@ -179,13 +179,14 @@ class Work(ConvWork):
                 self._split_channels()
         #: Whole rows and their outputs, while ``axes`` and ``output`` are those of a stretch.
         self.line, self.columns = self.axes[2], self.output[1]
-        if self.regroups and not self.across:
+        if self.regroups:
             self._cut_rows()
 
     def _map_of_images(self) -> tuple[int, int]:
         """Return the rows and columns of images that are taken for pixels of one.
 
-        One row, unless workers have too few blocks of output channels to share; rows that are no whole number are none.
+        One row, unless workers have too few blocks of output channels to share; rows that are no whole number are none,
+        and are cut into stretches where they are too few.
         """
         images = self.problem.n
         blocks = max(1, self.outputs // (_USUAL_WIDTH * self.lanes))
@@ -209,7 +210,8 @@ class Work(ConvWork):
         self.cut = Cut(tiles, self.cut.size, tiles)
         stretch = tiles * self.cut.size
         self.stretches, self.output = -(-cols // stretch), (rows, stretch)
-        self.axes = (*self.axes[:2], self.line._replace(out=stretch))
+        if self.taps == 1 or not self.across:  # else axes are those of an image
+            self.axes = (*self.axes[:2], self.line._replace(out=stretch))
 
     def _arrange(self, staged: bool) -> None:
         """Take the pixels from a slab or from where they are, and the terms in the order that follows."""
