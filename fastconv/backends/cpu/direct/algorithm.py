@@ -11,13 +11,13 @@ from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD, _PACKING = 2e-6, 3e-6
+_OVERHEAD, _PACKING = 3e-6, 2e-6
 _EFFICIENCY = 0.97
 # Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
 # So of much more, if the weight outgrows the cache: every band of tiles waits for it.
 _EXPOSED, _STREAMED = 0.25, 0.75
 # Every second element of many short rows, read where it is: nothing fetches it ahead.
-_SCATTERED, _SKIPPING = 1.5, 1.06
+_SCATTERED, _SKIPPING = 2.0, 1.06
 
 
 class Direct(Algorithm):

@@ -15,7 +15,7 @@ from fastconv.problem import ConvProblem
 
 _LINE = 64  # bytes of a cache line
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
-_OVERHEAD = 2.5e-6
+_OVERHEAD = 3.2e-6
 # Rows that are read side by side come slower than a weight that was packed for reading in one go.
 _SIDE_BY_SIDE = 1.25
 _LATENCY = 4  # cycles before a sum can be added to again
