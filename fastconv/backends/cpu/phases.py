@@ -9,8 +9,8 @@ import numpy as np
 
 from fastconv.geometry import Axis, Table, source_line
 
-#: Ways that vectors are dealt in registers, at most: shuffles grow with their square.
-MOST_DEALT = 8
+#: Vectors that are interleaved or dealt in registers, at most: shuffles grow with their square.
+MOST_WAYS = 8
 #: In place of an input index: no window reads this position, whatever its padding is.
 UNREAD = -2
 
@@ -24,10 +24,11 @@ def lines_read(axis: Axis) -> Table:
     return np.where(read, line, UNREAD)
 
 
+def shuffles(ways: int) -> int:
+    """Return how many shuffles it takes to interleave or deal so many vectors, for each of them."""
+    return 1 + shuffles(ways // 2) if ways % 2 == 0 else ways - 1
+
+
 def dealing_cycles(ways: int) -> float:
     """Return the cycles of dealing as many vectors so many ways: they are loaded, shuffled and stored."""
-    return 2.0 * ways + _shuffles(ways)
-
-
-def _shuffles(ways: int) -> int:
-    return ways + 2 * _shuffles(ways // 2) if ways % 2 == 0 else ways * (ways - 1)
+    return ways * (2.0 + shuffles(ways))

@@ -115,7 +115,7 @@ class Work(ConvWork):
     @cached_property
     def band(self) -> int:
         """Output rows, or depths, of a unit: few enough for the cache, and for every worker to get some."""
-        units = self.images * self.blocks
+        units = max(1, self.images * self.blocks)  # a batch may be empty
         wanted = -(-_UNITS * self.workers // units) if self.workers > 1 else 1
         least = 1 if self.deep else self.turned.tile.rows
         band = max(least, -(-self.outer.out // wanted))

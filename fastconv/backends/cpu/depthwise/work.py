@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import inside
-from fastconv.backends.cpu.phases import MOST_DEALT, dealing_cycles
+from fastconv.backends.cpu.phases import MOST_WAYS, dealing_cycles
 from fastconv.backends.cpu.registers import Simd
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
@@ -300,7 +300,7 @@ class Work(ConvWork):
     @property
     def dealt(self) -> bool:
         """Whether rows are dealt to the phases of a slab, or copied to one; otherwise they go item by item."""
-        return self.slab_phases <= MOST_DEALT
+        return self.slab_phases <= MOST_WAYS
 
     @property
     def clean(self) -> bool:

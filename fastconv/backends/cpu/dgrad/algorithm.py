@@ -9,12 +9,12 @@ import numpy as np
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
-from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, shuffles
 from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.gemv.algorithm import GemvAcross
 from fastconv.backends.cpu.grouped.algorithm import Grouped
+from fastconv.backends.cpu.phases import MOST_WAYS, shuffles
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise, PointwiseInPlace
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.work import refuses_all_but, workers_for

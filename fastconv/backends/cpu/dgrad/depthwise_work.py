@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-from fastconv.backends.cpu.dgrad.phases import shuffles
 from fastconv.backends.cpu.dgrad.shifts import shifts_of
+from fastconv.backends.cpu.phases import shuffles
 from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.work import ConvWork
 

@@ -16,14 +16,6 @@ from typing import Any, NamedTuple
 from fastconv.geometry import Axis, axes_of
 from fastconv.problem import ConvProblem, Sizes
 
-# Most phases of neighbouring columns that are brought together in registers.
-MOST_WAYS = 8
-
-
-def shuffles(ways: int) -> float:
-    """Return how many shuffles it takes to bring so many phases together, a vector of the result."""
-    return 1 + shuffles(ways // 2) if ways % 2 == 0 else ways - 1
-
 
 class Line(NamedTuple):
     """What the elements of one remainder are along one axis: a forward convolution, its own index apart.

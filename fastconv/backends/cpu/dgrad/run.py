@@ -13,9 +13,10 @@ from fastconv.arrays import dtype_named
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.dgrad import interleave, weights
 from fastconv.backends.cpu.dgrad.exact import input_gradient
-from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, Group
+from fastconv.backends.cpu.dgrad.phases import Group
 from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.job import record_of
+from fastconv.backends.cpu.phases import MOST_WAYS
 from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.problem import AXES
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from fastconv.algorithm import AnyProblem
 from fastconv.backends.cpu.axes import lifted_axes
-from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, contributions
+from fastconv.backends.cpu.dgrad.phases import contributions
+from fastconv.backends.cpu.phases import MOST_WAYS
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem

@@ -6,9 +6,10 @@ import math
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
-from fastconv.backends.cpu.dgrad.phases import MOST_WAYS, contributions
+from fastconv.backends.cpu.dgrad.phases import contributions
 from fastconv.backends.cpu.dgrad.shifts import paddings
 from fastconv.backends.cpu.dgrad.woven_work import Work
+from fastconv.backends.cpu.phases import MOST_WAYS
 from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem

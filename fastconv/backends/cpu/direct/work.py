@@ -426,7 +426,7 @@ class Work(ConvWork):
             return 0.0
         tiles = -(-self.output[0] // self.tile.rows) * self.cut.pieces
         vectors = (self.blocks - 1) * self.tile.vectors + self.tile.tail
-        return tiles * (self.tile.rows - 1) * vectors * self.lanes * _APART
+        return self.stretches * tiles * (self.tile.rows - 1) * vectors * self.lanes * _APART
 
     @property
     def _unstored_cycles(self) -> float:

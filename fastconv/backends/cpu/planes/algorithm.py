@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.phases import MOST_DEALT
+from fastconv.backends.cpu.phases import MOST_WAYS
 from fastconv.backends.cpu.planes.work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
@@ -30,8 +30,8 @@ class Planes(Algorithm):
             return "needs all channels in one group"
         if problem.layout != "channels_first" and problem.ic * problem.oc > 1:
             return "needs columns that lie together"
-        if problem.stride[-1] > MOST_DEALT:
-            return f"needs a stride of at most {MOST_DEALT} between columns"
+        if problem.stride[-1] > MOST_WAYS:
+            return f"needs a stride of at most {MOST_WAYS} between columns"
         return refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
