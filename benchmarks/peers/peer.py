@@ -30,6 +30,8 @@ class Peer(ABC):
         The ops it has.
     directions, dtypes : tuple of str
         What it computes.
+    layouts : tuple of str
+        The memory orders that it takes arrays in.
     """
 
     name: ClassVar[str]
@@ -38,6 +40,7 @@ class Peer(ABC):
     ops: ClassVar[frozenset[str]]
     directions: ClassVar[tuple[str, ...]] = ("fprop",)
     dtypes: ClassVar[tuple[str, ...]] = ("float32",)
+    layouts: ClassVar[tuple[str, ...]] = ("channels_first",)
 
     def missing(self) -> str | None:
         """Return what to do before it can be used; None if it can."""
@@ -59,7 +62,7 @@ class Peer(ABC):
         yield problem.direction not in self.directions, f"computes no {problem.direction}"
         yield problem.dtype not in self.dtypes, f"is measured in {', '.join(self.dtypes)} only"
         yield problem.device != "cpu", "is measured on the CPU only"
-        yield problem.layout != "channels_first", "is handed contiguous N C spatial arrays only"
+        yield problem.layout not in self.layouts, f"is handed {' and '.join(self.layouts)} arrays only"
         yield any(min(pad) < 0 for pad in problem.padding), "has no negative padding"
         if isinstance(problem, ConvProblem):
             yield problem.padding_mode != "zeros", "pads with zeros only"

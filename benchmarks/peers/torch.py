@@ -110,6 +110,7 @@ class TorchChannelsLast(Torch):
 
     name = "torch channels-last"
     ops: ClassVar[frozenset[str]] = frozenset(op for op in Torch.ops if op.endswith(("2d", "3d")))
+    layouts: ClassVar[tuple[str, ...]] = ("channels_first", "channels_last")
 
     def limits(self, problem: AnyProblem) -> Iterator[tuple[bool, str]]:
         yield from super().limits(problem)
