@@ -31,6 +31,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.local.algorithm:Local",
     "fastconv.backends.cpu.grouped.algorithm:Grouped",
     "fastconv.backends.cpu.depthwise.wgrad:DepthwiseWgrad",
+    "fastconv.backends.cpu.depthwise.wgrad_channels:ChannelsWgrad",
     "fastconv.backends.cpu.wgrad.algorithm:Wgrad",
     "fastconv.backends.cpu.wgrad.pixels:PixelsWgrad",
     "fastconv.backends.cpu.gemv.wgrad:GemvWgrad",
