@@ -41,6 +41,14 @@ SHAPES = """
     conv3d n1 ic12 id6 ih9 iw10 oc17 kd3 kh3 kw3 pd1:-1 ph1 pw1
 """.strip().splitlines()
 
+# Maps that hold the largest kernels, whatever their shape.
+STEPPING = """
+    conv2d n2 ic20 ih45 iw53 oc33 k3 p1 bias relu
+    conv2d n1 ic24 ih39 iw50 oc40 k3 ph1 pw0:2 g2 channels_last residual
+    conv2d n1 ic13 ih24 iw61 oc17 k3 p1:3 reflect
+    conv3d n1 ic18 id5 ih26 iw37 oc20 kd3 kh3 kw3 sd2 pd1 ph1 pw1
+""".strip().splitlines()
+
 
 def fitted(text, algorithm):
     """Return the problem of a text with the algorithm's kernel, and with padding that leaves as much of the map."""
@@ -64,6 +72,25 @@ def test_shapes(algorithm, threads):
             testing.check_problem(algorithm, fitted(text, algorithm).replace(dtype=dtype))
 
 
+def stepping(problem, algorithm, stride, spare):
+    """Return a problem with a kernel that moves by ``stride``, and lacks ``spare`` taps of filling all its phases."""
+    kernel = tuple(max(1, taps * stride - spare) for taps in algorithm.taps)
+    depths = (problem.kernel_size[:-2], problem.stride[:-2])
+    return problem.replace(kernel_size=(*depths[0], *kernel), stride=(*depths[1], stride, stride))
+
+
+@three
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("stride", [2, 3, 4])
+def test_steps(algorithm, threads, stride):
+    """Of phases with as many taps, and of some with fewer, or none."""
+    shapes = STEPPING if stride == 2 else STEPPING[:2]
+    with fc.options(threads=threads):
+        for text, spare, dtype in itertools.product(shapes, range(stride), ("float32", "float64")):
+            problem = stepping(parse_problem(text), algorithm, stride, spare).replace(dtype=dtype)
+            testing.check_problem(algorithm, problem)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("vectors", [name for name in ("avx512", "avx2", "none") if name != simd().name])
 def test_shapes_with_other_vectors(vectors):
@@ -71,15 +98,22 @@ def test_shapes_with_other_vectors(vectors):
 import test_cpu_winograd as here
 for algorithm in here.ALGORITHMS:
     here.test_shapes(algorithm, 1)
+    here.test_steps(algorithm, 1, 2)
 """
     python(code, FASTCONV_SIMD=vectors)
 
 
 @three
-def test_error_is_within_half_of_the_bound(algorithm):
+@pytest.mark.parametrize("stride", [1, 2, 3])
+def test_error_is_within_half_of_the_bound(algorithm, stride):
     """On data of one sign nothing cancels in the output, and all does in the transforms."""
     padded = int(min(algorithm.taps) != 2)
-    problems = (fitted(f"conv2d n1 ic{ic} ih48 iw48 oc32 k3 p{padded}", algorithm) for ic in itertools.count(1))
+    problems = (
+        fitted(f"conv2d n1 ic{ic} ih48 iw48 oc32 k3 p{padded}", algorithm)
+        if stride == 1
+        else stepping(parse_problem(f"conv2d n1 ic{ic} ih96 iw96 oc32 k3"), algorithm, stride, stride - 1)
+        for ic in itertools.count(1)
+    )
     problem = next(problem for problem in problems if algorithm.refuses(problem) is None)
     for seed in range(4):
         inputs = testing.random_inputs(problem, seed)

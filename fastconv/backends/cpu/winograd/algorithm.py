@@ -1,18 +1,20 @@
-"""Winograd's convolution: fewer multiplications for small kernels at stride 1, at more rounding.
+"""Winograd's convolution: fewer multiplications for small kernels, at more rounding.
 
-An axis of one tap is left as it is; a line is a plane of one row. Of a volume it is the planes that tiles cut, whatever
-the kernel's depth, stride and dilation along it are: planes that an output sees at another depth are as further input
-channels.
+An axis of one tap is left as it is; a line is a plane of one row. Kernels that move by more than one are taken apart
+into phases, which are as further input channels. Of a volume it is the planes that tiles cut, whatever the kernel's
+depth, stride and dilation along it are: planes that an output sees at another depth are as further input channels, too.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.winograd.work import Work, growth
+from fastconv.backends.cpu.winograd.phases import taps_of
+from fastconv.backends.cpu.winograd.work import Work, plane_phases
 from fastconv.backends.cpu.work import packed_in_a_run, refuses_all_but, refuses_halves, workers_for
 from fastconv.geometry import fewest_reads
 from fastconv.machine import Machine, machine
@@ -24,6 +26,9 @@ _EXPOSED = 0.5  # of the time that input and output take to move: what arithmeti
 _CACHED, _CACHED_WEIGHT = 4, 4
 _FILTER = 8.0  # instructions to transform a vector of the weight
 
+
+# Every stride has compiled loops of its own.
+_MOST_APART = 4
 
 # All outputs of a tile have errors of about the same size, so none may be much smaller than the others.
 _PRODUCTS = 12
@@ -46,7 +51,7 @@ class Winograd(Algorithm):
     m : tuple of int
         Outputs of a tile: rows, columns.
     taps : tuple of int
-        Rows and columns of the kernel.
+        Rows and columns of the kernel, or of the largest phase of one that moves by more than one.
     constant : float
         What takes the place of `ERROR_CONSTANT`.
     """
@@ -63,11 +68,14 @@ class Winograd(Algorithm):
             return common
         assert isinstance(problem, ConvProblem)
         plane = lifted_axes(problem)[1:]
-        if tuple(axis.kernel for axis in plane) != self.taps:
-            takes, given = ("x".join(map(str, taps)) for taps in (self.taps, problem.kernel_size or (1,)))
-            return f"takes {takes} kernels, not {given}"
-        if any((axis.stride, axis.dilation) != (1, 1) for axis in plane):
-            return "takes kernels of stride 1 and dilation 1 only"
+        taps = tuple(taps_of(axis.kernel, axis.stride) for axis in plane)
+        if taps != self.taps:
+            takes, given = ("x".join(map(str, sizes)) for sizes in (self.taps, taps))
+            return f"takes kernels of {takes} taps a step of the stride, not {given}"
+        if any(axis.dilation > 1 for axis in plane):
+            return "takes kernels of dilation 1 only"
+        if max(problem.stride[-2:], default=1) > _MOST_APART:
+            return f"steps by at most {_MOST_APART}, not by {max(problem.stride[-2:])}"
         return refuses_few_products(problem) or refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
@@ -100,21 +108,28 @@ class Winograd(Algorithm):
 
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
-        workers = workers_for(problem, packed_in_a_run(problem, growth(self.m, self.taps)))
+        workers = workers_for(problem, packed_in_a_run(problem, plane_phases(problem, self.m).growth))
         return Work(self.m, problem, simd(), workers, machine().l2_bytes)
 
+
+# Outputs of a tile and taps of kernels that are lines.
+_LINES = ((4, 2), (7, 2), *itertools.product((4, 6), (3, 5, 7)))
 
 # Error constants: the largest met were less than half of them, at as few products as are allowed.
 ALGORITHMS = tuple(
     Winograd(*row)
     for row in (
         ("winograd2", (2, 2), (3, 3), 8.0),
+        ("winograd3", (3, 3), (3, 3), 16.0),
         ("winograd4", (4, 4), (3, 3), 32.0),
         ("winograd2_5x5", (2, 2), (5, 5), 32.0),
-        # Of such kernels are the phases of a transposed convolution whose kernel of 4x4 moves by two.
+        # Of such kernels are the phases of those of 3x3 and 4x4 that move by two, and of their gradients.
+        ("winograd2_2x2", (2, 2), (2, 2), 16.0),
         ("winograd3_2x2", (3, 3), (2, 2), 16.0),
-        *((f"winograd{m}_1x{taps}", (1, m), (1, taps), 32.0) for m in (4, 6) for taps in (3, 5, 7)),
-        *((f"winograd{m}_{taps}x1", (m, 1), (taps, 1), 32.0) for m in (4, 6) for taps in (3, 5, 7)),
+        ("winograd4_2x2", (4, 4), (2, 2), 16.0),
+        ("winograd3_4x4", (3, 3), (4, 4), 16.0),
+        *((f"winograd{m}_1x{taps}", (1, m), (1, taps), 32.0) for m, taps in _LINES),
+        *((f"winograd{m}_{taps}x1", (m, 1), (taps, 1), 32.0) for m, taps in _LINES),
     )
 )
 

@@ -1,8 +1,9 @@
 """The loops of Winograd's convolution: between input and output everything stays in a core's cache.
 
 A unit of work is a block of tiles. Its input is transformed for all channels: ``v[point][chunk][tile][lane]``, where a
-chunk is what input channels the lanes hold. Then, for one block of output channels after another, each point is a
-matrix product, ``m[point][tile][lane]``, which is transformed back, given bias and activation, and stored.
+chunk is what input channels the lanes hold, of one phase of the stride. Then, for one block of output channels after
+another, each point is a matrix product, ``m[point][tile][lane]``, which is transformed back, given bias and activation,
+and stored.
 Where there are few blocks of tiles, all workers do one together, in two stages: they share what is transformed.
 """
 
@@ -36,7 +37,9 @@ HEAD = ("x", "y", "w", "bias", "residual", "activation", "last_activation", "v",
 _FIELDS = """
     xn xg xc xd xh xw           | strides of the input: image, group, channel, depth, row, column
     ic chunk pieces chunks      | input channels of a group, of a chunk, chunks of them, and chunks in all: so many for
-                                | every depth of the kernel
+                                | every phase of the stride and every depth of the kernel
+    phases starts               | phases, and where in the slab each begins
+    spans                       | of every point, the first chunk that has products there, and how many have
     od step_d dilation_d        | output depths; padded depths from one to the next, and from one of the kernel's
     table_d                     | input index of each padded depth, -1 for zero
     table_h table_w             | input index of each padded position, -1 for zero
@@ -105,34 +108,44 @@ def fill(mw, eh, ew, lanes, bits, job, slab, x, ahead, channels, row, col):
 
 
 @inlined
-def enter(mh, mw, eh, ew, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
-    """Transform the input of a block of tiles: a range of its pieces, each a row of tiles of a chunk."""
+def enter(mh, mw, eh, ew, sh, sw, lanes, bits, fused, job, v, scratch, group, row, col, start, stop):
+    """Transform the input of a block of tiles: a range of its pieces, each a row of tiles of a chunk of every phase."""
     width = lanes * (bits // 8)
     slab, tiles = scratch + job.slab, job.rows * job.cols
+    together = job.chunks // job.phases
     for piece in range(start, stop):
-        r, chunk = piece // job.chunks, piece % job.chunks
+        r, chunk = piece // together, piece % together
         plane, tile_row = (row + r) // job.down, (row + r) % job.down
         depth, c = chunk // job.pieces, chunk % job.pieces
         target = v + (chunk * tiles + r * job.cols) * width
         source_d = word(job.table_d, plane % job.od * job.step_d + depth * job.dilation_d)
         if source_d < 0:
-            for point in range(job.points):
-                clear(target + point * job.v_plane, job.cols * width)
+            for phase in range(job.phases):
+                for point in range(job.points):
+                    clear(target + phase * together * tiles * width + point * job.v_plane, job.cols * width)
             continue
         x = job.x + plane // job.od * job.xn + group * job.xg + source_d * job.xd
         channels = min(job.chunk, job.ic - c * job.chunk)
         # Meanwhile the next chunk is fetched, after the last one the next row of tiles.
         ahead = (job.chunk if c < job.pieces - 1 else -c * job.chunk) * job.xc
         if c == job.pieces - 1:
-            ahead += mh * job.xh if chunk == job.chunks - 1 else job.dilation_d * job.xd
-        fill(mw, eh, ew, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels, tile_row * mh, col * mw)
-        for t in range(job.cols):
-            source = slab + t * mw * width
-            transform_input(eh, ew, lanes, bits, fused, source, job.slab_row, target + t * width, job.v_plane)
+            ahead += mh * sh * job.xh if chunk == together - 1 else job.dilation_d * job.xd
+        fill(
+            mw * sw, eh * sh, ew * sw, lanes, bits, job, slab, x + c * job.chunk * job.xc, ahead, channels,
+            tile_row * mh * sh, col * mw * sw,
+        )  # fmt: skip
+        for phase in range(job.phases):
+            source = slab + word(job.starts, phase)
+            for t in range(job.cols):
+                transform_input(
+                    eh, ew, sw, lanes, bits, fused, source + t * mw * sw * width, sh * job.slab_row,
+                    target + t * width, job.v_plane,
+                )  # fmt: skip
+            target += together * tiles * width
 
 
 @cache
-def entering(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused: int) -> Any:
+def entering(mh: int, mw: int, eh: int, ew: int, sh: int, sw: int, lanes: int, bits: int, fused: int) -> Any:
     """Return the compiled `enter`, which is given the record's address."""
     # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code.
     sources = fingerprint()
@@ -141,7 +154,7 @@ def entering(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused: i
     def run(jobs, v, scratch, group, row, col, start, stop):
         if sources == 0:
             return
-        enter(mh, mw, eh, ew, lanes, bits, fused, record(jobs, 0), v, scratch, group, row, col, start, stop)
+        enter(mh, mw, eh, ew, sh, sw, lanes, bits, fused, record(jobs, 0), v, scratch, group, row, col, start, stop)
 
     return run
 
@@ -219,7 +232,7 @@ def loops() -> Any:
             row = min(unit // job.col_bands % job.row_bands * job.rows, job.all_rows - job.rows)
             col = min(unit % job.col_bands * job.cols, job.across - job.cols)
             if job.stage != 2:
-                first, end = (0, job.rows * job.chunks) if whole else (start, stop)
+                first, end = (0, job.rows * (job.chunks // job.phases)) if whole else (start, stop)
                 call(job.enter, (where, v, scratch, group, row, col, first, end))
             if job.stage == 1:
                 continue
@@ -230,7 +243,7 @@ def loops() -> Any:
                     product, plane, vectors = job.product_last, job.wlast, job.tail
                 w = job.w + (group * job.blocks + block) * job.wblock
                 call(product, (
-                    job.points, tiles, job.chunks, job.chunk, v, job.v_plane, w, plane, scratch, job.m_plane,
+                    job.points, tiles, job.spans, job.chunk, v, job.v_plane, w, plane, scratch, job.m_plane,
                 ))  # fmt: skip
                 call(job.leave, (where, scratch, block, vectors, group * job.oc, row, col))
 

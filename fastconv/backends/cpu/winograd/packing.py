@@ -12,15 +12,15 @@ from fastconv.backends.cpu.winograd.transforms import gather_lanes, separate_tap
 
 # What every run fills in, addresses and (in bytes) strides: the weight, of which for each output channel adjacent
 # elements are taken, rows a stride apart, or turned, for each input channel, rows ``down`` apart, its filters a stride
-# apart; the result; where the workers' scratch begins.
-HEAD = ("w", "stride", "down", "packed", "scratch")
+# apart; which elements of a filter's plane the taps of each phase are; the result; where the workers' scratch begins.
+HEAD = ("w", "stride", "down", "places", "packed", "scratch")
 
 # Sizes and (in bytes) strides.
 _FIELDS = """
     wblock wpoint wlast         | the result: a block of output channels, a point of it, and of the last
     ic padded depths            | input channels of a group, and with those of zero that fill the last chunk; so many
                                 | for every depth of the kernel
-    points                      | of a tile
+    phases points               | of the stride, of a tile
     oc blocks vectors tail      | output channels of a group, their blocks, vectors of a block and of the last
     scratch_bytes               | how far apart the workers' scratch is
 """
@@ -32,14 +32,17 @@ _AHEAD = 4
 
 
 @cache
-def pack_kernel(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused: int, turned: int) -> Any:
+def pack_kernel(
+    mh: int, mw: int, eh: int, ew: int, elements: int, lanes: int, bits: int, fused: int, turned: int
+) -> Any:  # fmt: skip
     """Return the compiled packing ``run(job, start, stop, worker)``; a unit is a block of output channels.
 
+    ``elements`` are those of a filter's plane.
     ``turned``: the weight is that of the gradient's convolution, channels exchanged and taps in reverse order.
     """
     size = bits // 8
     width = lanes * size
-    elements = (eh - mh + 1) * (ew - mw + 1)  # of a filter's plane
+    taps = (eh - mh + 1) * (ew - mw + 1)  # of a phase
     together = int(turned and separates(elements, lanes))
     sources = fingerprint()
 
@@ -76,11 +79,12 @@ def pack_kernel(mh: int, mw: int, eh: int, ew: int, lanes: int, bits: int, fused
                                 )  # fmt: skip
                     for d in range(job.depths):
                         at = apart * filter_ + (job.depths - 1 - d if turned else d) * elements
-                        transform_filter(
-                            mh, mw, eh, ew, lanes, bits, fused, turned, filters + at * width,
-                            target + (d * job.padded + c) * count * width, point,
-                        )  # fmt: skip
-                for d in range(job.depths):
+                        for phase in range(job.phases):
+                            transform_filter(
+                                mh, mw, eh, ew, lanes, bits, fused, filters + at * width, job.places + phase * taps * 8,
+                                target + ((phase * job.depths + d) * job.padded + c) * count * width, point,
+                            )  # fmt: skip
+                for d in range(job.phases * job.depths):
                     for c in range(job.ic, job.padded):
                         for p in range(job.points):
                             clear(target + (d * job.padded + c) * count * width + p * point, width)

@@ -24,10 +24,12 @@ from typing import NamedTuple, TypeAlias
 Matrix: TypeAlias = tuple[tuple[float, ...], ...]
 _Polynomial: TypeAlias = list[Fraction]  # the constant first
 
-# Of a tile of so many inputs, the points beside 0 and infinity, with either sign, so that two transformed values share
-# even and odd parts: the real ones, and the imaginary ones.
+# Of a tile of so many inputs, the points beside infinity, and 0 where inputs are even in number, with either sign, so
+# that two transformed values share even and odd parts: the real ones, and the imaginary ones.
 _POINTS: dict[int, tuple[tuple[Fraction, ...], tuple[Fraction, ...]]] = {
+    3: ((Fraction(1),), ()),
     4: ((Fraction(1),), ()),
+    5: ((Fraction(3, 8), Fraction(5, 4)), ()),
     6: ((Fraction(5, 8), Fraction(3, 2)), ()),
     8: ((Fraction(1, 2), Fraction(1), Fraction(2)), ()),
     10: ((Fraction(5, 8), Fraction(1), Fraction(13, 8)), (Fraction(1),)),
@@ -49,7 +51,7 @@ def matrices(m: int, taps: int) -> Matrices:
     if m == taps == 1:
         return Matrices(*(((1.0,),),) * 3)
     real, imaginary = _POINTS[m + taps - 1]
-    points = [Fraction(0), *(sign * p for p in real for sign in (1, -1))]
+    points = [Fraction(0)] * ((m + taps) % 2) + [sign * p for p in real for sign in (1, -1)]
     # What the points are the roots of: x - p, and x^2 + r^2 of those that are r i and -r i.
     linear = [[-point, Fraction(1)] for point in points]
     quadratic = [[r * r, Fraction(0), Fraction(1)] for r in imaginary]

@@ -13,6 +13,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.memory import word
 from fastconv.backends.cpu.simd import Emitter, literals
 
 
@@ -73,26 +74,29 @@ def product_tile(typingctx, tiles, vectors, lanes, bits, fused, v, step, chunks,
 def products(tiles: int, vectors: int, lanes: int, bits: int, fused: int) -> Any:
     """Return the compiled products at all points of a block of ``total`` tiles, ``tiles`` of them at a time.
 
+    ``spans`` is the address of two numbers for each point: the first chunk that has products there, and how many have.
     A plane is a point's stride in bytes, of ``v``, the weight and the result.
     """
     width = lanes * bits // 8
     sources = fingerprint()
 
     @callback(types.void(*(types.int64,) * 10))
-    def run(points, total, chunks, chunk, v, v_plane, w, w_plane, target, target_plane):
+    def run(points, total, spans, chunk, v, v_plane, w, w_plane, target, target_plane):
         if sources == 0:
             return
         # What the next point needs of the weight is fetched evenly during the passes of this one.
         passes = (total + tiles - 1) // tiles
         ahead = vectors * width // passes
-        for _ in range(points):
+        for point in range(points):
+            first, chunks = word(spans, 2 * point), word(spans, 2 * point + 1)
+            source, weight = v + first * total * width, w + first * chunk * vectors * width
             for q in range(0, total, tiles):
                 # The last tiles overlap the ones before: what is computed twice comes out the same.
                 tile = min(q, total - tiles)
-                fetch = w + w_plane + q // tiles * ahead * chunks * chunk
+                fetch = weight + w_plane + q // tiles * ahead * chunks * chunk
                 product_tile(
-                    tiles, vectors, lanes, bits, fused, v + tile * width, total * width, chunks, chunk, w, fetch, ahead,
-                    target + tile * vectors * width,
+                    tiles, vectors, lanes, bits, fused, source + tile * width, total * width, chunks, chunk,
+                    weight, fetch, ahead, target + tile * vectors * width,
                 )  # fmt: skip
             v += v_plane
             w += w_plane

@@ -49,6 +49,8 @@ class Runner:
         self._activation = np.array(FUSED[activation], work.problem.dtype) if activation in FUSED else None
         # The loops look at these by address.
         self._tables = work.tables()
+        self._starts, self._spans = work.starts(), work.spans()
+        self._places = [work.phases.tap_places(turned) for turned in (False, True)]
         self._fields = self._describe()
         self._packing = self._describe_packing()
         # A weight that is that of a gradient's convolution, turned by its strides alone: filters lie backwards.
@@ -81,8 +83,9 @@ class Runner:
                 w = np.ascontiguousarray(w)
             stride, down = w.strides[0], 0
         job = self._packing.copy()
-        job[: len(packing.HEAD)] = (address(w), stride, down, packed, room)
-        kernel = packing.pack_kernel(*work.m, *work.extent, *self._kind, int(turned)).address
+        job[: len(packing.HEAD)] = (address(w), stride, down, address(self._places[turned]), packed, room)
+        elements = math.prod(axis.kernel for axis in work.axes[1:])
+        kernel = packing.pack_kernel(*work.m, *work.extent, elements, *self._kind, int(turned)).address
         threads.run(kernel, address(job), work.problem.groups * work.blocks, work.workers)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
@@ -129,7 +132,7 @@ class Runner:
             return
         for unit in range(work.units):
             job[_AT["unit"]] = unit
-            for stage, pieces in ((1, work.block.rows * work.chunks), (2, work.blocks)):
+            for stage, pieces in ((1, work.block.rows * work.together), (2, work.blocks)):
                 job[_AT["stage"]] = stage
                 threads.run(self._loops, where, pieces, work.workers)
 
@@ -151,7 +154,7 @@ class Runner:
         work = self.work
         f = {"ic": work.inputs, "padded": work.pieces * work.chunk, "depths": work.axes[0].kernel}
         f |= {"oc": work.outputs, "blocks": work.blocks, "vectors": work.tile.vectors, "tail": work.tile.tail}
-        f |= {"scratch_bytes": work.filters, "points": work.points}
+        f |= {"scratch_bytes": work.filters, "phases": len(work.phases.order), "points": work.points}
         return record_of(packing.FIELDS, f | work.weight_strides)
 
     def _describe(self) -> dict[str, int]:
@@ -161,11 +164,13 @@ class Runner:
         depth, height, width = work.axes
         first, last = inside(width)
         f = {"ic": work.inputs, "chunk": work.chunk, "pieces": work.pieces, "chunks": work.chunks, "oc": work.outputs}
+        f |= {"phases": len(work.phases.order), "starts": address(self._starts), "spans": address(self._spans)}
         f |= {"od": depth.out, "oh": height.out, "ow": width.out}
         f |= {"table_d": table_d.ctypes.data, "step_d": depth.stride, "dilation_d": depth.dilation}
         f |= {"vectors": work.tile.vectors, "tail": work.tile.tail}
         f |= dict(zip(("product", "product_last"), (p.address for p in self._products), strict=True))
-        f |= {"enter": loops.entering(*work.m, *work.extent, *self._kind).address, "points": work.points}
+        f |= {"enter": loops.entering(*work.m, *work.extent, *work.phases.stride, *self._kind).address}
+        f["points"] = work.points
         f["leave"] = loops.leaving(*work.m, *work.extent, *self._kind).address
         f |= {"table_h": table_h.ctypes.data, "table_w": table_w.ctypes.data}
         f |= {"before": width.before, "first": first, "last": last}

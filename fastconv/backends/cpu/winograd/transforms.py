@@ -147,48 +147,54 @@ def copy_lanes(typingctx, lanes, bits, source, target, read):
 
 
 @intrinsic(prefer_literal=True)
-def transform_filter(typingctx, mh, mw, eh, ew, lanes, bits, fused, turned, source, target, plane):
-    """Transform the adjacent vectors of a filter into one for each point, ``plane`` bytes apart.
+def transform_filter(typingctx, mh, mw, eh, ew, lanes, bits, fused, source, places, target, plane):
+    """Transform vectors of a filter into one for each point, ``plane`` bytes apart.
 
-    ``turned``: the filter's elements are in reverse order.
+    ``places`` is the address of which vector each tap is, below zero for a tap that does not exist.
     """
-    shape = literals(mh, mw, eh, ew, lanes, bits, fused, turned)
+    shape = literals(mh, mw, eh, ew, lanes, bits, fused)
     if shape is None:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, target, plane = args[8:]
-        mh, mw, eh, ew, lanes, bits, fused, turned = shape
+        source, places, target, plane = args[7:]
+        mh, mw, eh, ew, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         width, kh, kw = lanes * e.bytes, eh - mh + 1, ew - mw + 1
-        places = [i * width for i in range(kh * kw)]
-        if turned:
-            places.reverse()
-        both = matrices(mh, kh).filter, matrices(mw, kw).filter
-        result = both_axes(e, *both, lambda i, j: e.load(e.at(source, places[i * kw + j])))
-        store_planes(e, result, target, plane)
+
+        def tap(i: int, j: int) -> Any:
+            place = e.load_integer(e.at(places, 8 * (i * kw + j)))
+            exists = builder.icmp_signed(">=", place, I64(0))
+            value = e.load(e.at(source, e.times(builder.select(exists, place, I64(0)), width)))
+            return builder.select(exists, value, e.zero)
+
+        store_planes(e, both_axes(e, matrices(mh, kh).filter, matrices(mw, kw).filter, tap), target, plane)
         return context.get_dummy_value()
 
-    return types.void(mh, mw, eh, ew, lanes, bits, fused, turned, *(types.int64,) * 3), codegen
+    return types.void(mh, mw, eh, ew, lanes, bits, fused, *(types.int64,) * 4), codegen
 
 
 @intrinsic(prefer_literal=True)
-def transform_input(typingctx, eh, ew, lanes, bits, fused, source, row, target, plane):
-    """Transform eh x ew vectors, their rows ``row`` bytes apart, into one for each point, ``plane`` bytes apart."""
-    shape = literals(eh, ew, lanes, bits, fused)
+def transform_input(typingctx, eh, ew, step, lanes, bits, fused, source, row, target, plane):
+    """Transform eh x ew vectors into one for each point, ``plane`` bytes apart.
+
+    Their rows are ``row`` bytes apart, their columns ``step`` vectors.
+    """
+    shape = literals(eh, ew, step, lanes, bits, fused)
     if shape is None:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, row, target, plane = args[5:]
-        eh, ew, lanes, bits, fused = shape
+        source, row, target, plane = args[6:]
+        eh, ew, step, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         rows = [e.at(source, e.times(row, i)) for i in range(eh)]
         both = matrices(1, eh).data, matrices(1, ew).data  # they depend on the points alone, not on how many are taps
-        store_planes(e, both_axes(e, *both, lambda i, j: e.load(e.at(rows[i], j * lanes * e.bytes))), target, plane)
+        result = both_axes(e, *both, lambda i, j: e.load(e.at(rows[i], j * step * lanes * e.bytes)))
+        store_planes(e, result, target, plane)
         return context.get_dummy_value()
 
-    return types.void(eh, ew, lanes, bits, fused, *(types.int64,) * 4), codegen
+    return types.void(eh, ew, step, lanes, bits, fused, *(types.int64,) * 4), codegen
 
 
 @intrinsic(prefer_literal=True)

@@ -26,6 +26,7 @@ _FIELDS = """
     x xn xg xc xd xh xw         | the tensor and its strides: image, group, channel, depth, row, column
     ic chunk pieces chunks      | its channels of a group, of a chunk, chunks of them; chunks in all: so many for every
                                 | depth of the kernel
+    phases starts               | of the stride: one, and where in the slab it begins
     od step_d dilation_d        | output depths; padded depths from one to the next, and from one of the kernel's
     table_d                     | its index at each padded depth, -1 for zero
     table_h table_w             | its index at each padded position, -1 for zero
@@ -67,7 +68,7 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
         middle = job.rows * job.chunks
         if start < middle:
             enter(
-                m, m, extent, extent, lanes, bits, fused, job, job.v, scratch, job.group, job.row, job.col,
+                m, m, extent, extent, 1, 1, lanes, bits, fused, job, job.v, scratch, job.group, job.row, job.col,
                 start, min(stop, middle),
             )  # fmt: skip
         slab, tiles = scratch + job.slab, job.rows * job.cols

@@ -32,7 +32,7 @@ class Runner:
         )
         self._products = products(work.tile.cols, work.tile.vectors, work.tile.tail, *kind).address
         # The loops look at these by address.
-        self._tables = work.tables()
+        self._tables, self._starts = work.tables(), np.zeros(1, np.int64)
         self._records: dict[Any, np.ndarray] = {}
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
@@ -94,6 +94,7 @@ class Runner:
             "v_plane": work.planes["v"],
         }
         of_x |= {"od": depth.out, "table_d": x_depths, "step_d": depth.stride, "dilation_d": depth.dilation}
+        of_x |= {"phases": 1, "starts": address(self._starts)}
         of_x |= {"table_h": x_rows, "table_w": x_cols, "before": first, "first": first, "last": last}
         of_x |= {"oc": work.outputs, "kblocks": work.kblocks, "vectors": tile.vectors, "tail": tile.tail}
         of_x |= {"dwk": dwk, "scratch_bytes": rooms["scratch"] // work.workers, "strip": rooms["slab"]}

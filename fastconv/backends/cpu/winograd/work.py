@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
-from fastconv.backends.cpu.winograd.points import products_of
+from fastconv.backends.cpu.winograd.phases import Phases, phases_of
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis, source_index, source_line
 from fastconv.problem import ConvProblem, Sizes
@@ -33,7 +34,7 @@ _STEP, _IN_FLIGHT = 1.0, 4
 _BEGIN, _STORE = 10.0, 2.0
 # A transform, a point: a load and a store; arithmetic along an axis of so many inputs; and for one that finds no
 # register, a store and a load along each axis.
-_MOVE, _COMBINE, _SPILL = 2.5, {1: 0.0, 4: 0.25, 6: 0.75, 8: 1.0, 10: 2.0, 12: 3.0}, 4.0
+_MOVE, _COMBINE, _SPILL = 2.5, {1: 0.0, 3: 0.25, 4: 0.25, 5: 0.5, 6: 0.75, 8: 1.0, 10: 2.0, 12: 3.0}, 4.0
 
 # Instructions on a vector, beside its shuffles, when a square is transposed.
 _TURN = 2.0
@@ -85,9 +86,10 @@ def _uneven(units: int, workers: int) -> float:
     return -(-units // workers) / units
 
 
-def growth(m: Sizes, taps: Sizes) -> float:
-    """Return how much larger a transformed filter is than the filter."""
-    return math.prod(map(products_of, m, taps)) / math.prod(taps)
+def plane_phases(problem: ConvProblem, m: Sizes) -> Phases:
+    """Return the phases of a problem's kernel."""
+    _, height, width = lifted_axes(problem)
+    return phases_of((height.kernel, width.kernel), (height.stride, width.stride), m)
 
 
 class Work(ConvWork):
@@ -101,24 +103,27 @@ class Work(ConvWork):
     Attributes
     ----------
     extent : tuple of int
-        Inputs of a tile.
+        Inputs of a tile, of one phase of the stride.
     points : int
-        Multiplications of a tile, for each pair of channels.
+        Multiplications of a tile, for each pair of channels and phase, but those that are left out.
     """
 
     def __init__(self, m: Sizes, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
         plane = self.axes[1:]
-        taps = tuple(axis.kernel for axis in plane)
-        self.m, self.extent = m, tuple(outputs + k - 1 for outputs, k in zip(m, taps, strict=True))
+        self.phases = plane_phases(problem, m)
+        self.m, self.extent = m, tuple(outputs + k - 1 for outputs, k in zip(m, self.phases.taps, strict=True))
         self.width = self.lanes * self.size
-        self.points = math.prod(map(products_of, m, taps))
-        self.growth = growth(m, taps)
-        # Chunks of input channels. Those at another depth of the kernel are as further channels.
+        self.points = math.prod(self.phases.points)
+        self.growth = self.phases.growth
+        # Chunks of input channels. Those at another depth of the kernel and of another phase are as further channels.
         self.pieces = -(-self.inputs // self.lanes)
         self.chunk = -(-self.inputs // self.pieces)
         depth = self.axes[0]
-        self.chunks = depth.kernel * self.pieces
+        #: Chunks of one phase, and of all; products that are summed, about: a point's share of all.
+        self.together = depth.kernel * self.pieces
+        self.chunks = self.together * len(self.phases.order)
+        self.terms = self.together * self.chunk * self.phases.products // self.points
         self.down, self.across = (-(-axis.out // outputs) for axis, outputs in zip(plane, m, strict=True))
         self.all_rows = problem.n * depth.out * self.down
 
@@ -138,7 +143,7 @@ class Work(ConvWork):
         return best
 
     def _cycles(self, rows: int, cols: int, shared: bool) -> float:
-        tiles, needed, terms = rows * cols, -(-self.outputs // self.lanes), self.chunks * self.chunk
+        tiles, needed, terms = rows * cols, -(-self.outputs // self.lanes), self.terms
         tile, products = _choose_tile(tiles, needed, terms, self.simd)
         weight = self.points * terms * needed * self.width
         fits = weight < self.cache // 2
@@ -151,9 +156,11 @@ class Work(ConvWork):
             products += _FAR_CYCLES * transformed * _EXPOSED * blocks
         per_cycle, turn = self.simd.fma_per_cycle, math.log2(self.lanes) + _TURN
         (high, wide), (tall, long) = self.m, self.extent
-        read, written = (-(-min(cols * wide + more, self.axes[2].out) // self.lanes) for more in (long - wide, 0))
+        (down, across), out = self.phases.stride, self.axes[2].out
+        read = -(-min(cols * wide + long - wide, out) * across // self.lanes)
+        written = -(-min(cols * wide, out) // self.lanes)
         transform = _MOVE + _COMBINE[tall] + _COMBINE[long] + _SPILL * max(0.0, 1 - self.simd.registers / self.points)
-        enter = transform * transformed + turn * self.lanes * rows * tall * read * self.chunks
+        enter = transform * transformed + turn * self.lanes * rows * tall * down * read * self.together
         leave = transform * self.points * tiles * needed
         leave += turn * self.lanes * rows * high * written * needed
         if work > self.cache * _KEPT:
@@ -163,7 +170,7 @@ class Work(ConvWork):
         if shared:
             enter, leave = (
                 cycles * _uneven(pieces, self.workers)
-                for cycles, pieces in ((enter, rows * self.chunks), (leave, blocks))
+                for cycles, pieces in ((enter, rows * self.together), (leave, blocks))
             )
             both: float = units * (_MEETING + enter + leave)
         else:
@@ -174,7 +181,7 @@ class Work(ConvWork):
     def tile(self) -> Tile:
         """What the micro-kernel holds in registers: tiles as columns, vectors of output channels."""
         needed = -(-self.outputs // self.lanes)
-        return _choose_tile(self.block.rows * self.block.cols, needed, self.chunks * self.chunk, self.simd)[0]
+        return _choose_tile(self.block.rows * self.block.cols, needed, self.terms, self.simd)[0]
 
     @property
     def row_bands(self) -> int:
@@ -216,13 +223,14 @@ class Work(ConvWork):
         # A line more than needed: planes a power of two apart would share the few places of one cache set.
         v_plane = self.chunks * tiles * self.width + _LINE
         m_plane = tiles * self.tile.vectors * self.width + _LINE
-        slab_row = (columns + long - wide) * self.width
+        down, across = self.phases.stride
+        slab_row = (columns + long - wide) * across * self.width
         # Whole squares are transposed, whatever of them is wanted.
         slack = self.lanes * self.width
         # What lies before each.
         sizes = {
             "slab": m_plane * self.points,
-            "strip": slab_row * tall + slack,
+            "strip": slab_row * tall * down + slack,
             "scratch_bytes": columns * self.width * high + slack,
         }
         end, places = 0, {}
@@ -253,13 +261,22 @@ class Work(ConvWork):
 
     def tables(self) -> list[np.ndarray]:
         """Return, for depths, rows and columns, the input index of every padded position that tiles read."""
-        plane = zip(self.axes[1:], self.m, (self.down, self.across), strict=True)
+        plane = zip(self.axes[1:], self.m, self.extent, (self.down, self.across), strict=True)
         return [source_line(self.axes[0]), *(_table(*axis) for axis in plane)]
 
+    def starts(self) -> np.ndarray:
+        """Return where in the slab every phase begins, in bytes."""
+        slab_row = self.scratch["slab_row"]
+        return np.array([row * slab_row + column * self.width for row, column in self.phases.order], np.int64)
 
-def _table(axis: Axis, outputs: int, tiles: int) -> np.ndarray:
+    def spans(self) -> np.ndarray:
+        """Return of every point the first chunk that has products there, and how many have."""
+        return np.multiply(self.phases.spans, self.together, dtype=np.int64)
+
+
+def _table(axis: Axis, outputs: int, extent: int, tiles: int) -> np.ndarray:
     """Return the input index of every padded position that tiles of so many outputs read."""
-    place = np.arange(tiles * outputs + axis.kernel - 1)
+    place = np.arange(((tiles - 1) * outputs + extent) * axis.stride)
     index = source_index(place - axis.before, axis.size, axis.mode)
     # The last tile may reach beyond what the convolution is defined on.
     return np.ascontiguousarray(np.where(place < axis.extent(axis.out), index, -1), np.int64)

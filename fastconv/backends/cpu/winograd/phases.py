@@ -1,0 +1,99 @@
+"""A kernel of k taps that moves by s as kernels that move by one: s of them along an axis, each on every s-th element.
+
+They have ceil(k / s) taps, or one fewer, and are as further input channels. A filter with a tap fewer is zero at the
+point at infinity, so that its products there are left out. Phases stand in such an order that those which are not
+left out are neighbours at every point.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from functools import cache, cached_property
+
+import numpy as np
+
+from fastconv.backends.cpu.winograd.points import products_of
+from fastconv.problem import Sizes
+
+
+def taps_of(kernel: int, stride: int) -> int:
+    """Return how many taps the longest phase has."""
+    return -(-kernel // stride)
+
+
+class Phases:
+    """The phases of a kernel's plane.
+
+    Parameters
+    ----------
+    kernel, stride, m : tuple of int
+        Taps, how far they move, and outputs of a tile, along rows and columns.
+
+    Attributes
+    ----------
+    taps : tuple of int
+        Rows and columns of a phase's filter.
+    points : tuple of int
+        Of a tile.
+    order : list of (int, int)
+        The first row and column of every phase.
+    """
+
+    def __init__(self, kernel: Sizes, stride: Sizes, m: Sizes) -> None:
+        self.kernel, self.stride = kernel, stride
+        self.taps = tuple(map(taps_of, kernel, stride))
+        self.points = tuple(map(products_of, m, self.taps))
+        starts = itertools.product(*map(range, map(min, kernel, stride)))
+        self.order = sorted(starts, key=lambda start: _turned_every_other(*map(self._is_short, (0, 1), start)))
+
+    def _is_short(self, axis: int, start: int) -> bool:
+        """Whether a phase has a tap fewer than the longest."""
+        return taps_of(self.kernel[axis] - start, self.stride[axis]) < self.taps[axis]
+
+    @cached_property
+    def spans(self) -> list[tuple[int, int]]:
+        """Of every point, the first phase that has products there, and how many have."""
+        found = []
+        for point in itertools.product(*map(range, self.points)):
+            infinite = [p == points - 1 for p, points in zip(point, self.points, strict=True)]
+            there = [
+                index
+                for index, start in enumerate(self.order)
+                if not any(end and self._is_short(axis, start[axis]) for axis, end in enumerate(infinite))
+            ]
+            found.append((there[0], len(there)))
+        return found
+
+    @cached_property
+    def products(self) -> int:
+        """Multiplications of a tile for each pair of channels."""
+        return sum(count for _, count in self.spans)
+
+    @property
+    def growth(self) -> float:
+        """How much larger a transformed filter is than the filter."""
+        return math.prod(self.points) * len(self.order) / math.prod(self.kernel)
+
+    def tap_places(self, turned: bool) -> np.ndarray:
+        """Return which element of a filter each tap of a phase is, -1 for none: (phase, tap).
+
+        ``turned``: the filter's elements are in reverse order.
+        """
+        first, taps = np.array(self.order)[:, :, None, None], np.indices(self.taps)
+        (kh, kw), (sh, sw) = self.kernel, self.stride
+        row, column = first[:, 0] + taps[0] * sh, first[:, 1] + taps[1] * sw
+        place = row * kw + column
+        place = np.where((row < kh) & (column < kw), kh * kw - 1 - place if turned else place, -1)
+        return np.ascontiguousarray(place.reshape(len(self.order), -1), np.int64)
+
+
+@cache
+def phases_of(kernel: Sizes, stride: Sizes, m: Sizes) -> Phases:
+    """Return `Phases` of these parameters, once worked out."""
+    return Phases(kernel, stride, m)
+
+
+def _turned_every_other(short_row: bool, short_column: bool) -> tuple[bool, bool]:
+    """Return a key that puts phases in the order of a boustrophedon: what is left out is at one end or the other."""
+    return short_row, short_row == short_column
