@@ -37,6 +37,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.gemv.wgrad:GemvWgrad",
     "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad4",
     "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad2x5",
+    "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad4x2",
     "fastconv.backends.cpu.pool.algorithm:Pool",
     "fastconv.backends.cpu.pool.algorithm:PoolGradient",
     "fastconv.backends.cpu.unfold.algorithm:Unfold",

@@ -11,12 +11,12 @@ from fresh import python
 from fastconv import registry, testing
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.points import matrices
-from fastconv.backends.cpu.winograd.wgrad import WinogradWgrad2x5, WinogradWgrad4
+from fastconv.backends.cpu.winograd.wgrad import WinogradWgrad2x5, WinogradWgrad4, WinogradWgrad4x2
 from fastconv.backends.cpu.winograd.wgrad_work import Work
 from fastconv.notation import parse_problem
 from fastconv.options import options
 
-ALGORITHMS = [WinogradWgrad4(), WinogradWgrad2x5()]
+ALGORITHMS = [WinogradWgrad4(), WinogradWgrad2x5(), WinogradWgrad4x2()]
 
 # Chunks of inputs and blocks of outputs with and without a smaller last one; tiles that fit and do not; many images.
 SHAPES = """
@@ -37,6 +37,15 @@ SHAPES = """
     conv3d:wgrad n2 ic12 id3 ih9 iw10 oc17 kd3 kh3 kw3 ph1 pw1 reflect
 """.strip().splitlines()
 
+# Maps that hold the largest kernels.
+STEPPING = """
+    conv2d:wgrad n2 ic20 ih39 iw43 oc50 k3 p1
+    conv2d:wgrad n3 ic40 ih35 iw34 oc33 k3 ph1 pw0:2 channels_last
+    conv2d:wgrad n2 ic18 ih50 iw40 oc18 k3 p1 g2 reflect
+    conv2d:wgrad n1 ic7 ih36 iw2500 oc9 k3 p1
+    conv3d:wgrad n2 ic20 id4 ih35 iw41 oc17 kd2 kh3 kw3 sd2 ph1 pw1
+""".strip().splitlines()
+
 each = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=lambda a: a.name)
 
 
@@ -51,6 +60,19 @@ def test_shapes(algorithm, threads):
     with options(threads=threads):
         for problem, dtype in itertools.product(_problems(algorithm), ("float32", "float64")):
             testing.check_problem(algorithm, problem.replace(dtype=dtype))
+
+
+@each
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("stride", [2, 3])
+def test_steps(algorithm, threads, stride):
+    """Phases of as many taps, and some of fewer; sums that go on from block to block, and such that do not."""
+    with options(threads=threads):
+        for text, spare in itertools.product(STEPPING, range(stride)):
+            problem = parse_problem(text)
+            depths = (problem.kernel_size[:-2], problem.stride[:-2])
+            kernel = (*depths[0], *(algorithm.taps * stride - spare,) * 2)
+            testing.check_problem(algorithm, problem.replace(kernel_size=kernel, stride=(*depths[1], stride, stride)))
 
 
 @pytest.mark.slow
@@ -137,10 +159,12 @@ def test_what_is_not_finite_stays_where_it_belongs(algorithm, value):
 def test_refusals(algorithm):
     for text in (
         "conv2d:fprop n2 ic8 ih14 iw14 oc8 k3",
-        "conv2d:wgrad n2 ic8 ih14 iw14 oc8 k3 s2",
+        "conv2d:wgrad n2 ic8 ih14 iw14 oc8 k3 s3",
+        "conv2d:wgrad n2 ic8 ih14 iw14 oc8 k3 d2",
+        "conv2d:wgrad n2 ic8 ih94 iw94 oc8 k15 s5",
         "conv2d:wgrad n2 ic8 ih14 iw14 oc8 k1",
         "conv2d:wgrad n1 ic8 ih4 iw4 oc8 k3 p1",  # few products behind the corners
-        "conv3d:wgrad n2 ic8 id5 ih14 iw14 oc8 k3 s2",
+        "conv3d:wgrad n2 ic8 id5 ih14 iw14 oc8 k3 s3",
         "conv3d:wgrad n1 ic8 id2 ih14 iw14 oc8 kd3 kh3 kw3 pd2 ph1 pw1 dd2",  # a depth of the kernel sees padding alone
         "max_pool2d:fprop n1 c5 ih6 iw6 kh2 kw2",
     ):

@@ -13,8 +13,8 @@ import math
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.winograd.phases import taps_of
-from fastconv.backends.cpu.winograd.work import Work, plane_phases
+from fastconv.backends.cpu.winograd.phases import plane_phases, refuses_steps
+from fastconv.backends.cpu.winograd.work import Work
 from fastconv.backends.cpu.work import packed_in_a_run, refuses_all_but, refuses_halves, workers_for
 from fastconv.geometry import fewest_reads
 from fastconv.machine import Machine, machine
@@ -26,9 +26,6 @@ _EXPOSED = 0.5  # of the time that input and output take to move: what arithmeti
 _CACHED, _CACHED_WEIGHT = 4, 4
 _FILTER = 8.0  # instructions to transform a vector of the weight
 
-
-# Every stride has compiled loops of its own.
-_MOST_APART = 4
 
 # All outputs of a tile have errors of about the same size, so none may be much smaller than the others.
 _PRODUCTS = 12
@@ -67,16 +64,7 @@ class Winograd(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        plane = lifted_axes(problem)[1:]
-        taps = tuple(taps_of(axis.kernel, axis.stride) for axis in plane)
-        if taps != self.taps:
-            takes, given = ("x".join(map(str, sizes)) for sizes in (self.taps, taps))
-            return f"takes kernels of {takes} taps a step of the stride, not {given}"
-        if any(axis.dilation > 1 for axis in plane):
-            return "takes kernels of dilation 1 only"
-        if max(problem.stride[-2:], default=1) > _MOST_APART:
-            return f"steps by at most {_MOST_APART}, not by {max(problem.stride[-2:])}"
-        return refuses_few_products(problem) or refuses_halves(problem)
+        return refuses_steps(problem, self.taps) or refuses_few_products(problem) or refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = self._work(problem)
@@ -113,7 +101,7 @@ class Winograd(Algorithm):
 
 
 # Outputs of a tile and taps of kernels that are lines.
-_LINES = ((4, 2), (7, 2), *itertools.product((4, 6), (3, 5, 7)))
+_LINES = ((4, 2), *itertools.product((4, 6), (3, 5, 7)))
 
 # Error constants: the largest met were less than half of them, at as few products as are allowed.
 ALGORITHMS = tuple(

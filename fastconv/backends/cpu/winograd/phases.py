@@ -13,8 +13,26 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.winograd.points import products_of
-from fastconv.problem import Sizes
+from fastconv.geometry import Axis, source_index
+from fastconv.problem import ConvProblem, Sizes
+
+# Every stride has compiled loops of its own.
+_MOST_APART = 4
+
+
+def refuses_steps(problem: ConvProblem, taps: Sizes) -> str | None:
+    """Return why not, if the largest phase of a kernel has other taps than these, or steps are too long."""
+    plane = lifted_axes(problem)[1:]
+    given = tuple(taps_of(axis.kernel, axis.stride) for axis in plane)
+    if given != taps:
+        takes, has = ("x".join(map(str, sizes)) for sizes in (taps, given))
+        return f"takes kernels of {takes} taps a step of the stride, not {has}"
+    if any(axis.dilation > 1 for axis in plane):
+        return "takes kernels of dilation 1 only"
+    longest = max(axis.stride for axis in plane)
+    return f"steps by at most {_MOST_APART}, not by {longest}" if longest > _MOST_APART else None
 
 
 def taps_of(kernel: int, stride: int) -> int:
@@ -45,7 +63,12 @@ class Phases:
         self.taps = tuple(map(taps_of, kernel, stride))
         self.points = tuple(map(products_of, m, self.taps))
         starts = itertools.product(*map(range, map(min, kernel, stride)))
-        self.order = sorted(starts, key=lambda start: _turned_every_other(*map(self._is_short, (0, 1), start)))
+        self.order = sorted(starts, key=self._place)
+
+    def _place(self, start: Sizes) -> tuple[bool, bool]:
+        """Return a key by which rows of phases turn, as an ox ploughs: what is left out comes first or last."""
+        short_row, short_column = map(self._is_short, (0, 1), start)
+        return short_row, short_row == short_column
 
     def _is_short(self, axis: int, start: int) -> bool:
         """Whether a phase has a tap fewer than the longest."""
@@ -75,6 +98,10 @@ class Phases:
         """How much larger a transformed filter is than the filter."""
         return math.prod(self.points) * len(self.order) / math.prod(self.kernel)
 
+    def starts(self, row: int, column: int) -> np.ndarray:
+        """Return where every phase begins among padded rows and columns that lie so far apart."""
+        return np.array([i * row + j * column for i, j in self.order], np.int64)
+
     def tap_places(self, turned: bool) -> np.ndarray:
         """Return which element of a filter each tap of a phase is, -1 for none: (phase, tap).
 
@@ -89,11 +116,20 @@ class Phases:
 
 
 @cache
-def phases_of(kernel: Sizes, stride: Sizes, m: Sizes) -> Phases:
+def _phases_of(kernel: Sizes, stride: Sizes, m: Sizes) -> Phases:
     """Return `Phases` of these parameters, once worked out."""
     return Phases(kernel, stride, m)
 
 
-def _turned_every_other(short_row: bool, short_column: bool) -> tuple[bool, bool]:
-    """Return a key that puts phases in the order of a boustrophedon: what is left out is at one end or the other."""
-    return short_row, short_row == short_column
+def plane_phases(problem: ConvProblem, m: Sizes) -> Phases:
+    """Return the phases of a problem's kernel."""
+    _, height, width = lifted_axes(problem)
+    return _phases_of((height.kernel, width.kernel), (height.stride, width.stride), m)
+
+
+def read_line(axis: Axis, outputs: int, extent: int, tiles: int) -> np.ndarray:
+    """Return the input index of every padded position that tiles of so many outputs read."""
+    place = np.arange(((tiles - 1) * outputs + extent) * axis.stride)
+    index = source_index(place - axis.before, axis.size, axis.mode)
+    # The last tile may reach beyond what the convolution is defined on.
+    return np.ascontiguousarray(np.where(place < axis.extent(axis.out), index, -1), np.int64)

@@ -6,10 +6,12 @@ import math
 from typing import ClassVar
 
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.winograd.phases import refuses_steps
 from fastconv.backends.cpu.winograd.wgrad_work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves, workers_for
-from fastconv.geometry import Axis, axes_of, fewest_uses
+from fastconv.geometry import fewest_uses
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
@@ -25,18 +27,14 @@ _PRODUCTS = 24
 
 def _fewest_products(problem: ConvProblem) -> int:
     """Return how many products that are not with padding are behind an element of the gradient, at least."""
-    seen = problem.n
-    for axis in axes_of(problem)[:-2]:
-        assert isinstance(axis, Axis)
-        seen *= fewest_uses(axis)
-    planes = (sizes[-2:] for sizes in (problem.input_size, problem.output_size, problem.padding))
-    for size, out, padding in zip(*planes, strict=True):
-        seen *= max(min(out - max(0, *padding), size), 0) if problem.padding_mode == "zeros" else out
-    return seen
+    return problem.n * math.prod(map(fewest_uses, lifted_axes(problem)))
 
 
 class WinogradWgrad(Algorithm):
-    """Tiles of m x m elements of dy by (m+taps-1)^2 multiplications for each pair of channels, not (m taps)^2."""
+    """Tiles of m x m elements of dy by (m+taps-1)^2 multiplications for each pair of channels, not (m taps)^2.
+
+    So for every phase of the stride.
+    """
 
     backend = "numba"
     strict = False
@@ -53,10 +51,9 @@ class WinogradWgrad(Algorithm):
         assert isinstance(problem, ConvProblem)
         if problem.op not in ("conv2d", "conv3d"):
             return f"works on planes, not on {problem.op}"
-        if problem.kernel_size[-2:] != (self.taps, self.taps):
-            return f"takes {self.taps}x{self.taps} kernels, not {problem.kh}x{problem.kw}"
-        if problem.stride[-2:] != (1, 1) or problem.dilation[-2:] != (1, 1):
-            return "takes kernels of stride 1 and dilation 1 only"
+        steps = refuses_steps(problem, (self.taps,) * 2)
+        if steps is not None:
+            return steps
         if _fewest_products(problem) < _PRODUCTS:
             return f"a sum of fewer than {_PRODUCTS} products would have the error of its filter's larger ones"
         return refuses_halves(problem)
@@ -94,3 +91,10 @@ class WinogradWgrad2x5(WinogradWgrad):
 
     name = "winograd_wgrad2_5x5"
     m, taps = 2, 5
+
+
+class WinogradWgrad4x2(WinogradWgrad):
+    """F(2x2, 4x4): 2.6 times fewer multiplications for kernels of 4x4 that step by two, 1.8 times for those of 3x3."""
+
+    name = "winograd_wgrad4_2x2"
+    m, taps = 4, 2

@@ -14,7 +14,7 @@ from typing import Any
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import record
+from fastconv.backends.cpu.memory import record, word
 from fastconv.backends.cpu.wgrad.tile import wgrad_tile
 from fastconv.backends.cpu.winograd.loops import enter, fill
 from fastconv.backends.cpu.winograd.transforms import scatter_lanes
@@ -25,8 +25,10 @@ from fastconv.backends.cpu.winograd.wgrad_transforms import transform_gradient, 
 _FIELDS = """
     x xn xg xc xd xh xw         | the tensor and its strides: image, group, channel, depth, row, column
     ic chunk pieces chunks      | its channels of a group, of a chunk, chunks of them; chunks in all: so many for every
-                                | depth of the kernel
-    phases starts               | of the stride: one, and where in the slab it begins
+                                | phase of the stride and every depth of the kernel
+    phases starts               | phases of the stride, and where in the slab each begins
+    places spans                | which element of a filter each of its taps is; of every point, the first phase that
+                                | has sums there, and how many have
     od step_d dilation_d        | output depths; padded depths from one to the next, and from one of the kernel's
     table_d                     | its index at each padded depth, -1 for zero
     table_h table_w             | its index at each padded position, -1 for zero
@@ -41,7 +43,8 @@ _FIELDS = """
     scratch scratch_bytes strip | the workers' scratch, how far apart; offset of transformed sums
     sums sums_bytes m_plane     | sums; how far apart those of blocks, or of workers, are; a point's stride
     points                      | points of a tile
-    parts part                  | parts that the chunks of inputs are cut into, and chunks of a part
+    area                        | elements of a filter's plane
+    parts part                  | parts that the chunks of a phase are cut into, and chunks of a part
     alone                       | whether this is the only block: units go on to the gradient. Then, for that,
     leave here                  | the address of `leave` and of this record
     add special                 | whether sums go on from the last block's; set to 1 if NaN or infinity is met
@@ -53,10 +56,10 @@ _RUN = task_type(JOB)
 
 
 @cache
-def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[Any, Any]:
+def transforms(m: int, taps: int, sh: int, sw: int, lanes: int, bits: int, fused: int) -> tuple[Any, Any]:
     """Return what is compiled for F(taps, m): ``enter`` does rows of tiles of chunks, ``leave`` blocks of parts."""
     size = bits // 8
-    width, extent, area = lanes * size, m + taps - 1, taps * taps
+    width, extent = lanes * size, m + taps - 1
     sources = fingerprint()
 
     @callback(_RUN)
@@ -65,10 +68,10 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
             return
         job, dy = record(jobs, 0), record(jobs, 1)
         scratch = job.scratch + worker * job.scratch_bytes
-        middle = job.rows * job.chunks
+        middle = job.rows * (job.chunks // job.phases)
         if start < middle:
             enter(
-                m, m, extent, extent, 1, 1, lanes, bits, fused, job, job.v, scratch, job.group, job.row, job.col,
+                m, m, extent, extent, sh, sw, lanes, bits, fused, job, job.v, scratch, job.group, job.row, job.col,
                 start, min(stop, middle),
             )  # fmt: skip
         slab, tiles = scratch + job.slab, job.rows * job.cols
@@ -95,7 +98,8 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
         job = record(jobs, 0)
         strip = job.scratch + worker * job.scratch_bytes + job.strip
         special = 0
-        depths = job.chunks // job.pieces
+        together, area = job.chunks // job.phases, job.area
+        depths, held = together // job.pieces, job.part if job.alone else together
         for unit in range(start, stop):
             block, first = unit % job.kblocks, unit // job.kblocks * job.part
             wide = job.tail if block == job.kblocks - 1 else job.vectors
@@ -103,23 +107,25 @@ def transforms(m: int, taps: int, lanes: int, bits: int, fused: int) -> tuple[An
             for v in range(wide):
                 k = (block * job.vectors + v) * lanes
                 outputs = min(lanes, job.oc - k)
-                for chunk in range(first, min(first + job.part, job.chunks)):
+                for chunk in range(first, min(first + job.part, together)):
                     depth, c = chunk // job.pieces, chunk % job.pieces
                     channels = min(job.chunk, job.ic - c * job.chunk)
-                    source = sums + ((chunk - first if job.alone else chunk) * job.chunk * wide + v) * width
-                    for i in range(channels):
-                        special |= transform_sums(
-                            m, taps, lanes, bits, fused,
-                            source + i * wide * width, job.m_plane, strip + i * area * width,
-                        )  # fmt: skip
+                    for phase in range(job.phases):
+                        at = phase * held + (chunk - first if job.alone else chunk)
+                        source = sums + (at * job.chunk * wide + v) * width
+                        for i in range(channels):
+                            special |= transform_sums(
+                                m, taps, lanes, bits, fused, source + i * wide * width, job.m_plane,
+                                strip + i * area * width, job.places + phase * taps * taps * 8,
+                            )  # fmt: skip
                     row = job.dw + (job.group * job.oc + k) * job.dwk + c * job.chunk * depths * area * size
                     # What lies together: all channels, or of each what one depth of its filter is.
-                    together = channels if depths == 1 else 1
-                    for i in range(0, channels, together):
+                    adjacent = channels if depths == 1 else 1
+                    for i in range(0, channels, adjacent):
                         to = row + (i * depths + depth) * area * size
-                        for e in range(0, together * area, lanes):
+                        for e in range(0, adjacent * area, lanes):
                             scatter_lanes(
-                                lanes, bits, strip + (i * area + e) * width, min(lanes, together * area - e),
+                                lanes, bits, strip + (i * area + e) * width, min(lanes, adjacent * area - e),
                                 to + e * size, job.dwk, outputs, 0, 0,
                             )  # fmt: skip
         if special:
@@ -143,21 +149,25 @@ def products(cols: int, vectors: int, tail: int, lanes: int, bits: int, fused: i
         if sources == 0:
             return
         job, dy = record(jobs, 0), record(jobs, 1)
-        tiles = job.rows * job.cols
+        tiles, together = job.rows * job.cols, job.chunks // job.phases
+        held = job.part if job.alone else together
         for unit in range(start, stop):
             block, index = unit % job.kblocks, unit // job.kblocks
             last = block == job.kblocks - 1
             wide = (tail if last else vectors) * width
             if job.alone:
-                first, end, point, points = index * job.part, min((index + 1) * job.part, job.chunks), 0, job.points
+                first, end, point, points = index * job.part, min((index + 1) * job.part, together), 0, job.points
             else:
-                first, end, point, points = 0, job.chunks, index, index + 1
+                first, end, point, points = 0, together, index, index + 1
             sums = job.sums + (worker if job.alone else block) * job.sums_bytes
             for p in range(point, points):
                 a = dy.v + p * dy.v_plane + block * tiles * vectors * width
-                for c in range(first, end):
-                    b = job.v + p * job.v_plane + c * tiles * width
-                    to = sums + p * job.m_plane + (c - first) * cols * wide
+                there = end - first
+                begin = word(job.spans, 2 * p) * there
+                for k in range(begin, begin + word(job.spans, 2 * p + 1) * there):
+                    phase, c = k // there, k % there
+                    b = job.v + p * job.v_plane + (phase * together + first + c) * tiles * width
+                    to = sums + p * job.m_plane + (phase * held + c) * cols * wide
                     so_far = to if job.add else 0
                     if last:
                         wgrad_tile(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address, aligned
 from fastconv.backends.cpu.wgrad.algorithm import Wgrad
@@ -28,11 +30,11 @@ class Runner:
         self.work = work
         kind = (work.lanes, 8 * work.size, int(work.simd.fma))
         self._enter, self._leave = (
-            kernel.address for kernel in transforms(work.m, work.problem.kernel_size[-1], *kind)
+            kernel.address for kernel in transforms(work.m, work.phases.taps[-1], *work.phases.stride, *kind)
         )
         self._products = products(work.tile.cols, work.tile.vectors, work.tile.tail, *kind).address
         # The loops look at these by address.
-        self._tables, self._starts = work.tables(), np.zeros(1, np.int64)
+        self._tables, self._phases = work.tables(), work.phase_tables()
         self._records: dict[Any, np.ndarray] = {}
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
@@ -60,7 +62,7 @@ class Runner:
 
     def _compute(self, job: int, step: int) -> None:
         work = self.work
-        pieces, workers = work.chunks + work.needed, work.workers
+        pieces, workers = work.together + work.needed, work.workers
         for _ in range(work.problem.groups):
             for block in work.blocks:
                 threads.run(self._enter, job, block.rows * pieces, workers)
@@ -83,7 +85,7 @@ class Runner:
         x_depths, x_rows, x_cols, dy_rows, dy_cols = map(address, self._tables)
         depth, missing = work.axes[0], (0,) * (len(AXES) - work.problem.ndim)
         strides = ("xn", "xc", "xd", "xh", "xw")
-        first, last = work.inside
+        first, last = inside(work.axes[2])
         both = {"down": work.down}
         of_x = dict(zip(strides, (*x[:2], *missing, *x[2:]), strict=True)) | {"xg": x[1] * work.inputs}
         of_x |= {
@@ -94,8 +96,9 @@ class Runner:
             "v_plane": work.planes["v"],
         }
         of_x |= {"od": depth.out, "table_d": x_depths, "step_d": depth.stride, "dilation_d": depth.dilation}
-        of_x |= {"phases": 1, "starts": address(self._starts)}
-        of_x |= {"table_h": x_rows, "table_w": x_cols, "before": first, "first": first, "last": last}
+        of_x |= dict(zip(("starts", "places", "spans"), map(address, self._phases), strict=True))
+        of_x |= {"phases": len(work.phases.order), "area": math.prod(work.phases.kernel)}
+        of_x |= {"table_h": x_rows, "table_w": x_cols, "before": work.axes[2].before, "first": first, "last": last}
         of_x |= {"oc": work.outputs, "kblocks": work.kblocks, "vectors": tile.vectors, "tail": tile.tail}
         of_x |= {"dwk": dwk, "scratch_bytes": rooms["scratch"] // work.workers, "strip": rooms["slab"]}
         of_x |= {"m_plane": work.planes["m"], "sums_bytes": rooms["sums"] // self._sets}
@@ -110,7 +113,7 @@ class Runner:
                 place = {"group": group, "row": block.row, "col": block.col, "rows": block.rows, "cols": block.cols}
                 place |= {"add": int(index > 0)}
                 rows = {
-                    "x": (block.cols * work.m + work.extent - work.m) * work.width,
+                    "x": work.slab_row(block.cols),
                     "dy": block.cols * work.m * work.width,
                 }
                 records.append(

@@ -38,28 +38,34 @@ def transform_gradient(typingctx, m, taps, lanes, bits, fused, source, row, targ
 
 
 @intrinsic(prefer_literal=True)
-def transform_sums(typingctx, m, taps, lanes, bits, fused, source, plane, target):
-    """Transform (m+taps-1)^2 vectors into adjacent taps^2; return whether NaN or infinity was met."""
+def transform_sums(typingctx, m, taps, lanes, bits, fused, source, plane, target, places):
+    """Transform (m+taps-1)^2 vectors into taps^2; return whether NaN or infinity was met.
+
+    ``places`` is the address of which vector of the target each tap is, below zero for a tap that does not exist.
+    """
     shape = literals(m, taps, lanes, bits, fused)
     if shape is None:
         return None
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, plane, target = args[5:]
+        source, plane, target, places = args[5:]
         m, taps, lanes, bits, fused = shape
         e = Emitter(builder, bits, lanes, bool(fused))
         extent = m + taps - 1
-        places = [source]
+        points = [source]
         for _ in range(extent**2 - 1):
-            places.append(builder.add(places[-1], plane))
+            points.append(builder.add(points[-1], plane))
         doubt = e.zero
         matrix = _turned(matrices(m, taps).filter)
-        for i, line in enumerate(both_axes(e, matrix, matrix, lambda i, j: e.load(places[i * extent + j]))):
+        for i, line in enumerate(both_axes(e, matrix, matrix, lambda i, j: e.load(points[i * extent + j]))):
             for j, value in enumerate(line):
+                place = e.load_integer(e.at(places, 8 * (i * taps + j)))
+                exists = builder.icmp_signed(">=", place, I64(0))
                 # Zero times anything finite is zero.
-                doubt = e.fma(value, e.zero, doubt)
-                e.store(value, e.at(target, (i * taps + j) * lanes * e.bytes))
+                doubt = builder.select(exists, e.fma(value, e.zero, doubt), doubt)
+                with builder.if_then(exists, likely=True):
+                    e.store(value, e.at(target, e.times(place, lanes * e.bytes)))
         met = builder.bitcast(builder.fcmp_unordered("uno", doubt, doubt), ir.IntType(lanes))
         return builder.zext(builder.icmp_unsigned("!=", met, ir.IntType(lanes)(0)), I64)
 
-    return types.int64(m, taps, lanes, bits, fused, *(types.int64,) * 3), codegen
+    return types.int64(m, taps, lanes, bits, fused, *(types.int64,) * 4), codegen

@@ -11,8 +11,9 @@ import numpy as np
 
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.winograd.phases import plane_phases, read_line
 from fastconv.backends.cpu.work import ConvWork
-from fastconv.geometry import source_index, source_line
+from fastconv.geometry import source_line
 from fastconv.problem import ConvProblem
 
 _LINE = 64
@@ -55,16 +56,18 @@ class Work(ConvWork):
 
     def __init__(self, m: int, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
-        self.m = m
+        self.m, self.phases = m, plane_phases(problem, (m, m))
         self.width = self.lanes * self.size
-        self.extent = m + problem.kernel_size[-1] - 1
+        self.extent = m + self.phases.taps[-1] - 1
         self.points = self.extent**2
         self.needed = -(-self.outputs // self.lanes)
         self.tile = self._choose()
         self.chunk = self.tile.cols
-        # Chunks of inputs. Those at another depth of the kernel are as further inputs.
+        # Chunks of inputs. Those at another depth of the kernel and of another phase are as further inputs.
         self.pieces = -(-self.inputs // self.chunk)
-        self.chunks = self.axes[0].kernel * self.pieces
+        #: Chunks of one phase, and of all.
+        self.together = self.axes[0].kernel * self.pieces
+        self.chunks = self.together * len(self.phases.order)
         self.kblocks = -(-self.needed // self.tile.vectors)
         self.down, self.across = (-(-size // m) for size in problem.output_size[-2:])
         self.all_rows = problem.n * self.axes[0].out * self.down
@@ -129,14 +132,15 @@ class Work(ConvWork):
 
     @cached_property
     def part(self) -> int:
-        """Chunks that go on to the gradient together."""
-        wanted = max(1, int(self.cache * _SHARE) // (self.points * self.unit_sums)) if self.alone else self.chunks
+        """Chunks of a phase that go on to the gradient together."""
+        sums = self.points * len(self.phases.order) * self.unit_sums
+        wanted = max(1, int(self.cache * _SHARE) // sums) if self.alone else self.together
         fewest = -(-_UNITS * self.workers // self.kblocks) if self.workers > 1 else 1
-        return max(1, min(wanted, self.chunks // min(fewest, self.chunks)))
+        return max(1, min(wanted, self.together // min(fewest, self.together)))
 
     @property
     def parts(self) -> int:
-        return -(-self.chunks // self.part)
+        return -(-self.together // self.part)
 
     @property
     def tiles(self) -> int:
@@ -150,15 +154,14 @@ class Work(ConvWork):
         return {
             "v": self.tiles * self.chunks * self.width + _LINE,
             "u": self.tiles * self.needed * self.width + _LINE,
-            "m": (self.part if self.alone else self.chunks) * self.unit_sums + _LINE,
+            "m": (self.part if self.alone else self.together) * len(self.phases.order) * self.unit_sums + _LINE,
         }
 
     @cached_property
     def rooms(self) -> dict[str, int]:
         """Bytes of transformed x and dy, of the sums, and of the workers' scratch."""
         squares = self.lanes * self.width
-        row = (self.blocks[0].cols * self.m + self.extent - self.m) * self.width
-        slab = _lines(self.extent * row + squares)
+        slab = _lines(self.extent * self.phases.stride[0] * self.slab_row(self.blocks[0].cols) + squares)
         strip = _lines(self.chunk * math.prod(self.problem.kernel_size[-2:]) * self.width + squares)
         sums = _lines(self.points * self.planes["m"])
         return {
@@ -173,27 +176,24 @@ class Work(ConvWork):
     def scratch_bytes(self) -> int:
         return sum(self.rooms[name] for name in ("v", "u", "sums", "scratch"))
 
-    @property
-    def inside(self) -> tuple[int, int]:
-        """The padded columns that are the input itself."""
-        before, after = self.problem.padding[-1]
-        return before, before + self.problem.iw + min(after, 0)
+    def slab_row(self, cols: int) -> int:
+        """Return the bytes of a row of what so many tiles read."""
+        return (cols * self.m + self.extent - self.m) * self.phases.stride[1] * self.width
 
     def tables(self) -> list[np.ndarray]:
         """Return the indices of x at every padded position that tiles read, by depths, rows and columns; then of dy."""
-        p = self.problem
         found = [source_line(self.axes[0])]
-        for size, (before, after), tiles in zip(
-            p.input_size[-2:], p.padding[-2:], (self.down, self.across), strict=True
-        ):
-            position = np.arange(tiles * self.m + self.extent - self.m) - before
-            index = source_index(position, size, p.padding_mode)
-            # The last tile may reach beyond what the convolution is defined on.
-            found.append(np.where(position < size + after, index, -1))
-        for size, tiles in zip(p.output_size[-2:], (self.down, self.across), strict=True):
+        plane = list(zip(self.axes[1:], (self.down, self.across), strict=True))
+        found += [read_line(axis, self.m, self.extent, tiles) for axis, tiles in plane]
+        for axis, tiles in plane:
             position = np.arange(tiles * self.m)
-            found.append(np.where(position < size, position, -1))
+            found.append(np.where(position < axis.out, position, -1))
         return [np.ascontiguousarray(table, np.int64) for table in found]
+
+    def phase_tables(self) -> tuple[np.ndarray, ...]:
+        """Return where in the slab every phase begins, in bytes; its `Phases.tap_places`; and `Phases.spans`."""
+        starts = self.phases.starts(self.slab_row(self.blocks[0].cols), self.width)
+        return starts, self.phases.tap_places(turned=False), np.array(self.phases.spans, np.int64)
 
     @property
     def cycles(self) -> float:
@@ -201,20 +201,27 @@ class Work(ConvWork):
         tiles, needed = self.all_rows * self.across, self.needed
         turn = math.log2(self.lanes) + _TURN
         per_row = self.all_rows * self.lanes * turn
+        down, across = self.phases.stride
         read, taken = (
-            -(-min(self.across * self.m + more, self.problem.ow) // self.lanes) for more in (self.extent - self.m, 0)
+            -(-min(self.across * self.m + more, self.problem.ow) * step // self.lanes)
+            for more, step in ((self.extent - self.m, across), (0, 1))
         )
         enter = self.points * tiles * (_OF_X * self.chunks + _OF_DY * needed)
-        enter += per_row * (self.extent * read * self.chunks + self.m * taken * needed)
+        enter += per_row * (self.extent * down * read * self.together + self.m * taken * needed)
         sums = self.chunks * self.chunk * needed
-        products = tiles * self.chunks * self._step_cycles(self.tile)
+        summed = self.together * self.phases.products / self.points
+        products = tiles * summed * self._step_cycles(self.tile)
         products += len(self.blocks) * (self.chunks * self.kblocks * _BEGIN + 3 * sums)
         moved = tiles * (self.chunks + needed)
         if self.points * moved * self.width > self.cache:
             products += _FAR_CYCLES * moved
         if not self.alone and self.all_sums > self.cache // 2:
             products += 2 * _FAR_CYCLES * len(self.blocks) * sums
-        leave = self.inputs * needed * (_OF_SUMS * self.points * self.axes[0].kernel + turn * self.taps)
+        leave = (
+            self.inputs
+            * needed
+            * (_OF_SUMS * self.points * len(self.phases.order) * self.axes[0].kernel + turn * self.taps)
+        )
         total: float = self.problem.groups * (enter + self.points * products + leave)
         units = self.kblocks * (self.parts if self.alone else self.points)
         uneven = -(-units // self.workers) / units

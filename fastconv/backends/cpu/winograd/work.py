@@ -8,12 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.direct.work import Tile
 from fastconv.backends.cpu.registers import Simd
-from fastconv.backends.cpu.winograd.phases import Phases, phases_of
+from fastconv.backends.cpu.winograd.phases import plane_phases, read_line
 from fastconv.backends.cpu.work import ConvWork
-from fastconv.geometry import Axis, source_index, source_line
+from fastconv.geometry import source_line
 from fastconv.problem import ConvProblem, Sizes
 
 _LINE = 64
@@ -84,12 +83,6 @@ def _choose_tile(tiles: int, needed: int, terms: int, vectors: Simd) -> tuple[Ti
 def _uneven(units: int, workers: int) -> float:
     """Return the share of the work that the busiest worker does."""
     return -(-units // workers) / units
-
-
-def plane_phases(problem: ConvProblem, m: Sizes) -> Phases:
-    """Return the phases of a problem's kernel."""
-    _, height, width = lifted_axes(problem)
-    return phases_of((height.kernel, width.kernel), (height.stride, width.stride), m)
 
 
 class Work(ConvWork):
@@ -262,21 +255,12 @@ class Work(ConvWork):
     def tables(self) -> list[np.ndarray]:
         """Return, for depths, rows and columns, the input index of every padded position that tiles read."""
         plane = zip(self.axes[1:], self.m, self.extent, (self.down, self.across), strict=True)
-        return [source_line(self.axes[0]), *(_table(*axis) for axis in plane)]
+        return [source_line(self.axes[0]), *(read_line(*axis) for axis in plane)]
 
     def starts(self) -> np.ndarray:
         """Return where in the slab every phase begins, in bytes."""
-        slab_row = self.scratch["slab_row"]
-        return np.array([row * slab_row + column * self.width for row, column in self.phases.order], np.int64)
+        return self.phases.starts(self.scratch["slab_row"], self.width)
 
     def spans(self) -> np.ndarray:
         """Return of every point the first chunk that has products there, and how many have."""
         return np.multiply(self.phases.spans, self.together, dtype=np.int64)
-
-
-def _table(axis: Axis, outputs: int, extent: int, tiles: int) -> np.ndarray:
-    """Return the input index of every padded position that tiles of so many outputs read."""
-    place = np.arange(((tiles - 1) * outputs + extent) * axis.stride)
-    index = source_index(place - axis.before, axis.size, axis.mode)
-    # The last tile may reach beyond what the convolution is defined on.
-    return np.ascontiguousarray(np.where(place < axis.extent(axis.out), index, -1), np.int64)
