@@ -55,6 +55,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.dgrad.grouped:GroupedDgrad",
     "fastconv.backends.cpu.dgrad.folded:FoldedDgrad",
     "fastconv.backends.cpu.dgrad.winograd:ALGORITHMS",
+    "fastconv.backends.cpu.dgrad.mixed:DgradMixed",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",
     "fastconv.backends.cuda.direct.algorithm:Direct",
     "fastconv.backends.cuda.tensorcore.algorithm:Tensorcore",

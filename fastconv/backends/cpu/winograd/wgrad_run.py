@@ -112,16 +112,12 @@ class Runner:
             for index, block in enumerate(work.blocks):
                 place = {"group": group, "row": block.row, "col": block.col, "rows": block.rows, "cols": block.cols}
                 place |= {"add": int(index > 0)}
-                rows = {
-                    "x": work.slab_row(block.cols),
-                    "dy": block.cols * work.m * work.width,
-                }
                 records.append(
                     [
                         record_of(FIELDS, fields)
                         for fields in (
-                            both | of_x | place | {"slab_row": rows["x"]},
-                            both | of_dy | place | {"slab_row": rows["dy"]},
+                            both | of_x | place | {"slab_row": work.slab_row},
+                            both | of_dy | place | {"slab_row": block.cols * work.m * work.width},
                         )
                     ]
                 )

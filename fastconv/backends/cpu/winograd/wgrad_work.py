@@ -161,7 +161,7 @@ class Work(ConvWork):
     def rooms(self) -> dict[str, int]:
         """Bytes of transformed x and dy, of the sums, and of the workers' scratch."""
         squares = self.lanes * self.width
-        slab = _lines(self.extent * self.phases.stride[0] * self.slab_row(self.blocks[0].cols) + squares)
+        slab = _lines(self.extent * self.phases.stride[0] * self.slab_row + squares)
         strip = _lines(self.chunk * math.prod(self.problem.kernel_size[-2:]) * self.width + squares)
         sums = _lines(self.points * self.planes["m"])
         return {
@@ -176,9 +176,10 @@ class Work(ConvWork):
     def scratch_bytes(self) -> int:
         return sum(self.rooms[name] for name in ("v", "u", "sums", "scratch"))
 
-    def slab_row(self, cols: int) -> int:
-        """Return the bytes of a row of what so many tiles read."""
-        return (cols * self.m + self.extent - self.m) * self.phases.stride[1] * self.width
+    @property
+    def slab_row(self) -> int:
+        """Bytes of a row of what tiles read, those of the widest block."""
+        return (self.blocks[0].cols * self.m + self.extent - self.m) * self.phases.stride[1] * self.width
 
     def tables(self) -> list[np.ndarray]:
         """Return the indices of x at every padded position that tiles read, by depths, rows and columns; then of dy."""
@@ -192,7 +193,7 @@ class Work(ConvWork):
 
     def phase_tables(self) -> tuple[np.ndarray, ...]:
         """Return where in the slab every phase begins, in bytes; its `Phases.tap_places`; and `Phases.spans`."""
-        starts = self.phases.starts(self.slab_row(self.blocks[0].cols), self.width)
+        starts = self.phases.starts(self.slab_row, self.width)
         return starts, self.phases.tap_places(turned=False), np.array(self.phases.spans, np.int64)
 
     @property

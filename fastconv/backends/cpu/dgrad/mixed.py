@@ -1,0 +1,68 @@
+"""Input gradients whose phases have kernels of several sizes: each phase by the algorithm that is fastest for it."""
+
+from __future__ import annotations
+
+from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.dgrad.algorithm import Dgrad
+from fastconv.backends.cpu.direct.algorithm import Direct
+from fastconv.backends.cpu.pointwise.algorithm import Pointwise
+from fastconv.backends.cpu.winograd import algorithm as winograd
+from fastconv.machine import Machine, machine
+from fastconv.problem import ConvProblem
+
+# What predictions of calls that follow one another leave out: of what each finds in the caches, the last one's is gone.
+_COLD = 1.1
+# With longer steps there are many phases, of few taps each.
+_MOST_APART = 4
+
+
+class _Fastest(Algorithm):
+    """Of several algorithms the one that is predicted to take the least time."""
+
+    name = "fastest"
+    backend = "numba"
+    strict = False
+    algorithms = (Direct(), Pointwise(), *winograd.ALGORITHMS)
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        return self.algorithms[0].refuses(problem)
+
+    def choose(self, problem: AnyProblem) -> Algorithm:
+        """Return the algorithm for a problem."""
+        here = machine()
+        able = (algorithm for algorithm in self.algorithms if algorithm.refuses(problem) is None)
+        return min(able, key=lambda algorithm: algorithm.predict(problem, here))
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        return self.choose(problem).workspace_bytes(problem)
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        return self.choose(problem).predict(problem, machine)
+
+    def error_bound(self, problem: AnyProblem) -> float:
+        return self.choose(problem).error_bound(problem)
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        return self.choose(problem).plan(problem)
+
+
+class DgradMixed(Dgrad):
+    """By Winograd's algorithms, where a phase has several taps, and by a matrix product, where it has one."""
+
+    name = "dgrad_mixed"
+    strict = False
+    forward = _Fastest()
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        return _COLD * super().predict(problem, machine)
+
+    def refuses(self, problem: AnyProblem) -> str | None:
+        if isinstance(problem, ConvProblem) and not 1 < max(problem.stride, default=1) <= _MOST_APART:
+            return f"takes kernels that step by two to {_MOST_APART}"
+        why = super().refuses(problem)
+        if why is not None:
+            return why
+        kernels = {tuple(line.kernel for line in group.lines) for group in self._work(problem).groups}
+        if len(kernels) == 1:
+            return "takes kernels whose phases have different numbers of taps"
+        return None
