@@ -240,7 +240,7 @@ def test_whether_something_contributes_is_known_axis_by_axis(text):
     assert contributions(problem) == (not all(empty), not any(empty))
 
 
-@pytest.mark.parametrize("key", ["dgrad_depthwise2", "dgrad_grouped2", "dgrad_folded", "dgrad_woven"])
+@pytest.mark.parametrize("key", ["dgrad_depthwise2", "dgrad_grouped2", "dgrad_folded", "dgrad_woven", "dgrad_mixed"])
 def test_phases_of_a_long_stride_are_not_listed_to_refuse_it(key, monkeypatch):
     monkeypatch.setattr("fastconv.backends.cpu.dgrad.phases._group", None)
     registry.find(f"numba/{key}").refuses(parse_problem("conv3d:dgrad n1 c3 i999 oc3 g3 k1 sd333 sh333 sw3"))
@@ -401,3 +401,24 @@ def test_weights_of_all_phases_are_packed_whatever_their_taps(kernel, channels, 
 @pytest.mark.parametrize("text", ["c16 i260 oc16 k2 s2", "c16 ih130 iw250 oc16 k3 s2 p1", "c16 ih131 iw250 oc16 k3 s2"])
 def test_bands_of_large_maps_are_woven(text):
     testing.check_problem(registry.find("numba/dgrad_woven"), parse_problem(f"conv2d:dgrad n1 {text}"))
+
+
+@pytest.mark.parametrize("form", ["", " prepacked", " f64"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:dgrad n2 ic40 ih27 iw29 oc24 k3 s2 p1",
+        "conv2d:dgrad n3 ic17 ih30 iw28 oc20 k5 s2 p2 bias relu",
+        "conv2d:dgrad n2 ic24 ih25 iw31 oc18 k4 s3 channels_last",
+        "conv2d:dgrad n2 ic36 ih24 iw26 oc28 k3 s2 p0:1 g2 bias residual",
+        "conv1d:dgrad n2 ic24 iw250 oc20 k3 s2 p1",
+        "conv3d:dgrad n1 ic20 id6 ih18 iw17 oc24 k3 s2 p1",
+    ],
+)
+def test_every_phase_by_an_algorithm_of_its_own(text, form):
+    testing.check_problem(registry.find("numba/dgrad_mixed"), parse_problem(text + form))
+
+
+@pytest.mark.parametrize("text", ["n1 c8 i9 oc8 k3 p1", "n1 c8 i10 oc8 k4 s2 p1", "n1 c8 i20 oc8 k11 s5"])
+def test_phases_that_are_alike_need_one_algorithm(text):
+    assert registry.find("numba/dgrad_mixed").refuses(parse_problem(f"conv2d:dgrad {text}")) is not None

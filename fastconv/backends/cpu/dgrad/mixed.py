@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.dgrad.algorithm import Dgrad
 from fastconv.backends.cpu.direct.algorithm import Direct
@@ -16,22 +18,30 @@ _COLD = 1.1
 _MOST_APART = 4
 
 
+_ALGORITHMS = (Direct(), Pointwise(), *winograd.ALGORITHMS)
+
+
+@lru_cache(maxsize=1024)
+def _fastest(problem: AnyProblem, threads: int) -> Algorithm:
+    """Return the algorithm that is predicted to take the least time on so many threads, which the options say."""
+    here = machine()
+    able = (algorithm for algorithm in _ALGORITHMS if algorithm.refuses(problem) is None)
+    return min(able, key=lambda algorithm: algorithm.predict(problem, here))
+
+
 class _Fastest(Algorithm):
     """Of several algorithms the one that is predicted to take the least time."""
 
     name = "fastest"
     backend = "numba"
     strict = False
-    algorithms = (Direct(), Pointwise(), *winograd.ALGORITHMS)
 
     def refuses(self, problem: AnyProblem) -> str | None:
-        return self.algorithms[0].refuses(problem)
+        return _ALGORITHMS[0].refuses(problem)
 
     def choose(self, problem: AnyProblem) -> Algorithm:
         """Return the algorithm for a problem."""
-        here = machine()
-        able = (algorithm for algorithm in self.algorithms if algorithm.refuses(problem) is None)
-        return min(able, key=lambda algorithm: algorithm.predict(problem, here))
+        return _fastest(problem, machine().threads())
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         return self.choose(problem).workspace_bytes(problem)
