@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -112,13 +113,17 @@ class Dgrad(Algorithm):
         assert isinstance(problem, ConvProblem)
         lanes = simd().lanes(size_of(computed(format_of(problem))))
         workers, cache = workers_for(problem), machine().l2_bytes
-        return Work(problem, lanes, workers, cache, self.views, self.in_place)
+        return _work_of(problem, lanes, workers, cache, self.views, self.in_place)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.dgrad.run import Runner
 
         runner = Runner(self._work(problem), self.forward)
         return Plan(problem, self, runner.run, runner.pack)
+
+
+# Many algorithms ask about the same problem, one after the other.
+_work_of = lru_cache(maxsize=16)(Work)
 
 
 def _packing_seconds(algorithm: Algorithm, forward: ConvProblem, machine: Machine) -> float:
