@@ -416,7 +416,12 @@ def test_bands_of_large_maps_are_woven(text):
     ],
 )
 def test_every_phase_by_an_algorithm_of_its_own(text, form):
-    testing.check_problem(registry.find("numba/dgrad_mixed"), parse_problem(text + form))
+    problem, algorithm, results = parse_problem(text + form), registry.find("numba/dgrad_mixed"), []
+    testing.check_problem(algorithm, problem)
+    for threads in (1, 2):
+        with fc.options(threads=threads):
+            results.append(testing.run(algorithm, problem, testing.random_inputs(problem))[0])
+    assert np.array_equal(*results)
 
 
 @pytest.mark.parametrize("text", ["n1 c8 i9 oc8 k3 p1", "n1 c8 i10 oc8 k4 s2 p1", "n1 c8 i20 oc8 k11 s5"])

@@ -10,6 +10,7 @@ from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise
 from fastconv.backends.cpu.winograd import algorithm as winograd
 from fastconv.machine import Machine, machine
+from fastconv.options import options
 from fastconv.problem import ConvProblem
 
 # What predictions of calls that follow one another leave out: of what each finds in the caches, the last one's is gone.
@@ -17,16 +18,19 @@ _COLD = 1.1
 # With longer steps there are many phases, of few taps each.
 _MOST_APART = 4
 
-
 _ALGORITHMS = (Direct(), Pointwise(), *winograd.ALGORITHMS)
 
 
+# Images for which a phase's algorithm is chosen: how many are done together depends on threads, and no result may.
+_IMAGES = 8
+
+
 @lru_cache(maxsize=1024)
-def _fastest(problem: AnyProblem, threads: int) -> Algorithm:
-    """Return the algorithm that is predicted to take the least time on so many threads, which the options say."""
-    here = machine()
+def _fastest(problem: AnyProblem) -> Algorithm:
+    """Return the algorithm that is predicted to take the least time on one thread."""
     able = (algorithm for algorithm in _ALGORITHMS if algorithm.refuses(problem) is None)
-    return min(able, key=lambda algorithm: algorithm.predict(problem, here))
+    with options(threads=1):
+        return min(able, key=lambda algorithm: algorithm.predict(problem, machine()))
 
 
 class _Fastest(Algorithm):
@@ -41,7 +45,8 @@ class _Fastest(Algorithm):
 
     def choose(self, problem: AnyProblem) -> Algorithm:
         """Return the algorithm for a problem."""
-        return _fastest(problem, machine().threads())
+        assert isinstance(problem, ConvProblem)
+        return _fastest(problem.replace(n=_IMAGES, prepacked=True))
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         return self.choose(problem).workspace_bytes(problem)
