@@ -84,7 +84,7 @@ class Runner:
             stride, down = w.strides[0], 0
         job = self._packing.copy()
         job[: len(packing.HEAD)] = (address(w), stride, down, address(self._places[turned]), packed, room)
-        elements = math.prod(axis.kernel for axis in work.axes[1:])
+        elements = math.prod(work.phases.kernel)
         kernel = packing.pack_kernel(*work.m, *work.extent, elements, *self._kind, int(turned)).address
         threads.run(kernel, address(job), work.problem.groups * work.blocks, work.workers)
 
