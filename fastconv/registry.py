@@ -38,6 +38,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad4",
     "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad2x5",
     "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad4x2",
+    "fastconv.backends.cpu.winograd.wgrad:WinogradWgrad3x4",
     "fastconv.backends.cpu.pool.algorithm:Pool",
     "fastconv.backends.cpu.pool.algorithm:PoolGradient",
     "fastconv.backends.cpu.unfold.algorithm:Unfold",

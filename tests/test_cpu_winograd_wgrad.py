@@ -11,12 +11,12 @@ from fresh import python
 from fastconv import registry, testing
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.winograd.points import matrices
-from fastconv.backends.cpu.winograd.wgrad import WinogradWgrad2x5, WinogradWgrad4, WinogradWgrad4x2
+from fastconv.backends.cpu.winograd.wgrad import WinogradWgrad2x5, WinogradWgrad3x4, WinogradWgrad4, WinogradWgrad4x2
 from fastconv.backends.cpu.winograd.wgrad_work import Work
 from fastconv.notation import parse_problem
 from fastconv.options import options
 
-ALGORITHMS = [WinogradWgrad4(), WinogradWgrad2x5(), WinogradWgrad4x2()]
+ALGORITHMS = [WinogradWgrad4(), WinogradWgrad2x5(), WinogradWgrad4x2(), WinogradWgrad3x4()]
 
 # Chunks of inputs and blocks of outputs with and without a smaller last one; tiles that fit and do not; many images.
 SHAPES = """

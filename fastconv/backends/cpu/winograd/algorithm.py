@@ -24,7 +24,8 @@ _OVERHEAD, _PACKING = 6e-6, 3e-6
 _EXPOSED = 0.5  # of the time that input and output take to move: what arithmetic does not hide
 # Second-level caches' worth of input and output, and of weights, that does not come from memory.
 _CACHED, _CACHED_WEIGHT = 4, 4
-_FILTER = 8.0  # instructions to transform a vector of the weight
+# Instructions to transform a vector of the weight: of kernels of one phase, and of several, which go to as many places.
+_FILTER, _PHASES = 8.0, 20.0
 
 
 # All outputs of a tile have errors of about the same size, so none may be much smaller than the others.
@@ -80,10 +81,11 @@ class Winograd(Algorithm):
         return _OVERHEAD + packing + work.block.cycles / machine.hertz + moving
 
     def _packing_seconds(self, work: Work, machine: Machine) -> float:
-        computing = work.packed_size / work.lanes * _FILTER / work.simd.fma_per_cycle / machine.hertz
+        vector = _FILTER if len(work.phases.order) == 1 else _PHASES
+        computing = work.packed_size / work.lanes * vector / work.simd.fma_per_cycle / machine.hertz
         # Memory is read before it is written.
         moving = 2 * max(0, work.packed_size * work.size - _CACHED_WEIGHT * work.cache) / machine.bandwidth
-        return _PACKING + (computing + moving) / work.workers
+        return _PACKING + max(computing, moving) / work.workers
 
     def error_bound(self, problem: AnyProblem) -> float:
         return self.constant * EPSILON[problem.accumulator] * math.sqrt(problem.reduction)

@@ -98,3 +98,10 @@ class WinogradWgrad4x2(WinogradWgrad):
 
     name = "winograd_wgrad4_2x2"
     m, taps = 4, 2
+
+
+class WinogradWgrad3x4(WinogradWgrad):
+    """F(4x4, 3x3): 4 times fewer multiplications."""
+
+    name = "winograd_wgrad3_4x4"
+    m, taps = 3, 4
