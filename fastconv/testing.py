@@ -37,6 +37,9 @@ CONV_SHAPES = """
     conv2d n2 c16 i5 oc10 k5 bias
     conv2d n1 c24 i7 oc10 k2 bias
     conv2d n2 c16 i8 oc18 k4 s2 p1
+    conv2d n2 c12 i13 oc20 k8 s2 p3
+    conv2d n1 c16 ih5 iw17 oc18 kh1 kw4 sh1 sw2 pw1 bias
+    conv2d n1 c16 ih17 iw5 oc18 kh4 kw1 sh2 sw1 ph1
     conv2d n1 c12 i9 oc20 k5 p2 bias
     conv2d n1 c3 ih5 iw17 oc3 kh1 kw7 pw3 sigmoid
     conv2d n1 c3 ih17 iw5 oc3 kh7 kw1 ph3 tanh residual
