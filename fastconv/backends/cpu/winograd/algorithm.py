@@ -25,7 +25,7 @@ _EXPOSED = 0.5  # of the time that input and output take to move: what arithmeti
 # Second-level caches' worth of input and output, and of weights, that does not come from memory.
 _CACHED, _CACHED_WEIGHT = 4, 4
 # Instructions to transform a vector of the weight: of kernels of one phase, and of several, which go to as many places.
-_FILTER, _PHASES = 8.0, 20.0
+_FILTER, _PHASES = 8.0, 14.0
 
 
 # All outputs of a tile have errors of about the same size, so none may be much smaller than the others.
