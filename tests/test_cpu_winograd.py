@@ -146,7 +146,7 @@ def test_matrices_filter_exactly(algorithm):
 @three
 def test_two_workers_share_a_block_of_tiles(algorithm):
     """One image of few tiles is no work for two, unless they share it; no bit of the result depends on it."""
-    problem = fitted("conv2d n1 ic256 ih8 iw8 oc256 k3 p1 bias", algorithm)
+    problem = fitted("conv2d n1 ic256 ih7 iw7 oc256 k3 p1 bias", algorithm)
     assert Work(algorithm.m, problem, simd(), 2, 1 << 20).block.shared
     inputs, results = testing.random_inputs(problem), []
     for threads in (1, 2):
