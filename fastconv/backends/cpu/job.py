@@ -60,8 +60,8 @@ def task_type(job: np.dtype[Any]) -> Any:
 
 
 @intrinsic
-def _on_stack(typingctx: Any) -> Any:
-    """Return the address of `_MOST_WORDS` words on the stack."""
+def on_stack(typingctx: Any) -> Any:
+    """Return the address of as many words on the stack as a record has at most."""
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         room = cgutils.alloca_once(builder, ir.IntType(64), ir.Constant(ir.IntType(64), _MOST_WORDS))
@@ -105,7 +105,7 @@ def _doing() -> Any:
     def do(board, helpers, loops, record, words, units, x, w, y, bias, residual, slab):
         if sources == 0:
             return
-        job = _on_stack()
+        job = on_stack()
         copy(job, record, 8 * words)
         _fill(job, x, w, y, bias, residual, slab)
         threads.launch(board, loops, job, units, helpers)

@@ -54,6 +54,8 @@ _FIELDS = """
     unit_sums own            | bytes of a unit's sums; whether a worker has room for one unit alone
     straight                 | whether tiles store what is ready in rows of dw, if these take whole vectors
     add finish               | whether the sums go on from the last chunk's; whether this chunk is the last
+    pack_x pack_dy sum       | who does the chunk: addresses of compiled loops
+    units_x units_dy units   | their units of work
 """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)

@@ -11,7 +11,7 @@ from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-_OVERHEAD = 8e-6
+_OVERHEAD = 5e-6
 # Of the shorter of computing and moving, what is not hidden behind the other.
 _EXPOSED = 0.25
 # More channels a group are worth what it takes to transpose them.

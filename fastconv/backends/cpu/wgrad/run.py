@@ -1,4 +1,4 @@
-"""Running a weight gradient: chunk by chunk, packing x and dy and then summing."""
+"""Running a weight gradient: what the jobs of its chunks say of arrays of certain strides."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv.backends.cpu import scratch, threads
+from fastconv.backends.cpu import scratch
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address, aligned
 from fastconv.backends.cpu.wgrad.loops import FIELDS, packing, sums
+from fastconv.backends.cpu.wgrad.start import start
 from fastconv.backends.cpu.wgrad.tile import compiled_tile
 from fastconv.backends.cpu.wgrad.work import Chunk, Work
 from fastconv.geometry import source_line
@@ -19,26 +20,15 @@ from fastconv.problem import AXES, Sizes
 # Of arrays of how many different strides a plan remembers what it worked out.
 _MOST_RECORDS = 16
 
-# The addresses that every run fills in stand first.
-_ADDRESSES = ("x", "slab", "dy", "dw", "panel", "sums")
-assert FIELDS[: len(_ADDRESSES)] == _ADDRESSES
 # Channels that lie multiples of this apart, in bytes, fall on the same lines of a first-level cache.
 _ALIAS = 4096
-
-
-class Step(NamedTuple):
-    """A chunk: units of packing x and dy."""
-
-    lines_x: int
-    lines_dy: int
 
 
 class Record(NamedTuple):
     """What is known of a problem on arrays of certain strides."""
 
     jobs: Any  # a `JOB` for every chunk, as plain integers; addresses of arrays left open
-    steps: list[Step]
-    sums: int  # address of the compiled sums
+    address: int  # of the first
     direct: bool
     tables: list[Any]  # what the jobs point to
 
@@ -49,7 +39,7 @@ class Runner:
     def __init__(self, work: Work) -> None:
         self.work = work
         tile, lanes, size = work.tile, work.lanes, work.size
-        self._records: dict[tuple[Any, ...], Record] = {}
+        self._records: dict[tuple[Sizes, Sizes, Sizes], Record | None] = {}
         self._pack_x, self._pack_dy = (kernel.address for kernel in packing(lanes, work.format, int(not work.exact)))
         self._chunks = list(work.chunks())
         self._slab_bytes = work.groups * work.cblocks * work.slab_block(work.chunk)
@@ -76,40 +66,33 @@ class Runner:
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         (x, dy), (dw,) = inputs, outputs
-        fits = dw[0].flags.c_contiguous and dw.flags.aligned and dw.strides[0] >= 0
-        flat = dw.reshape(dw.shape[0], -1) if fits else None
-        if flat is None or not (x.flags.aligned and dy.flags.aligned):
+        try:
+            record = self._records[x.strides, dy.strides, dw.strides]
+        except KeyError:
+            record = self._look(x, dy, dw)
+        if record is None or not (x.flags.aligned and dy.flags.aligned and dw.flags.aligned):
             result = np.empty(dw.shape, dw.dtype)
             self.run((aligned(x), aligned(dy)), (result,))
             dw[...] = result
             return
-        if self.work.turned:
+        work = self.work
+        slab, panel, sums_ = (scratch.take(work.scratch_bytes) + place for place in self._places)
+        if work.turned:
             x, dy = dy, x
-        record = self._record(x.strides, dy.strides, flat.strides[0])
-        start = scratch.take(self.work.scratch_bytes)
-        slab, panel, sums_ = (start + place for place in self._places)
-        at = address(x)
-        jobs = record.jobs.copy()
-        jobs[:, : len(_ADDRESSES)] += (at, at if record.direct else slab, address(dy), address(dw), panel, sums_)
-        job, units, workers = address(jobs), self.work.units, self.work.workers
-        for step in record.steps:
-            if step.lines_x:
-                threads.run(self._pack_x, job, step.lines_x, workers)
-            threads.run(self._pack_dy, job, step.lines_dy, workers)
-            threads.run(record.sums, job, units, workers)
-            job += jobs.strides[0]
+        read = address(x) if record.direct else slab
+        start(record.jobs, record.address, work.workers, address(x), read, address(dy), address(dw), panel, sums_)
 
-    def _record(self, x: Sizes, dy: Sizes, dwk: int) -> Record:
-        try:
-            return self._records[x, dy, dwk]
-        except KeyError:
-            pass
+    def _look(self, x: Any, dy: Any, dw: Any) -> Record | None:
+        """Describe the jobs for arrays of these strides, and remember them; None if rows of dw are not together."""
+        missing = (0,) * (len(AXES) - self.work.problem.ndim)
+        first, second = (
+            (*array.strides[:2], *missing, *array.strides[2:]) for array in ((dy, x) if self.work.turned else (x, dy))
+        )
+        together = dw[0].flags.c_contiguous and dw.strides[0] >= 0
+        record = self._describe(first, second, dw.strides[0]) if together else None
         if len(self._records) >= _MOST_RECORDS:
             self._records.clear()
-        missing = (0,) * (len(AXES) - self.work.problem.ndim)
-        record = self._records[x, dy, dwk] = self._describe(
-            (*x[:2], *missing, *x[2:]), (*dy[:2], *missing, *dy[2:]), dwk
-        )
+        self._records[x.strides, dy.strides, dw.strides] = record
         return record
 
     def _describe(self, x: Sizes, dy: Sizes, dwk: int) -> Record:
@@ -118,16 +101,19 @@ class Runner:
         direct = work.direct and (x[1] == work.size or x[1] % _ALIAS != 0)
         common = {"dwk": dwk, "dwe": dwk, "wsteps": address(tables[0])} | self._common(tables)
         common |= self._tiles(direct and x[1] != work.size)
-        jobs, steps = [], []
+        kernels = {"pack_x": self._pack_x, "pack_dy": self._pack_dy, "sum": sums(work.lanes, work.format).address}
+        common |= kernels | {"units": work.units}
+        jobs = []
         for index, chunk in enumerate(self._chunks):
             f = common | self._read_dy(chunk, dy)
             f |= self._read_where_it_is(chunk, x) if direct else self._read_packed(chunk, x, tables)
             finish = index == len(self._chunks) - 1
             f |= {"add": int(index > 0), "finish": int(finish), "straight": int(finish and direct and work.straight)}
+            f["units_x"] = 0 if direct else work.groups * work.cblocks * f["images"] * f["depths"] * f["heights"]
+            f["units_dy"] = work.groups * work.kblocks * f["images"] * f["ydepths"] * f["lines"]
             jobs.append(record_of(FIELDS, f))
-            lines_x = 0 if direct else work.groups * work.cblocks * f["images"] * f["depths"] * f["heights"]
-            steps.append(Step(lines_x, work.groups * work.kblocks * f["images"] * f["ydepths"] * f["lines"]))
-        return Record(np.array(jobs, np.int64), steps, sums(work.lanes, work.format).address, direct, tables)
+        together = np.array(jobs, np.int64)
+        return Record(together, address(together), direct, tables)
 
     def _tiles(self, apart: bool) -> dict[str, int]:
         """Return what the loops know of the tiles, and who computes them; ``apart``: a pixel's inputs lie apart."""

@@ -30,7 +30,7 @@ _RUN = 96
 # Cycles: of an element that is transposed, or copied; of starting a tile; of a multiply-add's result.
 _TURN_CYCLES, _COPY_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.2, 40, 4
 # Seconds of a call, and of a chunk's launches.
-_OVERHEAD, _LAUNCH = 6e-6, 5e-6
+_OVERHEAD, _LAUNCH = 2.5e-6, 1e-6
 # Channels so many bytes apart share a set of a first-level cache, which has so many places; cycles to fetch a line
 # from the second level.
 _WAY, _PLACES, _LINE_CYCLES = 4096, 8, 2.0
