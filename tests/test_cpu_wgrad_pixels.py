@@ -28,6 +28,9 @@ PROBLEMS = (
     "conv3d:wgrad n2 c6 id3 ih4 iw5 oc14 k1 g2",
     "conv2d:wgrad n2 c50 i13 oc3 k1 s2",
     "conv1d:wgrad n2 c18 iw2100 oc9 k1 f64",
+    "conv2d:wgrad n2 c40 ih9 iw13 oc3 k3 p1",
+    "conv3d:wgrad n2 c3 id6 ih7 iw18 oc5 k3 p1",
+    "conv3d:wgrad n1 c6 id11 ih9 iw8 oc9 kd3 kh2 kw3 sd3 sh2 sw1 pd4:0 ph1 pw0 dd2 dh1 dw2 g3",  # depths of padding
 )
 
 
@@ -57,6 +60,7 @@ def test_bands(text: str, far: int, monkeypatch: pytest.MonkeyPatch) -> None:
         "conv2d:wgrad n2 c12 i40 oc36 k3 s2 p1 g2",
         "conv2d:wgrad n1 c3 i99 oc30 k5 s2 p2",
         "conv2d:wgrad n2 c30 i70 oc12 k1",
+        "conv3d:wgrad n1 c4 i22 oc16 k3 p1",
     ],
 )
 def test_any_number_of_threads(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,9 +92,8 @@ def test_strides(text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("conv3d:wgrad n1 c2 i5 oc4 k3", "one and two dimensions"),
-        ("linear:wgrad n8 c2 oc4", "one and two dimensions"),
-        ("conv2d:wgrad n1 c33 i9 oc4 k3", "at most 32 channels"),
+        ("linear:wgrad n8 c2 oc4", "spatial axes"),
+        ("conv2d:wgrad n1 c33 i9 oc34 k3", "at most 32 channels"),
         ("conv2d:wgrad n1 c33 i9 oc34 k1", "at most 32 channels"),
         ("conv2d:wgrad n1 c3 i29 oc4 k3 s5", "at most 4 columns"),
         ("conv2d:wgrad n1 c3 i9 oc4 k3 p1 reflect", "pads with zeros"),
@@ -108,6 +111,8 @@ def test_refusals(text: str, reason: str) -> None:
         "conv2d:wgrad n1 c3 i299 oc32 k3 s2",
         "conv2d:wgrad n1 c256 i56 oc256 k3 s2 p1 g32",
         "conv2d:wgrad n4 c128 i64 oc2 k1",
+        "conv2d:wgrad n1 c64 i56 oc3 k3 p1",
+        "conv3d:wgrad n2 c16 i32 oc2 k3 p1",
     ],
 )
 def test_is_taken_where_channels_are_few(text: str) -> None:

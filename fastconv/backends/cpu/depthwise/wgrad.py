@@ -12,7 +12,7 @@ from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
 # Seconds a call takes beside its loops.
-_OVERHEAD = 10e-6
+_OVERHEAD = 4e-6
 
 
 class DepthwiseWgrad(Algorithm):

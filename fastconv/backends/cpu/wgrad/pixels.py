@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.wgrad.pixels_work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
@@ -21,7 +18,7 @@ _MOST_APART = 4
 
 
 class PixelsWgrad(Algorithm):
-    """Few input channels a group, or output channels of 1x1 kernels; zero padding, at most four columns apart."""
+    """Few input or output channels a group; zero padding, at most four columns apart."""
 
     name = "wgrad_pixels"
     backend = "numba"
@@ -31,10 +28,9 @@ class PixelsWgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        is_point = problem.ndim > 0 and all(axis.is_point for axis in lifted_axes(problem))
-        if problem.ndim not in (1, 2) and not is_point:
-            return f"computes in one and two dimensions, not in {problem.ndim}"
-        channels = problem.ic if math.prod(problem.kernel_size) > 1 else min(problem.ic, problem.oc)
+        if problem.ndim == 0:
+            return "slides over spatial axes, of which a linear layer has none"
+        channels = min(problem.ic, problem.oc)
         if channels > _MOST_CHANNELS * problem.groups:
             return f"takes at most {_MOST_CHANNELS} channels a group, not {channels // problem.groups}"
         if problem.stride[-1] > _MOST_APART:

@@ -13,7 +13,7 @@ from fastconv.backends.cpu.wgrad.pixels_tile import add_up, pick
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
-    x xn xc xh                  | the input and its strides: image, channel, row
+    x xn xc xd xh               | the input and its strides: image, channel, depth, row
     y yn yk                     | the output's gradient and its strides: image, channel
     dw                          | the weight's gradient
     scratch scratch_bytes       | where the workers' slabs begin, and how far apart they are
@@ -21,7 +21,9 @@ _FIELDS = """
     channels filters cells      | of a unit: channels, output channels, elements that one of these has of dw
     cparts kparts               | units of a group: along the channels, along the output channels
     taps kw                     | kernel positions; kernel columns
-    ih iw oh ow band piece      | sizes; output rows done together; their pixels that are summed at once
+    id ih iw od oh ow           | sizes of the input and of the output
+    band piece                  | output rows done together; their pixels that are summed at once
+    kd stride_d dilation_d before_d     | kernel depths; depths from output to output and tap to tap, of padding
     phases phase_rows           | how many of a stride's rows are read; which
     overhang plane              | rows of a phase beyond a band's, bytes of a phase
     stride_h before_h           | input rows from one output to the next, rows of padding
@@ -37,18 +39,23 @@ JOB = job_type(FIELDS)
 
 
 @inlined
-def _fill(job, lanes, bits, apart, slab, x, row, rows):
+def _fill(job, lanes, bits, apart, slab, x, depth, row, rows):
     """Fill a slab with what a band of output rows reads of a unit's channels."""
     size = bits // 8
     line, step, held = job.ow * size, lanes * size, rows + job.overhang
     target = slab
-    for c in range(job.channels):
+    for plane in range(job.channels * job.kd):
+        c, d = plane // job.kd, depth * job.stride_d - job.before_d + plane % job.kd * job.dilation_d
+        if not 0 <= d < job.id:
+            clear(target, job.phases * job.kw * job.plane)
+            target += job.phases * job.kw * job.plane
+            continue
         for phase in range(job.phases):
             first = row * job.stride_h + word(job.phase_rows, phase) - job.before_h
             # Which of the rows are the input's: those from -first / stride, rounded up.
             begin = min(max(-(first // job.stride_h), 0), held)
             end = min(max(-((first - job.ih) // job.stride_h), begin), held)
-            source = x + c * job.xc + (first + begin * job.stride_h) * job.xh
+            source = x + c * job.xc + d * job.xd + (first + begin * job.stride_h) * job.xh
             for s in range(job.kw):
                 clear(target, begin * line)
                 shift = s * job.dilation_w - job.before_w
@@ -83,8 +90,8 @@ def _sum(job, vector, slab, sums, y, count, add):
 def loops(lanes: int, bits: int, apart: int) -> Any:
     """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units.
 
-    A unit is some channels of a group by some of its output channels. A sum is taken in one order: image, band of
-    rows, vector, and the lanes at the end.
+    A unit is some channels of a group by some of its output channels. A sum is taken in one order: image, depth, band
+    of rows, vector, and the lanes at the end.
     """
     size = bits // 8
     vector = lanes * size
@@ -103,13 +110,14 @@ def loops(lanes: int, bits: int, apart: int) -> Any:
             channel = group * job.inputs + cpart * job.channels
             output = group * job.outputs + kpart * job.filters
             add = 0
-            for image in range(job.images):
+            for plane in range(job.images * job.od):
+                image, depth = plane // job.od, plane % job.od
                 x = job.x + image * job.xn + channel * job.xc
-                y = job.y + image * job.yn + output * job.yk
+                y = job.y + image * job.yn + output * job.yk + depth * job.oh * job.ow * size
                 for row in range(0, job.oh, job.band):
                     rows = min(job.band, job.oh - row)
                     if not job.in_place:
-                        _fill(job, lanes, bits, apart, slab, x, row, rows)
+                        _fill(job, lanes, bits, apart, slab, x, depth, row, rows)
                     source = x if job.in_place else slab
                     pixels = rows * job.ow
                     for first in range(0, pixels, job.piece):

@@ -15,7 +15,7 @@ from fastconv.backends.cpu.wgrad.pixels_tile import compiled_tile
 from fastconv.backends.cpu.wgrad.pixels_work import Work
 
 # What every run fills in stands first.
-_GIVEN = ("x", "xn", "xc", "xh", "y", "yn", "yk", "dw", "scratch")
+_GIVEN = ("x", "xn", "xc", "xd", "xh", "y", "yn", "yk", "dw", "scratch")
 assert FIELDS[: len(_GIVEN)] == _GIVEN
 
 
@@ -35,17 +35,20 @@ class PixelsRunner:
         work, rows = self.work, self.work.rows
         if work.in_place:
             return np.arange(work.channels, dtype=np.int64) * (work.cols.size * work.size)
-        channel, row, col = np.indices((work.channels, rows.kernel, work.cols.kernel)).reshape(3, -1)
+        planes = work.channels * work.depths.kernel
+        plane, row, col = np.indices((planes, rows.kernel, work.cols.kernel)).reshape(3, -1)
         below, phase = np.divmod(row * rows.dilation, rows.stride)
-        plane = (channel * len(work.phases) + np.searchsorted(work.phases, phase)) * work.cols.kernel + col
-        return np.ascontiguousarray(plane * work.plane_bytes(work.band) + below * work.cols.out * work.size, np.int64)
+        place = (plane * len(work.phases) + np.searchsorted(work.phases, phase)) * work.cols.kernel + col
+        return np.ascontiguousarray(place * work.plane_bytes(work.band) + below * work.cols.out * work.size, np.int64)
 
     def _known(self) -> dict[str, int]:
-        work, rows, cols = self.work, self.work.rows, self.work.cols
+        work, depths, rows, cols = self.work, self.work.depths, self.work.rows, self.work.cols
         f = {"images": self.problem.n, "inputs": work.inputs, "outputs": work.outputs, "cells": work.cells}
         f |= {"channels": work.channels, "cparts": work.inputs // work.channels}
         f |= {"filters": work.filters, "kparts": work.outputs // work.filters}
         f |= {"taps": work.taps, "kw": cols.kernel, "ih": rows.size, "iw": cols.size, "oh": rows.out, "ow": cols.out}
+        f |= {"id": depths.size, "od": depths.out, "kd": depths.kernel}
+        f |= {"stride_d": depths.stride, "dilation_d": depths.dilation, "before_d": depths.before}
         f |= {"band": work.band, "piece": work.piece(work.tile)}
         f |= {"overhang": work.overhang, "plane": work.plane_bytes(work.band)}
         f |= {"phases": len(work.phases), "phase_rows": address(self._phase_rows), "places": address(self._places)}
@@ -81,7 +84,7 @@ class PixelsRunner:
         result = dw if dw.flags.c_contiguous and dw.flags.aligned else np.empty(dw.shape, dw.dtype)
         job = self._job.copy()
         job[: len(_GIVEN)] = (
-            address(x), *x.strides[:2], x.strides[-2],
+            address(x), *x.strides[:2], x.strides[2], x.strides[-2],
             address(dy), *dy.strides[:2],
             address(result), scratch.take(work.workers * work.scratch_bytes),
         )  # fmt: skip

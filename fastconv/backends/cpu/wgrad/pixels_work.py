@@ -3,7 +3,8 @@
 An element of the gradient, a cell, is the product of a line of ``dy`` and a line of ``x``. A plane of ``dy`` is such a
 line as it lies. For every kernel column a slab holds the columns of ``x`` that it meets side by side, rows as long as
 those of ``dy``, one after the other as the stride takes them; so a kernel row is a place in a slab, and vectors run on
-over the ends of rows. Where the kernel is a point and moves by one, a plane of ``x`` is such a line as it lies, too.
+over the ends of rows. A plane of a volume meets as many planes of ``x`` as the kernel has depths, each of which is
+another channel to it. Where the kernel is a point and moves by one, a plane of ``x`` is such a line as it lies, too.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Work(ConvWork):
         if self.in_place:
             pixels = math.prod(problem.output_size)
             self.axes = (_POINT, _POINT, Axis(pixels, pixels, 1, 1, 1, 0, "zeros"))
-        _, self.rows, self.cols = self.axes
+        self.depths, self.rows, self.cols = self.axes
         # Channels whose rows a slab holds all at once; all channels, band by band, if dy is too large to be read again.
         dy = math.prod(problem.y_shape) // problem.groups * self.size
         self._together = self.inputs
@@ -124,14 +125,18 @@ class Work(ConvWork):
 
     def slab_bytes(self, channels: int, band: int) -> int:
         """Bytes of all that a band reads of so many channels, if that is put together."""
-        return 0 if self.in_place else channels * self.cols.kernel * len(self.phases) * self.plane_bytes(band)
+        return 0 if self.in_place else self._columns(channels) * self.plane_bytes(band)
+
+    def _columns(self, channels: int) -> int:
+        """Return how many planes a slab holds of so many channels: one for each phase of a kernel column of a depth."""
+        return channels * self.depths.kernel * len(self.phases) * self.cols.kernel
 
     @cached_property
     def band(self) -> int:
         """Output rows done together; it does not depend on the number of threads, as the order of sums does not."""
         if self.in_place:
             return self.rows.out
-        row = self._together * self.cols.kernel * len(self.phases) * self.cols.out * self.size
+        row = self._columns(self._together) * self.cols.out * self.size
         most = max(1, self.cache // _SHARE // row - self.overhang)
         return even(self.rows.out, most).size
 
@@ -177,9 +182,9 @@ class Work(ConvWork):
     @property
     def cycles(self) -> float:
         """Cycles on one core: the sums, filling slabs, adding up lanes."""
-        columns = 0 if self.in_place else self.channels * self.cols.kernel * len(self.phases) * self.vectors
+        columns = 0 if self.in_place else self._columns(self.channels) * self.vectors
         rows = self.band + self.overhang
         filling = columns * ((_PLANE if rows > 1 else _ONLY) + rows * (_PUT + _PICK * self.cols.stride))
         summing = self._summing_cycles(self.tile)
         ending = self.filters * self.cells * _CELL / self.simd.fma_per_cycle
-        return self.units * (self.problem.n * self.bands * (summing + filling) + ending)
+        return self.units * (self.problem.n * self.depths.out * self.bands * (summing + filling) + ending)

@@ -16,7 +16,7 @@ from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
 # Seconds of a call, and of a launch.
-_OVERHEAD, _LAUNCH = 12e-6, 1.5e-6
+_OVERHEAD, _LAUNCH = 8e-6, 1.5e-6
 
 # Of the time that x, dy and dw take to move, what arithmetic does not hide; caches' worth that come from no memory.
 _EXPOSED, _CACHED = 0.35, 4
