@@ -43,7 +43,10 @@ class Depthwise(Algorithm):
         moving = machine.moving(problem.bytes)
         # Pieces of rows that are written one below the other wait for their lines, unless these stayed near.
         waiting = work.apart * _WAIT * min(1.0, problem.bytes / (NEAR * work.cache))
-        return _OVERHEAD + max(work.cycles / machine.hertz, moving + waiting) / work.workers
+        computing, moving = work.cycles / machine.hertz, moving + waiting
+        # Of an input that is read for several outputs nothing waits but what is stored, as fast as it is computed.
+        together = computing + moving if work.multiplier > 1 else max(computing, moving)
+        return _OVERHEAD + together / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.run import DepthwiseRunner

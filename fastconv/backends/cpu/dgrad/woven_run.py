@@ -19,6 +19,7 @@ from fastconv.backends.cpu.dgrad.woven_work import Work
 from fastconv.backends.cpu.direct import job as direct
 from fastconv.backends.cpu.direct.loops import sweep
 from fastconv.backends.cpu.direct.record import places, reading_fields, summing_fields
+from fastconv.backends.cpu.direct.tile import ROWS
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.memory import clear, pointed, record
 from fastconv.backends.cpu.runner import Packed, Runner, fresh, kept
@@ -198,7 +199,7 @@ class WovenRunner(Runner):
         place = work.zeros_bytes
         for phase, before, channel in zip(work.phases, work.before, work.result_bytes, strict=True):
             shift = sum(count * step for count, step in zip(phase.shift, steps[1:], strict=True))
-            f, runs = summing_fields(phase, steps, term, pixel, False, shift)
+            f, runs = summing_fields(phase, steps, term, pixel, ROWS, shift)
             kept_runs.append(runs)
             f |= {"st": term, "sh": row, "sw": pixel, "w": before, "y": place, "activation": self.activation}
             f |= {"yk": channel, "yh": phase.pitch, "yw": work.problem.itemsize}

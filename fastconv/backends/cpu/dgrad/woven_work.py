@@ -32,6 +32,8 @@ class Phase(direct.Work):
     """
 
     regroups = False
+    #: Rows of results begin with a line of the cache each.
+    spans_rows = False
 
     def __init__(self, whole: Work, group: Group) -> None:
         self._slab, self.widths = whole.staged, whole.widths

@@ -8,7 +8,7 @@ import numpy as np
 
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.direct.fill import fill_kernel
-from fastconv.backends.cpu.direct.tile import tiles
+from fastconv.backends.cpu.direct.tile import CHANNELS, PLANES, ROWS, tiles
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.scratch import address
@@ -67,7 +67,7 @@ def reading_fields(work: Work, x: Sizes, tables: list[Any]) -> tuple[dict[str, i
 
 
 def summing_fields(
-    work: Work, steps: Sizes, term: int, pixel: int, last: bool, shift: int = 0
+    work: Work, steps: Sizes, term: int, pixel: int, order: int, shift: int = 0
 ) -> tuple[dict[str, int], Any]:
     """Return what `sweep` knows of a convolution, but where it reads and writes; and an array that it points to.
 
@@ -78,8 +78,8 @@ def summing_fields(
         As `reading_fields` returns them.
     term, pixel : int
         Bytes of a term and of a pixel, in what tiles read.
-    last : bool
-        Whether channels lie together in the output.
+    order : int
+        What lies side by side in the output, as `output_order` says.
     shift : int
         How many bytes behind the source the first window begins.
     """
@@ -97,7 +97,15 @@ def summing_fields(
     f |= {"oc": work.outputs, "od": work.axes[0].out, "oh": work.output[0], "ow": work.output[1]}
     f |= {"blocks": work.blocks, "wblock": work.block * work.terms * work.size}
     f |= {"wide": work.block, "size": work.problem.itemsize, "turn": work.turn}
-    return f | _tiles(work, last, term, pixel), table
+    return f | _tiles(work, order, term, pixel), table
+
+
+def output_order(work: Work, y: Sizes) -> int | None:
+    """Return what lies side by side in an output of these strides; None if it is nothing that tiles could store."""
+    size = work.problem.itemsize
+    if not work.across and (work.axes[2].out == 1 or y[-1] == size):
+        return PLANES if work.spans_rows and y[-2] == work.output[1] * size else ROWS
+    return CHANNELS if y[1] == size or work.problem.oc == 1 else None
 
 
 def places(work: Work) -> Any:
@@ -111,7 +119,7 @@ def places(work: Work) -> Any:
     return ((row * work.chunks + chunk) * columns + column) * work.item + channel
 
 
-def _tiles(work: Work, last: bool, term: int, pixel: int) -> dict[str, int]:
+def _tiles(work: Work, order: int, term: int, pixel: int) -> dict[str, int]:
     """Return what the loops know of the tiles, and who computes them."""
     tile = work.tile
     steps = _literal_steps(work, term, pixel)
@@ -124,7 +132,7 @@ def _tiles(work: Work, last: bool, term: int, pixel: int) -> dict[str, int]:
         f[f"wterm{name}"] = vectors * work.lanes * work.size
         for kind, (pieces, cols) in zip(("full", "less"), work.cut.spans, strict=True):
             if pieces:
-                form = (tile.rows, cols, vectors, work.lanes, work.format, int(work.simd.fma), int(last), part)
+                form = (tile.rows, cols, vectors, work.lanes, work.format, int(work.simd.fma), order, part)
                 f[kind + name] = tiles(*form, *steps).address
     return f
 

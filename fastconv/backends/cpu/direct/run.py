@@ -7,7 +7,7 @@ from typing import Any
 
 from fastconv.backends.cpu.direct.job import FIELDS
 from fastconv.backends.cpu.direct.loops import loops
-from fastconv.backends.cpu.direct.record import places, reading_fields, summing_fields
+from fastconv.backends.cpu.direct.record import output_order, places, reading_fields, summing_fields
 from fastconv.backends.cpu.direct.work import Work
 from fastconv.backends.cpu.packing import Packer, has_adjacent_outputs, pack_columns
 from fastconv.backends.cpu.phases import lines_read
@@ -58,25 +58,17 @@ class DirectRunner(Runner):
         self._packer.pack(w.reshape(self._weight_shape), where)
         return Packed(packed, where)
 
-    def _order(self, y: Sizes) -> str | None:
-        """Return in which order the micro-kernel can store: along pixels, along channels, or neither."""
-        work = self.work
-        size = work.problem.itemsize
-        if not work.across and (work.axes[2].out == 1 or y[-1] == size):
-            return "first"
-        return "last" if y[1] == size or work.problem.oc == 1 else None
-
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
         """See `Runner`."""
         work = self.work
-        order = self._order(y)
+        order = output_order(work, y)
         if order is None:
             return None
         yn, yk, yd, yh, yw = y
         if work.across:
             yh, yw = work.columns * yn, yn
         reading, steps = reading_fields(work, x, self._tables)
-        summing, runs = summing_fields(work, steps, reading["st"], reading["sw"], order == "last")
+        summing, runs = summing_fields(work, steps, reading["st"], reading["sw"], order)
         f = reading | summing | {"yn": yn, "yk": yk, "yd": yd, "yh": yh, "yw": yw}
         f["wgroup"] = work.packed_size // work.problem.groups * work.size
         f |= {"parts": work.parts, "slab_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.band)}

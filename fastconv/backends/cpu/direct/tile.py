@@ -26,19 +26,23 @@ _REACH = 4
 # need, take longer to compile than the loop that is in their place takes to run.
 _MOST_STORES = 32
 
+# What lies side by side in the output: pixels of a row; channels of a pixel; pixels of whole rows, one row behind the
+# other, where tiles are as wide as these.
+ROWS, CHANNELS, PLANES = range(3)
+
 # How far ahead weights are asked for, in bytes: a page, beyond which no processor looks by itself.
 _AHEAD = 4096
 
 
 @intrinsic(prefer_literal=True)
 def _conv_tiles(
-    typingctx, rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel, values,
+    typingctx, rows, cols, vectors, lanes, bits, fused, order, partial, term, pixel, values,
 ):  # fmt: skip
     """Compute ``height x width`` pixels, in tiles of ``rows x cols``, by ``vectors * lanes`` output channels.
 
     Literal integers: rows, cols, vectors, lanes, bits (format of the output), fused (multiply-add exists),
-    last (output is channels-last), partial (``nk`` may be below ``vectors * lanes``), and term and pixel (what ``xt``
-    and ``xq`` are, 0 if these alone say so).
+    order (of the output: `ROWS`, `CHANNELS` or `PLANES`), partial (``nk`` may be below ``vectors * lanes``), and term
+    and pixel (what ``xt`` and ``xq`` are, 0 if these alone say so).
 
     A tuple, since of more than thirty arguments Python makes a list, and Numba forgets that some were literals: values,
     addresses and strides in bytes: height, width, x (of the first pixel), xt, xr, xq (term of a run, row,
@@ -47,7 +51,7 @@ def _conv_tiles(
     zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave the sums,
     instead of in y), those of the first tile, which others' follow; the last five are 0 for none.
     """
-    given = (rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel)
+    given = (rows, cols, vectors, lanes, bits, fused, order, partial, term, pixel)
     shape = literals(*given)
     if shape is None:
         return None
@@ -72,7 +76,7 @@ class _Tile:
         lanes: int,
         bits: int,
         fused: int,
-        last: int,
+        order: int,
         partial: int,
         term: int,
         pixel: int,
@@ -81,7 +85,7 @@ class _Tile:
         self.outer = Emitter(builder, bits, lanes, bool(fused))
         self.e = self.outer.wide
         self.rows, self.cols, self.vectors = rows, cols, vectors
-        self.last, self.is_partial = bool(last), bool(partial)
+        self.order, self.is_partial = order, bool(partial)
         self.pixels = [(r, q) for r in range(rows) for q in range(cols)]
         self.width = lanes * self.e.bytes
         self.term, self.pixel = term, pixel
@@ -213,7 +217,7 @@ class _Tile:
         """Load a tile of an array that lies like y."""
         e = self.outer
         result: list[Any] = [None] * (len(self.pixels) * self.vectors)
-        if self.last:
+        if self.order == CHANNELS:
             for v in range(self.vectors):
                 mask = self._vector_mask(v, nk)
                 for p, (r, q) in enumerate(self.pixels):
@@ -238,7 +242,7 @@ class _Tile:
 
     def _scatter(self, sums: list[Any], y: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> None:
         e = self.outer
-        if self.last:
+        if self.order == CHANNELS:
             for v in range(self.vectors):
                 mask = self._vector_mask(v, nk)
                 for p, (r, q) in enumerate(self.pixels):
@@ -282,7 +286,9 @@ class _Tile:
         return [(first, range(first, min(first + self.e.lanes, count))) for first in range(0, count, self.e.lanes)]
 
     def _runs(self, first: int) -> list[tuple[int, int, int, int]]:
-        """Return (row, column, lane, length) of the runs of pixels in a row that a group is made of."""
+        """Return (row, column, lane, length) of the runs of pixels side by side that a group is made of."""
+        if self.order == PLANES:
+            return [(0, first, 0, min(self.e.lanes, len(self.pixels) - first))]
         runs = []
         for r in range(self.rows):
             low = max(first, r * self.cols)
@@ -324,7 +330,7 @@ def tiles(
     lanes: int,
     bits: int,
     fused: int,
-    last: int,
+    order: int,
     partial: int,
     term: int,
     pixel: int,
@@ -339,7 +345,7 @@ def tiles(
         if sources == 0:
             return
         _conv_tiles(
-            rows, cols, vectors, lanes, bits, fused, last, partial, term, pixel,
+            rows, cols, vectors, lanes, bits, fused, order, partial, term, pixel,
             (height, width, x, xt, xr, xq, runs, nruns, run, w, y, yk, yr, yq, nk, bias, residual, activation,
              resumed, kept),
         )  # fmt: skip

@@ -420,9 +420,14 @@ class Work(ConvWork):
         return self.problem.groups * squares * self.lanes * (math.log2(self.lanes) + _PACK)
 
     @property
+    def spans_rows(self) -> bool:
+        """Whether tiles are of several whole rows, which are stored as one where each begins behind the last."""
+        return self.tile.rows > 1 and self.cut.pieces == 1 and self.stretches == 1
+
+    @property
     def _apart_cycles(self) -> float:
         """Cycles of storing the rows of tiles one by one, of which `choose_tile` counts none but the first."""
-        if self.across or self.problem.layout == "channels_last":
+        if self.across or self.spans_rows or self.problem.layout == "channels_last":
             return 0.0
         tiles = -(-self.output[0] // self.tile.rows) * self.cut.pieces
         vectors = (self.blocks - 1) * self.tile.vectors + self.tile.tail
