@@ -11,6 +11,7 @@ from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, record, stream, word
 from fastconv.backends.cpu.pool.block import route_block
 from fastconv.backends.cpu.pool.cover import cover_columns, weigh_rows
+from fastconv.backends.cpu.pool.fill import fill_maps
 from fastconv.backends.cpu.pool.gradient_work import WAYS
 from fastconv.backends.cpu.pool.loops import split
 from fastconv.backends.cpu.pool.maps import spread_rows
@@ -125,6 +126,26 @@ def averages(kernel: int, stride: int, norm: int, fused: int, lanes: int, format
                         norm, 1, fused, lanes, format,
                         row, 1, 0, 0, job.width, dx, job.values + (dx - job.x), job.powers,
                     )  # fmt: skip
+
+    return run
+
+
+@cache
+def fills(lanes: int, format: int) -> Any:
+    """Return compiled loops of averages over whole maps: a unit is a map."""
+    sources = fingerprint()
+
+    @callback(_SIGNATURE)
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = record(jobs, 0)
+        while start < stop:
+            c, n = split(start, job.channels)
+            maps = min(stop - start, job.channels - c)
+            x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
+            fill_maps(lanes, format, maps, y, job.yc, job.scale, x, job.xc, job.cells)
+            start += maps
 
     return run
 

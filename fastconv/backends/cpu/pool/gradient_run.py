@@ -14,6 +14,7 @@ from fastconv.backends.cpu.pool.gradient_loops import (
     averages,
     blocks,
     covers,
+    fills,
     maps,
     recorded,
     routes,
@@ -73,6 +74,8 @@ class GradientRunner:
             return blocks(*work.square, *common)
         if work.loops == "shares":
             return shares(work.norm, work.picks.vectors, work.picks.few, int(work.simd.fma), *common)
+        if work.loops == "fills":
+            return fills(*common)
         if work.loops == "averages":
             return averages(*work.columns, work.norm, int(work.simd.fma), *common)
         if work.loops == "tiles":

@@ -94,8 +94,8 @@ class GradientWork:
     def loops(self) -> str:
         """How it is computed.
 
-        Recorded positions: ``recorded``; maxima: ``blocks``, ``tiles``, ``routes``; averages: ``covers``, ``shares``,
-        ``averages``; either: ``maps``.
+        Recorded positions: ``recorded``; maxima: ``blocks``, ``tiles``, ``routes``; averages: ``fills``, ``covers``,
+        ``shares``, ``averages``; either: ``maps``.
         """
         if self.unpools:
             return "recorded"
@@ -111,6 +111,8 @@ class GradientWork:
             return "maps" if self._is_mapped(_ROUTED) and self._map_cycles < scattered else "recorded"
         if self.last:
             return "covers"
+        if self.whole and not self.norm:
+            return "fills"
         if not (self.whole or self.norm) and self._is_mapped(_SHARED):
             return "maps"
         # One window of a row is as uneven as can be.
@@ -344,7 +346,7 @@ class GradientWork:
         if self.loops == "maps":
             groups = -(-(self.axes[2].size + self.square[0]) // (self.square[1] * self.lanes))
             return -(-groups * self.waiting // 64) * 64
-        if self.loops == "shares":
+        if self.loops in ("fills", "shares"):
             return 0
         if self.loops == "covers":
             return -(-self.axes[2].out * self.problem.c * self.size // 64) * 64
@@ -363,6 +365,8 @@ class GradientWork:
             return p.n * p.c * self._scattered_cycles
         if self.loops == "blocks":
             return p.n * p.c * self._block_cycles
+        if self.loops == "fills":
+            return p.n * p.c * (10 + 2 * -(-math.prod(self.large) // self.lanes))
         overlap = [-(-axis.kernel // axis.stride) if isinstance(axis, Axis) else 2 for axis in self.axes]
         pace = 2 / self.simd.fma_per_cycle
         sent, received = self._norm_cycles
