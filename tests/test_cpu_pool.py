@@ -81,6 +81,12 @@ MORE = """
     adaptive_avg_pool1d n2 c3 i20 o200
     max_pool2d n1 c3 ih20 iw40 k7 s3 p3
     avg_pool2d n1 c3 ih20 iw40 k6 s1 p3 exclude_pad
+    lp_pool2d n2 c3 i7 k7 norm2
+    max_pool2d n2 c3 ih9 iw70 k3 s3 p1
+    avg_pool2d n1 c3 ih9 iw70 k3 s3 p1
+    max_pool2d n1 c3 ih9 iw40 k2 s1
+    avg_pool2d n1 c3 ih9 iw40 k2 s2 p1
+    max_pool2d n2 c3 i35 k3 s2
 """.strip().splitlines()
 
 # Those whose kernels are compiled for float64 too: what differs is the width of indices, and the number of lanes.
@@ -144,7 +150,16 @@ def test_every_loop_is_tested():
     wanted |= {("picked", 1, True, together) for together in (False, True)}
     wanted |= {("shares", 1, True, False), ("shares", 2, True, True)}
     wanted |= {("shares", count, False, True) for count in (2, 8)}
-    wanted |= {("averages", 0), ("averages", 1), ("averages", -1), ("maps",), ("recorded",), ("tiles",), ("routes",)}
+    wanted |= {
+        ("averages", 0),
+        ("averages", 1),
+        ("averages", -1),
+        ("fills",),
+        ("maps",),
+        ("recorded",),
+        ("tiles",),
+        ("routes",),
+    }
     solved = [p for p in problems() if p.layout == "channels_first" and solver(p).refuses(p) is None]
     for vectors in (AVX512, AVX2):
         met = {loops_of(problem, vectors, 1) for problem in solved}

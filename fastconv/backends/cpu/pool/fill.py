@@ -37,8 +37,13 @@ def fill_maps(typingctx, lanes, format, maps, y, yc, scale, x, xc, cells):
             def one(_: Any, state: list[Any]) -> list[Any]:
                 y, x = state
                 value = b.fmul(e.load_splat(y), factor)
+
+                def vector(index: Any, _: list[Any]) -> list[Any]:
+                    e.store(value, e.at(x, e.times(index, nlanes * e.bytes)))
+                    return []
+
                 if whole:
-                    e.loop(before, [], lambda v, _: e.store(value, e.at(x, e.times(v, nlanes * e.bytes))) or [])
+                    e.loop(before, [], vector)
                     e.store(value, e.at(x, last))
                 else:
                     e.store_masked(value, x, e.first(cells))

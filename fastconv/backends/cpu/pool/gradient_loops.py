@@ -246,7 +246,7 @@ def tiles(kernel: int, lanes: int, format: int) -> Any:
 
 
 @cache
-def maps(op: int, kernel: int, stride: int, along: int, lanes: int, format: int) -> Any:
+def maps(op: int, kernel: int, stride: int, phase: int, along: int, lanes: int, format: int) -> Any:
     """Return compiled loops of the gradient of square windows, a unit is a plane: down its columns, or along rows."""
     sources = fingerprint()
 
@@ -255,11 +255,10 @@ def maps(op: int, kernel: int, stride: int, along: int, lanes: int, format: int)
         if sources == 0:
             return
         job = record(jobs, 0)
-        lead = 0 if stride == 1 else job.before
-        groups = (job.width + lead + stride * lanes - 1) // (stride * lanes)
+        groups = (job.width + stride * lanes - 1) // (stride * lanes)
         # What a vector writes beyond its row is written later, but behind the last rows.
         behind = (stride * lanes + job.width - 1) // job.width
-        safe = job.heights - behind if groups == 1 and job.xh == job.width * job.item else 0
+        safe = job.heights - behind if job.xh == job.width * job.item else 0
         lines = job.lines + worker * job.line_bytes
         for plane in range(start, stop):
             c, n = split(plane, job.channels)
@@ -272,14 +271,13 @@ def maps(op: int, kernel: int, stride: int, along: int, lanes: int, format: int)
                 top = max(h * stride - job.above, 0)
                 bottom = (h + rows) * stride - job.above if h + rows < job.oh else job.heights
                 base = _base(job, worker, x, top)
-                for group in range(1 if along else groups):
-                    spread_rows(
-                        op, kernel, stride, along, lanes, format,
-                        y + h * job.yh, job.yh, j + h * job.jh, job.jh, job.ow, group * lanes, groups,
-                        h * stride - job.above, rows, h + rows == job.oh,
-                        base, job.xh, job.width, job.heights, job.before, safe,
-                        job.scale + h * job.wide, job.scales, lines + group * job.waiting,
-                    )  # fmt: skip
+                spread_rows(
+                    op, kernel, stride, phase, along, lanes, format,
+                    y + h * job.yh, job.yh, j + h * job.jh, job.jh, job.ow, groups,
+                    h * stride - job.above, rows, h + rows == job.oh,
+                    base, job.xh, job.width, job.heights, job.before, safe,
+                    job.scale + h * job.wide, job.scales, lines, job.waiting,
+                )  # fmt: skip
                 _done(job, worker, x, top, bottom, plane == start and h == 0, plane + 1 == stop and h + rows == job.oh)
 
     return run

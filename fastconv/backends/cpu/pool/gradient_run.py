@@ -83,7 +83,7 @@ class GradientRunner:
         if work.loops == "routes":
             return routes(work.square[0], *common)
         if work.loops == "maps":
-            return maps(MAX if work.problem.is_max else SUM, *work.square, int(work.along), *common)
+            return maps(MAX if work.problem.is_max else SUM, *work.square, work.phase, int(work.along), *common)
         if not work.unpools:
             return recorded(ADD, int(work.last), *common)
         # What is only moved is the same in both half formats.

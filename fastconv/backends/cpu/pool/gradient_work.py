@@ -14,11 +14,13 @@ from fastconv.machine import machine
 from fastconv.problem import PoolProblem, Sizes
 
 # Kernels and strides that there are maps for: by indices, and for averages.
-_ROUTED = ((2, 2), (3, 1), (3, 2), (3, 3))
-_SHARED = ((2, 2), (3, 1), (3, 2), (3, 3), (5, 3))
+_ROUTED = ((2, 1), (2, 2), (3, 1), (3, 2), (3, 3))
+_SHARED = (*_ROUTED, (5, 3))
 # Windows side by side that are wider are fewer than what they read: their gradients are better sent one by one.
 _WIDEST_TILE = 5
 _UNITS = 8
+# What half a vector takes of the time of a whole one: a little less, unless whole ones are done as two halves.
+_HALF, _HALF_OF_HALVES = 0.9, 0.6
 # Bytes that stay in the first-level cache.
 _NEAR = 16 << 10
 # Vectors of a row from which on it is done along: what comes from afar should come in the order of memory.
@@ -81,6 +83,8 @@ class GradientWork:
         picks = self.shares and not (self.last or self.whole) and self.columns[0] <= 0
         if picks and half * self.size >= PERMUTED_BYTES and self.axes[2].size <= half:
             self.lanes = half  # the other half would hold nothing
+        if self.axes and self.square[0] and self.loops == "maps":
+            self.lanes = self._map_lanes
 
     @property
     def small(self) -> Sizes:
@@ -148,14 +152,31 @@ class GradientWork:
         map_bytes = self.problem.itemsize * self.axes[1].size * self.axes[2].size
         return self.square in among and (self.problem.is_max or map_bytes <= _MAP)
 
+    @cached_property
+    def _map_lanes(self) -> int:
+        """Lanes of the vectors of a map's columns: half of all where the other half would hold little."""
+        half = self.lanes // 2
+        if half * self.size < PERMUTED_BYTES or self._groups(half) * self._half >= self._groups(self.lanes):
+            return self.lanes
+        return half
+
+    @property
+    def _half(self) -> float:
+        return _HALF if self.simd.fma_per_cycle > 1 else _HALF_OF_HALVES
+
+    def _groups(self, lanes: int) -> int:
+        """Vectors of blocks of elements, as many as the stride, that cover a row."""
+        return -(-self.axes[2].size // (self.square[1] * lanes))
+
     @property
     def _map_cycles(self) -> float:
         """Cycles of a map by rows of windows."""
         kernel, stride = self.square
-        groups = -(-self.axes[2].size // (stride * self.lanes))
         pace = 2 / self.simd.fma_per_cycle
-        window = pace * (1.2 * kernel * kernel if self.problem.is_max else kernel) + stride * stride + 6
-        return 40 + self.axes[1].out * groups * window
+        window = pace * (kernel * kernel if self.problem.is_max else kernel) + stride * stride + 3
+        if self._map_lanes < self.simd.lanes(self.size):
+            window *= self._half
+        return 55 + self.axes[1].out * self._groups(self._map_lanes) * window
 
     @property
     def block_rows(self) -> tuple[int, int]:
@@ -225,10 +246,17 @@ class GradientWork:
         return joined(self.problem, height.size, self.workers)
 
     @property
+    def phase(self) -> int:
+        """Padding before columns, modulo the stride."""
+        _, _, width = self.axes
+        assert isinstance(width, Axis)
+        return width.before % width.stride
+
+    @property
     def along(self) -> bool:
         """Whether rows of maps are done along, in the order of memory, which comes from afar; else down columns."""
         kernel, stride = self.square
-        groups = -(-self.axes[2].size // (stride * self.lanes))
+        groups = self._groups(self.lanes)
         if groups < 2 or groups * stride < _LONG:
             return False
         # Where windows overlap, sums wait between rows, which only maxima from afar are worth.
@@ -238,7 +266,7 @@ class GradientWork:
     def waiting(self) -> int:
         """Bytes of a vector of windows that wait for the next row of these."""
         kernel, stride = self.square
-        return max(kernel - stride, 0) * stride * self.simd.vector_bytes
+        return max(kernel - stride, 0) * stride * self.lanes * self.size
 
     @property
     def block(self) -> int:
@@ -344,8 +372,7 @@ class GradientWork:
             channels = -(-self.problem.c // (self._line * self.bands)) * self._line if self.last else self.planes
             return 64 + -(-self.apart * channels * self._sum_bytes // 64) * 64
         if self.loops == "maps":
-            groups = -(-(self.axes[2].size + self.square[0]) // (self.square[1] * self.lanes))
-            return -(-groups * self.waiting // 64) * 64
+            return -(-self._groups(self.lanes) * self.waiting // 64) * 64
         if self.loops in ("fills", "shares"):
             return 0
         if self.loops == "covers":
