@@ -166,7 +166,8 @@ def op(lower: Callable[P, Call]) -> Callable[P, Array]:
         form = repeat.form(lower, args, kwargs)
         again = None if form is None else repeat.find(form)
         if again is not None:
-            return again.run(args, kwargs)
+            _, outputs = again(args, kwargs)
+            return outputs[0] if len(outputs) == 1 else outputs
         call = lower(*args, **kwargs)
         result = call.run()
         if form is not None:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from fastconv import arguments, arrays, repeat
-from fastconv.algorithm import AnyProblem
+from fastconv import arguments, arrays, dispatch, repeat
+from fastconv.algorithm import AnyProblem, Plan
 from fastconv.arrays import Array
 from fastconv.call import Call, execute, lowering_of, named_op
 from fastconv.epilogue import activation_gradient
@@ -85,7 +85,7 @@ class _Known(NamedTuple):
     hidden_indices: bool
 
     def run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, _Pullback]:
-        inputs, outputs = self.again.compute(args, kwargs)
+        inputs, outputs = self.again(args, kwargs)
         y = outputs[0] if self.hidden_indices or len(outputs) == 1 else outputs
         return y, _Pullback(self.rule, inputs, outputs)
 
@@ -115,6 +115,18 @@ class _Rule:
         self.kept = [(role, roles.index(role)) for role in _kept(problem)]
         self.names, self.shapes, self.shape = names, call.shapes, call.shape
         self.kind, self.options = call.kind, call.options
+        self._derivatives: dict[tuple[str, int], tuple[_Derivative, Plan | None]] = {}
+
+    def derivative(self, role: str) -> tuple[_Derivative, Plan | None]:
+        """Return how the gradient for an input is computed, and by which plan; none if the batch is empty."""
+        key = role, dispatch.generation()
+        known = self._derivatives.get(key)
+        if known is None:
+            derivative = _derivative(self.problem, role)
+            problem = derivative.problem
+            plan = dispatch.plan_for(problem, self.options, self.kind.gpu) if problem.n else None
+            known = self._derivatives[key] = derivative, plan
+        return known
 
 
 class _Pullback:
@@ -147,9 +159,9 @@ class _Pullback:
         if role == "residual":
             result = grad.copy()  # the caller may change what it is given
         else:
-            derivative = _derivative(rule.problem, role)
+            derivative, plan = rule.derivative(role)
             inputs = tuple([grad if kept is None else self._saved[kept] for kept in derivative.roles])
-            (result,) = execute(derivative.problem, inputs, rule.options, derivative.outputs(grad))
+            (result,) = execute(derivative.problem, inputs, rule.options, derivative.outputs(grad), plan)
         return rule.kind.give_back(arrays.shaped(result, rule.shapes[name]))
 
 

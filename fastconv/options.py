@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import threading
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from fastconv import environment
 
@@ -26,9 +27,19 @@ _ALLOWED: dict[str, tuple[Any, bool, int | None]] = {
 }
 
 
+_numbers: dict[tuple[Any, ...], int] = {}
+_counted = itertools.count()
+
+
 @dataclass(frozen=True)
 class Options:
-    """What the dispatcher obeys. Immutable, so that it can be part of a plan's key."""
+    """What the dispatcher obeys. Immutable, so that it can be part of a plan's key.
+
+    Attributes
+    ----------
+    number : int
+        Equal options have the same one, others another: a key that Python compares and hashes in no time.
+    """
 
     backend: str | None = None
     algorithm: str | None = None
@@ -38,6 +49,7 @@ class Options:
     tf32: bool = False
     threads: int | None = None
     autotune: bool = False
+    number: ClassVar[int]
 
     def __post_init__(self) -> None:
         for name, (kind, optional, least) in _ALLOWED.items():
@@ -48,13 +60,14 @@ class Options:
                 raise TypeError(f"{name}: expected {kind.__name__}, got {value!r}")
             if least is not None and value < least:
                 raise ValueError(f"{name}: must be at least {least}, got {value}")
-        object.__setattr__(self, "_hash", hash(tuple(getattr(self, f.name) for f in fields(self))))
+        values = tuple(getattr(self, f.name) for f in fields(self))
+        object.__setattr__(self, "number", _numbers.setdefault(values, next(_counted)))
 
     def __hash__(self) -> int:
-        return self._hash  # type: ignore[attr-defined, no-any-return]
+        return self.number
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Not the hash: those of strings differ between processes.
+        # Not the number, which another process gives to others.
         return partial(Options, **{f.name: getattr(self, f.name) for f in fields(self)}), ()
 
     def replace(self, **changes: Any) -> Options:

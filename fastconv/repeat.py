@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import itemgetter
 from types import NoneType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -18,29 +20,11 @@ from fastconv.algorithm import AnyProblem, Plan
 from fastconv.options import current
 
 Form: TypeAlias = tuple[Any, ...]
+Repeat: TypeAlias = Callable[[Sequence[Any], Mapping[str, Any]], tuple[tuple[Any, ...], tuple[Any, ...]]]
+"""Makes a call whose plan is known, of its arguments; returns the problem's inputs and outputs."""
 
 _MOST = 4096
 _SIMPLE = frozenset({int, float, bool, str, NoneType})
-
-
-class Repeat(NamedTuple):
-    """A call whose plan is known: where its arguments hold the problem's inputs."""
-
-    plan: Plan
-    places: tuple[int | str, ...]
-    outputs: Callable[[Any], tuple[Any, ...]]
-
-    def compute(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-        """Compute, and return the problem's inputs and outputs."""
-        inputs = tuple([args[p] if type(p) is int else kwargs[p] for p in self.places])  # type: ignore[index]
-        outputs = self.outputs(inputs[0])
-        self.plan.run(inputs, outputs)
-        return inputs, outputs
-
-    def run(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        """Compute, and return what the public function returns."""
-        _, outputs = self.compute(args, kwargs)
-        return outputs[0] if len(outputs) == 1 else outputs
 
 
 def new_outputs(problem: AnyProblem) -> Callable[[Any], tuple[Any, ...]]:
@@ -48,8 +32,8 @@ def new_outputs(problem: AnyProblem) -> Callable[[Any], tuple[Any, ...]]:
     first, *others = problem.outputs
     if others or problem.layout == "channels_last" or problem.device != "cpu":
         return lambda like: tuple([arrays.empty(o, problem.layout, like) for o in problem.outputs])
-    shape, dtype = first.shape, arrays.dtype_named(first.dtype)
-    return lambda like: (np.empty(shape, dtype),)
+    new = partial(np.empty, first.shape, arrays.dtype_named(first.dtype))
+    return lambda like: (new(),)
 
 
 _known: dict[Form, Any] = {}
@@ -70,7 +54,7 @@ def _gpu_arrays() -> Any:
 
 def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form | None:
     """Return what a call's plan depends on; None for what is no array of NumPy or CuPy, no number and no string."""
-    parts: list[Any] = [function, current(), dispatch.generation(), *kwargs]
+    parts: Form = (function, current().number, dispatch.generation(), *kwargs)
     for value in (*args, *kwargs.values()) if kwargs else args:
         kind = type(value)
         if kind is np.ndarray:
@@ -78,16 +62,16 @@ def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form 
         elif kind in _SIMPLE:  # with its type: True is no 1 here
             parts += kind, value
         elif kind is tuple and _are_integers(value):
-            parts.append(value)
+            parts += (value,)
         elif kind is list and _are_integers(value):
-            parts.append(tuple(value))
+            parts += (tuple(value),)
         elif isinstance(value, np.integer):
             parts += int, int(value)
         elif kind is _gpu_arrays():
             parts += value.device.id, value.shape, value.strides, value.dtype
         else:
             return None
-    return tuple(parts)
+    return parts
 
 
 def find(form: Form) -> Any:
@@ -105,7 +89,7 @@ def remember(form: Form, entry: Any) -> None:
 def repeated(
     plan: Plan, inputs: Mapping[str, Any], names: Sequence[str], args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Repeat | None:
-    """Return how to make a call again, if its form tells: every array among the arguments is an input, as it is.
+    """Return what makes a call again, if its form tells: every array among the arguments is an input, as it is.
 
     Otherwise None: an input may have been made from an argument, and of arrays that are no inputs (sizes, say) the form
     does not tell what they hold.
@@ -121,11 +105,24 @@ def repeated(
         What it was called with.
     """
     kinds = np.ndarray, _gpu_arrays()
-    places: dict[str, int | str] = {name: at for at, name in enumerate(names[: len(args)])}
-    places |= {name: name for name in kwargs}
-    given = {name: args[place] if isinstance(place, int) else kwargs[place] for name, place in places.items()}
-    if any(given.get(name) is not array for name, array in inputs.items()):
+    places = {name: at for at, name in enumerate((*names[: len(args)], *kwargs))}
+    values = (*args, *kwargs.values())
+    if any(name not in places or values[places[name]] is not array for name, array in inputs.items()):
         return None
-    if sum(type(value) in kinds for value in given.values()) != len(inputs):
+    if sum(type(value) in kinds for value in values) != len(inputs):
         return None
-    return Repeat(plan, tuple(places[name] for name in inputs), new_outputs(plan.problem))
+    chosen = [places[name] for name in inputs]
+    pick: Callable[[Any], tuple[Any, ...]] = (
+        itemgetter(*chosen) if len(chosen) > 1 else lambda given: (given[chosen[0]],)
+    )
+    if chosen == [*range(len(values))]:
+        pick = tuple
+    run, new = plan.run, new_outputs(plan.problem)
+
+    def again(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        inputs = pick((*args, *kwargs.values()) if kwargs else args)
+        outputs = new(inputs[0])
+        run(inputs, outputs)
+        return inputs, outputs
+
+    return again

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import threading
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -255,9 +256,8 @@ def test_bad_values_name_the_variable(name, text, monkeypatch):
 
 
 def test_every_option_has_a_variable_with_its_default():
-    for name, default in vars(Options()).items():
-        if not name.startswith("_"):
-            assert environment.VARIABLES[f"FASTCONV_{name.upper()}"].default == default
+    for option in fields(Options):
+        assert environment.VARIABLES[f"FASTCONV_{option.name.upper()}"].default == option.default
 
 
 def test_variables_are_the_options_of_a_process():

@@ -51,10 +51,19 @@ def fingerprint() -> int:
     return int.from_bytes(digest.digest()[:7], "little") | 1
 
 
-def function(signature: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator: compile for one signature, release the interpreter's lock while running."""
-    options = {"nogil": True, "error_model": "numpy", "no_cfunc_wrapper": True}
-    return _kept(lambda body, kept: njit(signature, cache=kept, **options)(body))
+def function(signature: Any, *, short: bool = False) -> Callable[[Callable[..., Any]], Any]:
+    """Return a decorator: compile for one signature, release the interpreter's lock while running unless ``short``.
+
+    What it makes is called without Numba's dispatcher, which would look at the arguments' types for as long again.
+    """
+    options = {"nogil": not short, "error_model": "numpy", "no_cfunc_wrapper": True}
+    return _kept(lambda body, kept: _entry(njit(signature, cache=kept, **options)(body)))
+
+
+def _entry(compiled: Any) -> Callable[..., Any]:
+    (result,) = compiled.overloads.values()
+    entry: Callable[..., Any] = result.entry_point
+    return entry
 
 
 def inlined(body: Callable[..., Any]) -> Any:

@@ -25,18 +25,19 @@ class InPlace(Runner):
 
     work: Any
     across: bool
+    in_place = True
 
     @cached_property
     def _transposed(self) -> Runner:
         make: Callable[..., Runner] = type(self)
         return make(self.work, across=True)
 
-    def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-        """Compute; a weight that was transposed is read as it is, too, unless it was packed."""
+    def _run_otherwise(self, inputs: tuple[Any, ...], y: Any, packed: Any, slab: int) -> None:
+        """A weight that was transposed is read as it is, too, unless it was packed."""
         if self.across or self._prepacked or not _is_transposed(inputs[1]):
-            super().run(inputs, outputs)
+            super()._run_otherwise(inputs, y, packed, slab)
         else:
-            self._transposed.run(inputs, outputs)
+            self._transposed.run(inputs, (y,))
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as it is."""

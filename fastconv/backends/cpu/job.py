@@ -1,14 +1,15 @@
 """Jobs: the records of integers that say to compiled loops what a problem is, and how one is started.
 
 A record is made once for arrays of certain strides. What changes from call to call are the addresses at its head:
-native code copies the record to its stack and fills them in, since every step in Python takes as long as a small
-convolution.
+native code sees to it that the arrays lie as they should, copies the record to its stack and fills the addresses in,
+since every step in Python takes as long as a small convolution.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeAlias
 
 import numpy as np
 from llvmlite import ir
@@ -19,19 +20,31 @@ from numpy.typing import NDArray
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import fingerprint, function, inlined
-from fastconv.backends.cpu.memory import copy, integer
-from fastconv.backends.cpu.scratch import DATA
+from fastconv.backends.cpu.memory import copy, integer, word
+from fastconv.backends.cpu.objects import OBJECT, data_of, strides_of
+from fastconv.backends.cpu.scratch import address
 
 # What every run fills in: input, packed weight, output, bias, residual, the workers' scratch.
 HEAD = ("x", "w", "y", "bias", "residual", "slab")
 
-_MOST_WORDS = 128
+MOST_WORDS = 128
+# Bytes of scratch that a start has room for itself, and those of a line of the cache, with which it begins.
+ROOM, _LINE = 4096, 64
+_SLAB_WORDS = (ROOM + _LINE) // 8
+
+# The words of a start: what the job is; what is left of the address of an aligned element; and for x, w, y, bias and
+# residual how many strides each must have, -1 if there is no such array, and which.
+_LOOPS, _RECORD, _WORDS, _UNITS, _MISALIGNED, _ARRAYS = range(6)
+_MOST_AXES = 7
+_ARRAY = 1 + _MOST_AXES
+# Any stride will do, since there is but one element.
+_ANY = -(1 << 62)
 
 
 def fields_of(table: str, head: tuple[str, ...] = ()) -> tuple[str, ...]:
     """Return the fields that a table names, one line a kind, what they are behind a bar; those of ``head`` first."""
     names = [name for line in table.strip().splitlines() for name in line.split("|")[0].split()]
-    assert len(names) <= _MOST_WORDS - len(HEAD)
+    assert len(names) <= MOST_WORDS - len(HEAD)
     return (*head, *(name for name in names if name not in head))
 
 
@@ -59,15 +72,18 @@ def task_type(job: np.dtype[Any]) -> Any:
     return types.void(types.CPointer(from_dtype(job)), types.int64, types.int64, types.int64)
 
 
-@intrinsic
-def on_stack(typingctx: Any) -> Any:
-    """Return the address of as many words on the stack as a record has at most."""
+@intrinsic(prefer_literal=True)
+def on_stack(typingctx: Any, words: Any) -> Any:
+    """Return the address of so many words on the stack."""
+    if not isinstance(words, types.IntegerLiteral):
+        return None
+    count = words.literal_value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        room = cgutils.alloca_once(builder, ir.IntType(64), ir.Constant(ir.IntType(64), _MOST_WORDS))
+        room = cgutils.alloca_once(builder, ir.IntType(64), ir.Constant(ir.IntType(64), count))
         return builder.ptrtoint(room, ir.IntType(64))
 
-    return types.int64(), codegen
+    return types.int64(words), codegen
 
 
 @intrinsic
@@ -81,19 +97,24 @@ def _put(typingctx: Any, address: Any, index: Any, value: Any) -> Any:
 
 
 @inlined
-def _data(array):
-    """Return the address that an array object, of this address or none, holds."""
-    return integer(array + DATA) if array else 0
+def _lies(start, which, array):
+    """Whether an array lies as a start expects it to."""
+    expected = start + 8 * (_ARRAYS + which * _ARRAY)
+    count = integer(expected)
+    if count < 0:
+        return True
+    strides = strides_of(array)
+    for axis in range(count):
+        wanted = word(expected, 1 + axis)
+        if wanted != _ANY and word(strides, axis) != wanted:
+            return False
+    return data_of(array) & word(start, _MISALIGNED) == 0
 
 
 @inlined
-def _fill(job, x, w, y, bias, residual, slab):
-    _put(job, 0, _data(x))
-    _put(job, 1, w)
-    _put(job, 2, _data(y))
-    _put(job, 3, _data(bias))
-    _put(job, 4, _data(residual))
-    _put(job, 5, slab)
+def _data(start, which, array):
+    """Return the address of an array's elements, 0 if there is none."""
+    return data_of(array) if word(start, _ARRAYS + which * _ARRAY) >= 0 else 0
 
 
 def _doing() -> Any:
@@ -101,26 +122,36 @@ def _doing() -> Any:
     # start a job by what the board looked like in another version of `threads` would hang.
     sources = fingerprint()
 
-    @function(types.void(*(types.int64,) * 12))
-    def do(board, helpers, loops, record, words, units, x, w, y, bias, residual, slab):
-        if sources == 0:
-            return
-        job = on_stack()
-        copy(job, record, 8 * words)
-        _fill(job, x, w, y, bias, residual, slab)
-        threads.launch(board, loops, job, units, helpers)
+    @function(types.int64(*(types.int64,) * 3, *(OBJECT,) * 5, types.int64, types.int64))
+    def do(board, helpers, start, x, w, y, bias, residual, packed, slab):
+        if sources == 0 or not (
+            _lies(start, 0, x) and (packed or _lies(start, 1, w)) and _lies(start, 2, y)
+            and _lies(start, 3, bias) and _lies(start, 4, residual)
+        ):  # fmt: skip
+            return 0
+        job = on_stack(MOST_WORDS)
+        copy(job, word(start, _RECORD), 8 * word(start, _WORDS))
+        _put(job, 0, _data(start, 0, x))
+        _put(job, 1, packed or _data(start, 1, w))
+        _put(job, 2, _data(start, 2, y))
+        _put(job, 3, _data(start, 3, bias))
+        _put(job, 4, _data(start, 4, residual))
+        _put(job, 5, slab or on_stack(_SLAB_WORDS) + _LINE & -_LINE)
+        threads.launch(board, word(start, _LOOPS), job, word(start, _UNITS), helpers)
+        return 1
 
     return do
 
 
 _do = _doing()
 
+Start: TypeAlias = Callable[[Any, Any, Any, Any, Any, int, int], int]
 
-def start(
-    loops: int, record: Any, where: int, units: int, workers: int,
-    x: Any, w: int, y: Any, bias: Any, residual: Any, slab: int,
-) -> None:  # fmt: skip
-    """Do a job on arrays.
+
+def start_of(
+    loops: int, record: NDArray[np.int64], units: int, workers: int, arrays: tuple[Any, ...], kept: Any = None
+) -> Start:
+    """Return what does a job on arrays that lie as these do.
 
     Parameters
     ----------
@@ -128,27 +159,47 @@ def start(
         Address of the compiled ``task(job, start, stop, worker)``.
     record : array
         The job as integers, those of `HEAD` left open.
-    where : int
-        The record's address.
     units, workers : int
         As `threads.run` takes them.
-    x, y : array
-    w : int
-        Address of the packed weight.
-    bias, residual : array or None
-    slab : int
-        Address of the workers' scratch.
+    arrays : tuple of array or None
+        An input, a weight that is read where it is, an output, a bias and a residual, as far as the job has them.
+    kept : any
+        Arrays that the record points to.
+
+    Returns
+    -------
+    callable
+        ``start(x, w, y, bias, residual, packed, slab)`` takes such arrays, or any object where there is none;
+        ``packed`` is the address of a packed weight, or 0, and ``slab`` that of the workers' scratch, or 0 for `ROOM`
+        bytes of its own. It returns 0 without having done anything if the arrays lie otherwise.
     """
-    head = (
-        id(x), w, id(y),
-        0 if bias is None else id(bias), 0 if residual is None else id(residual), slab,
-    )  # fmt: skip
+    item = next(array.itemsize for array in arrays if array is not None)
+    words = [loops, address(record), record.size, units, item - 1]
+    for array in arrays:
+        expected = [-1]
+        if array is not None:
+            lengths = zip(array.shape, array.strides, strict=True)
+            expected = [array.ndim, *(stride if size > 1 else _ANY for size, stride in lengths)]
+        words += expected + [0] * (_ARRAY - len(expected))
+    start = np.array(words, np.int64)
     helpers = min(workers, units) - 1
-    board = threads.acquire() if helpers > 0 else None
+    where = address(start)
+    do: partial[int] = partial(_do, 0, 0, where) if helpers < 1 else partial(_shared, helpers, where)
+    do.keeps = start, record, kept  # type: ignore[attr-defined]
+    return do
+
+
+def _shared(helpers: int, *arguments: Any) -> int:
+    """Do a job with the help of other threads, if they are free."""
+    board = threads.acquire()
     if board is None:
-        _do(0, 0, loops, where, record.size, units, *head)
-        return
+        return int(_do(0, 0, *arguments))
     try:
-        _do(board.address, min(helpers, board.size), loops, where, record.size, units, *head)
+        return int(_do(board.address, min(helpers, board.size), *arguments))
     finally:
         board.lock.release()
+
+
+def never(*arguments: Any) -> int:
+    """Do nothing: what a runner starts with, before it has seen arrays."""
+    return 0

@@ -15,9 +15,9 @@ from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.finite import traces
 from fastconv.backends.cpu.formats import computed, size_of
-from fastconv.backends.cpu.job import HEAD, fields_of, job_type, record_of, start, task_type
+from fastconv.backends.cpu.job import HEAD, Start, fields_of, job_type, never, record_of, start_of, task_type
 from fastconv.backends.cpu.memory import put, record, word
-from fastconv.backends.cpu.scratch import address
+from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # Bytes of a packed weight for which one more thread is worth its start.
@@ -148,22 +148,23 @@ class Packer:
     ) -> None:  # fmt: skip
         self._kernel = _lines_kernel(format, lanes).address
         self._offsets = offsets  # the kernel looks at these by address
-        self._stride = terms * size_of(format)
         blocks = -(-outputs // block)
         group = -(-outputs // lanes) * places * lanes * size_of(computed(format))
-        f = {"stride": self._stride, "groups": groups, "outputs": outputs, "terms": terms, "blocks": blocks}
+        f = {"stride": terms * size_of(format), "groups": groups, "outputs": outputs, "terms": terms, "blocks": blocks}
         f |= {"block": block, "places": places, "group_bytes": group, "found": found}
         f |= dict(zip(("offsets", "tail_offsets"), map(address, offsets), strict=True))
-        self._job = record_of(_LINES, f)
-        self._where = address(self._job)
+        self._record = record_of(_LINES, f)
+        self._start: Start = never
         self._units = groups * blocks
         self._workers = min(workers, 1 + groups * group // _SHARED)
 
-    def pack(self, rows: Any, packed: int) -> None:
-        """Pack an array, (output channels of all groups, elements of a row), to an address."""
-        if rows.strides != (self._stride, rows.itemsize) or not rows.flags.aligned:
-            rows = rows.copy(order="C")
-        start(self._kernel, self._job, self._where, self._units, self._workers, rows, packed, rows, None, None, 0)
+    def pack(self, w: Any, packed: int) -> None:
+        """Pack an array, of the output channels of all groups and whatever makes their rows, to an address."""
+        if not self._start(w, None, None, None, None, packed, 0):
+            w = contiguous(w)
+            arrays = w, None, None, None, None
+            self._start = start_of(self._kernel, self._record, self._units, self._workers, arrays)
+            self._start(*arrays, packed, 0)
 
 
 _COLUMNS = ("w", "stride", "inputs", "places", "outputs", "block", "packed", "offsets", "tail_offsets")

@@ -19,7 +19,7 @@ from fastconv.problem import AXES, ConvProblem, Sizes
 _MOST_KEPT = 16 << 20
 
 # Of arrays of how many different strides a plan remembers what it worked out.
-_MOST_RECORDS = 64
+_MOST_STARTS = 64
 
 
 def fresh(size: int) -> Any:
@@ -39,13 +39,8 @@ class Packed(NamedTuple):
     address: int
 
 
-class Record(NamedTuple):
-    """What is known of a problem on arrays of certain strides."""
-
-    job: Any  # the record as integers, addresses at its head left open
-    address: int
-    loops: int  # address of the compiled loops
-    kept: Any  # arrays that the record points to
+# Stands for a weight that is read where it is.
+_AS_IT_IS = Packed(None, 0)
 
 
 class Runner(ABC):
@@ -63,7 +58,9 @@ class Runner(ABC):
     def __init__(self, problem: ConvProblem, units: int, workers: int, scratch_bytes: int) -> None:
         self.problem = problem
         self._units, self._workers, self._scratch = units, workers, scratch_bytes
-        self._records: dict[tuple[Sizes, Sizes], Record | None] = {}
+        self._starts: dict[tuple[Sizes, Sizes], job.Start | None] = {}
+        # That of the last run, whose arrays the next one's most often lie like.
+        self._start: job.Start = job.never
         self._has_bias, self._has_residual, self._prepacked = (
             problem.bias != "none",
             problem.residual,
@@ -73,6 +70,11 @@ class Runner(ABC):
         self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.accumulator)
         #: Address of the activation's constants, 0 if it has none or is not fused.
         self.activation = address(self._constants) if problem.activation in FUSED else 0
+
+    #: Bytes of scratch that are found without asking for them; what was written there before a run is lost.
+    own_room = job.ROOM
+    #: Whether the loops read the weight where it is, unless it was packed.
+    in_place = False
 
     @abstractmethod
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
@@ -99,38 +101,50 @@ class Runner(ABC):
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
-        x, w, y = inputs[0], inputs[1], outputs[0]
-        try:
-            record = self._records[x.strides, y.strides]
-        except KeyError:
-            record = self._look(x.strides, y.strides)
+        w, y = inputs[1], outputs[0]
+        packed = w if self._prepacked else _AS_IT_IS if self.in_place else self.pack(w, kept)
+        bias = inputs[2] if self._has_bias else None
         residual = inputs[-1] if self._has_residual else None
-        if record is None or not (x.flags.aligned and y.flags.aligned) or not _alike(residual, y):
+        slab = scratch.take(self._scratch) if self._scratch > self.own_room else 0
+        if not self._start(inputs[0], w, y, bias, residual, packed[1], slab):
+            self._run_otherwise(inputs, y, packed, slab)
+        elif not self._fused:
+            epilogue.apply(self.problem.activation, y)
+
+    def _run_otherwise(self, inputs: tuple[Any, ...], y: Any, packed: Any, slab: int) -> None:
+        """Run on arrays that lie otherwise than those of the last run."""
+        x = inputs[0]
+        bias = contiguous(inputs[2]) if self._has_bias else None
+        residual = inputs[-1] if self._has_residual else None
+        start = None
+        if x.flags.aligned and y.flags.aligned and _alike(residual, y):
+            packed = self.pack(inputs[1]) if packed is _AS_IT_IS else packed
+            w = packed[0] if self.in_place and not self._prepacked else None
+            start = self._look(x, w, y, bias, residual)
+        if start is None:
             self._run_apart(inputs, y)
             return
-        packed = w if self._prepacked else self.pack(w, kept)
-        bias = contiguous(inputs[2]) if self._has_bias else None
-        slab = scratch.take(self._scratch) if self._scratch else 0
-        job.start(
-            record.loops, record.job, record.address, self._units, self._workers,
-            x, packed[1], y, bias, residual, slab,
-        )  # fmt: skip
+        self._start = start
+        start(x, None, y, bias, residual, packed[1], slab)
         if not self._fused:
             epilogue.apply(self.problem.activation, y)
 
-    def _look(self, x: Sizes, y: Sizes) -> Record | None:
-        """Describe the job for arrays of these strides, and remember it."""
-        missing = (0,) * (len(AXES) - self.problem.ndim)
-        found = self.describe((*x[:2], *missing, *x[2:]), (*y[:2], *missing, *y[2:]))
-        record = None
-        if found is not None:
-            fields, loops, kept = found
-            integers = job.record_of(self.fields, fields)
-            record = Record(integers, address(integers), loops, kept)
-        if len(self._records) >= _MOST_RECORDS:
-            self._records.clear()
-        self._records[x, y] = record
-        return record
+    def _look(self, *arrays: Any) -> job.Start | None:
+        """Return what does the job on x, w, y, bias and residual, None if the loops cannot read or write them."""
+        x, y = arrays[0].strides, arrays[2].strides
+        if (x, y) not in self._starts:
+            if len(self._starts) >= _MOST_STARTS:
+                self._starts.clear()
+            missing = (0,) * (len(AXES) - self.problem.ndim)
+            found = self.describe((*x[:2], *missing, *x[2:]), (*y[:2], *missing, *y[2:]))
+            start = None
+            if found is not None:
+                fields, loops, kept = found
+                record = job.record_of(self.fields, fields)
+                start = job.start_of(loops, record, self._units, self._workers, arrays, kept)
+            self._starts[x, y] = start
+            return start
+        return self._starts[x, y]
 
     def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
         """Run on copies of what the loops cannot read, and into an array that they can write."""

@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
 from typing import Any
 
 import numpy as np
+from numba import types
+
+from fastconv.backends.cpu.compiling import fingerprint, function
+from fastconv.backends.cpu.objects import OBJECT, data_of
 
 _ALIGNMENT = 64
 _local = threading.local()
 
-# Where in an array's object its address of the data stands: the first word behind the head that every object has.
-# NumPy keeps it there for compiled extensions. Reading it takes a tenth of the time that ``array.ctypes.data`` does.
-DATA = object.__basicsize__
+
+def _addressing() -> Any:
+    sources = fingerprint()
+
+    @function(types.int64(OBJECT), short=True)
+    def address(array):
+        return data_of(array) if sources else 0
+
+    return address
+
+
+_address = _addressing()
 
 
 def address(array: Any) -> int:
     """Return where an array's first element is."""
-    where: int = ctypes.c_ssize_t.from_address(id(array) + DATA).value
+    where: int = _address(array)
     return where
 
 
@@ -60,7 +72,3 @@ def room(size: int, owner: str) -> Any:
         start = -address(whole) % _ALIGNMENT
         buffer = rooms[owner] = whole[start : start + size]
     return buffer
-
-
-if address(_probe := np.empty(1)) != _probe.ctypes.data:  # pragma: no cover
-    raise ImportError("fastconv: its CPU kernels need CPython and NumPy, whose arrays hold their address first")

@@ -10,16 +10,14 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import callback, fingerprint
-from fastconv.backends.cpu.job import job_type, task_type
+from fastconv.backends.cpu.job import HEAD, Start, fields_of, job_type, never, record_of, start_of, task_type
 from fastconv.backends.cpu.memory import record
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 from fastconv.problem import ConvProblem
 
-FIELDS = ("x", "xn", "xc", "xp", "images", "channels", "pixels", "result")
+FIELDS = fields_of("x xn xc xp y images channels pixels", HEAD)
 JOB = job_type(FIELDS)
 
 # Vectors that are summed apart, so that additions need not wait for one another.
@@ -99,7 +97,7 @@ def _loops(lanes: int, bits: int, last: int) -> Any:
             first = unit * block
             _sum(
                 lanes, bits, last, job.x + first * job.xc, job.xn, job.xp, job.images, job.pixels,
-                min(block, job.channels - first), job.result + first * size,
+                min(block, job.channels - first), job.y + first * size,
             )  # fmt: skip
 
     return run
@@ -112,22 +110,31 @@ class Runner:
         self.problem, self.workers = problem, workers
         self._lanes, self._bits = simd().lanes(problem.itemsize), 8 * problem.itemsize
         self._pixels = math.prod(problem.output_size)
+        self._start: Start = never
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         dy, db = inputs[0], outputs[0]
-        p, size = self.problem, dy.itemsize
+        if self._start(dy, None, db, None, None, 0, 0):
+            return
+        size = dy.itemsize
         step = _pixel_step(dy)
         last = step is not None and step != size and dy.strides[1] == size
         if not dy.flags.aligned or not (last or step == size):
             dy, step, last = np.array(dy, order="C"), size, self._pixels == 1
-        result = np.empty(p.oc, dy.dtype)
-        n, c = dy.strides[:2]
-        job = np.array([address(dy), n, c, step, p.n, p.oc, self._pixels, address(result)], np.int64)
+        result = db if db.flags.c_contiguous and db.flags.aligned else np.empty(db.shape, db.dtype)
+        self._start = self._described(dy, result, step, last)
+        self._start(dy, None, result, None, None, 0, 0)
+        if result is not db:
+            db[...] = result
+
+    def _described(self, dy: Any, db: Any, step: int | None, last: bool) -> Start:
+        p = self.problem
+        f = {"xn": dy.strides[0], "xc": dy.strides[1], "xp": step or 0}
+        f |= {"images": p.n, "channels": p.oc, "pixels": self._pixels}
         units = -(-p.oc // (_SUMS * self._lanes)) if last else p.oc
         kernel = _loops(self._lanes, self._bits, int(last)).address
-        threads.run(kernel, address(job), units, self.workers)
-        db[...] = result
+        return start_of(kernel, record_of(FIELDS, f), units, self.workers, (dy, None, db, None, None))
 
 
 def _pixel_step(dy: Any) -> int | None:

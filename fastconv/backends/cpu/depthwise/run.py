@@ -119,7 +119,7 @@ class DepthwiseRunner(Runner):
             return Packed(rows, address(rows) + last)
         packed = new(work.packed_size * work.size)
         where = address(packed)
-        self._packer.pack(w.reshape(self.problem.oc, work.taps), where)
+        self._packer.pack(w, where)
         return Packed(packed, where)
 
     def _laid_out(self, shape: Sizes) -> Any:

@@ -55,7 +55,7 @@ class DirectRunner(Runner):
             work = self.work
             pack_columns(w, work.format, work.lanes, work.block, work.terms, where, self._offsets, work.workers)
             return Packed(packed, where)
-        self._packer.pack(w.reshape(self._weight_shape), where)
+        self._packer.pack(w, where)
         return Packed(packed, where)
 
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:

@@ -13,7 +13,7 @@ from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.gemv.wgrad_work import Work
 from fastconv.backends.cpu.local.tile import outer_product
 from fastconv.backends.cpu.memory import record
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.scratch import contiguous
 
 # Addresses, sizes and (in bytes) strides.
 _FIELDS = """
@@ -69,20 +69,21 @@ class Runner:
             "share": work.share,
             "panel": work.panel,
         }
-        self._job = job.record_of(FIELDS, fields)
-        self._where = address(self._job)
+        self._record = job.record_of(FIELDS, fields)
+        self._start: job.Start = job.never
         self._loops = _loops(work.rows, work.vectors, work.lanes, work.format, int(work.simd.fma)).address
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
+        (x, dy), (dw,) = inputs, outputs
+        if self._start(x, dy, dw, None, None, 0, 0):
+            return
+        # Copies where arrays do not lie in one piece.
         x, dy = map(contiguous, inputs)
-        (dw,) = outputs
-        flags = dw.flags
+        flags, work = dw.flags, self._work
         result = dw if flags.c_contiguous and flags.aligned else np.empty(dw.shape, dw.dtype)
-        work = self._work
-        job.start(
-            self._loops, self._job, self._where, work.units, work.workers,
-            x, address(dy), result, None, None, 0,
-        )  # fmt: skip
+        arrays = x, dy, result, None, None
+        self._start = job.start_of(self._loops, self._record, work.units, work.workers, arrays)
+        self._start(*arrays, 0, 0)
         if result is not dw:
             dw[...] = result

@@ -22,6 +22,7 @@ class GroupedRunner(Runner):
     """Runs one problem on arrays of any strides."""
 
     fields = FIELDS
+    in_place = True
     #: Whether of every term the weight's place is listed, too.
     listed = 0
 

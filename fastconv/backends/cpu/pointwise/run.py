@@ -77,7 +77,7 @@ class PointwiseRunner(Runner):
             offsets = [*map(address, self._offsets)]
             pack_columns(w, work.format, work.lanes, work.width, work.places, start, offsets, work.workers)
             return Packed(packed, start)
-        self._packer.pack(w.reshape(work.problem.oc, work.inputs), start)
+        self._packer.pack(w, start)
         return Packed(packed, start)
 
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:

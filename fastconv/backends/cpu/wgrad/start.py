@@ -8,7 +8,7 @@ from numba import types
 
 from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import fingerprint, function, inlined
-from fastconv.backends.cpu.job import on_stack
+from fastconv.backends.cpu.job import MOST_WORDS, on_stack
 from fastconv.backends.cpu.memory import copy, put, word
 from fastconv.backends.cpu.wgrad.loops import FIELDS
 
@@ -36,7 +36,7 @@ def _doing() -> Any:
     def do(board, helpers, records, words, chunks, x, slab, dy, dw, panel, sums):
         if sources == 0:
             return
-        job = on_stack()
+        job = on_stack(MOST_WORDS)
         for chunk in range(chunks):
             copy(job, records + 8 * words * chunk, 8 * words)
             for index, address in enumerate((x, slab, dy, dw, panel, sums)):

@@ -32,6 +32,8 @@ class Runner(runner.Runner):
     """Runs one problem on inputs of any strides, and outputs whose columns lie together."""
 
     fields = loops.FIELDS
+    # Before a run a word is written to the scratch that says whether all is finite.
+    own_room = 0
 
     def __init__(self, work: Work) -> None:
         super().__init__(work.problem, work.units, work.workers, work.room)
