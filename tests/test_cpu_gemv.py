@@ -8,13 +8,14 @@ from fresh import python
 
 import fastconv as fc
 from fastconv import registry, testing
+from fastconv.backends.cpu.gemv.batch_work import BatchWork
 from fastconv.backends.cpu.gemv.work import Work
 from fastconv.backends.cpu.registers import Simd
 from fastconv.machine import machine
 from fastconv.notation import parse_problem
 from fastconv.options import options
 
-GEMV = registry.find("numba/gemv")
+GEMV, BATCH = registry.find("numba/gemv"), registry.find("numba/gemv_batch")
 VECTORS = [Simd("avx512", 64, 32, True), Simd("avx2", 32, 16, True), Simd("none", 16, 16, False)]
 
 # Rows and inputs that no tile divides, one row, fewer inputs than a vector has lanes, several blocks of images.
@@ -25,6 +26,7 @@ SHAPES = """
     linear n5 c64 oc9 residual leaky_relu
     linear n7 c130 oc300 bias residual relu6
     linear n13 c48 oc40 bias tanh
+    linear n35 c21 oc277 bias residual
     conv2d n1 c5 i7 oc20 k7 bias
     conv2d n4 c40 i1 oc33 k1 residual relu
     conv3d n2 c3 id2 ih3 iw4 oc21 kd2 kh3 kw4 bias
@@ -36,13 +38,14 @@ DTYPES = [(text, "float32") for text in SHAPES]
 DTYPES += [(SHAPES[i], dtype) for i, dtype in ((1, "float64"), (6, "float64"), (0, "float16"), (3, "bfloat16"))]
 
 
+@pytest.mark.parametrize("algorithm", [GEMV, BATCH])
 @pytest.mark.parametrize(("text", "dtype"), DTYPES)
-def test_shapes(text, dtype):
+def test_shapes(text, dtype, algorithm):
     problem = parse_problem(text).replace(dtype=dtype)
-    testing.check_problem(GEMV, problem)
-    testing.check_problem(GEMV, problem.replace(prepacked=True))
+    testing.check_problem(algorithm, problem)
+    testing.check_problem(algorithm, problem.replace(prepacked=True))
     if problem.ndim:
-        testing.check_problem(GEMV, problem.replace(layout="channels_last"))
+        testing.check_problem(algorithm, problem.replace(layout="channels_last"))
 
 
 @pytest.mark.slow
@@ -50,32 +53,36 @@ def test_shapes(text, dtype):
 def test_other_widths_of_vectors(vectors):
     """In a fresh process, since compiled kernels and plans know the width."""
     code = """
-from test_cpu_gemv import GEMV, SHAPES, check_transposed
+from test_cpu_gemv import BATCH, GEMV, SHAPES, check_transposed
 from fastconv import testing
 from fastconv.notation import parse_problem
 for text in SHAPES[1::3]:
     for dtype in ("float32", "float64"):
-        testing.check_problem(GEMV, parse_problem(text).replace(dtype=dtype))
-check_transposed(parse_problem(SHAPES[4]))
+        for algorithm in (GEMV, BATCH):
+            testing.check_problem(algorithm, parse_problem(text).replace(dtype=dtype))
+for algorithm in (GEMV, BATCH):
+    check_transposed(parse_problem(SHAPES[4]), algorithm)
 """
     python(code, FASTCONV_SIMD=vectors)
 
 
-def check_transposed(problem):
+def check_transposed(problem, algorithm):
     inputs = testing.random_inputs(problem)
     transposed = (inputs[0], np.asfortranarray(inputs[1]), *inputs[2:])
     y = testing.laid_out(problem.outputs[0], problem.layout, np.nan)
-    GEMV.plan(problem).run(transposed, (y,))
-    testing.compare(problem, (y,), testing.exact(problem, inputs), GEMV.error_bound(problem))
+    algorithm.plan(problem).run(transposed, (y,))
+    testing.compare(problem, (y,), testing.exact(problem, inputs), algorithm.error_bound(problem))
 
 
+@pytest.mark.parametrize("algorithm", [GEMV, BATCH])
 @pytest.mark.parametrize(("text", "dtype"), DTYPES)
-def test_a_weight_that_was_transposed(text, dtype):
-    check_transposed(parse_problem(text).replace(dtype=dtype))
+def test_a_weight_that_was_transposed(text, dtype, algorithm):
+    check_transposed(parse_problem(text).replace(dtype=dtype), algorithm)
 
 
+@pytest.mark.parametrize(("algorithm", "work"), [(GEMV, Work), (BATCH, BatchWork)])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_threads_do_not_change_the_result(transposed):
+def test_threads_do_not_change_the_result(transposed, algorithm, work):
     problem = parse_problem("linear n3 c700 oc901 bias")
     inputs = testing.random_inputs(problem)
     if transposed:
@@ -83,8 +90,8 @@ def test_threads_do_not_change_the_result(transposed):
     results = []
     for threads in range(1, machine().cores + 1):
         with options(threads=threads):
-            assert Work.of(problem).units > 1 or threads == 1
-            results.append(testing.run(GEMV, problem, inputs)[0])
+            assert work.of(problem).units > 1 or threads == 1
+            results.append(testing.run(algorithm, problem, inputs)[0])
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
 
@@ -109,6 +116,10 @@ def test_tiles_fit_the_registers(text, vectors):
         assert tile.images <= work.problem.n
     assert work.tile.rows <= work.outputs
     assert work.units * work.share >= work.outputs
+    batch = BatchWork(parse_problem(text), vectors, 2, 1 << 20)
+    assert batch.tile.vectors * (batch.tile.rows + 1) + 1 <= vectors.registers
+    assert batch.tile.rows <= batch.outputs
+    assert batch.share % batch.tile.rows == batch.block % batch.tile.rows == 0
 
 
 def test_what_is_refused():

@@ -13,7 +13,7 @@ from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.formats import computed, format_of, size_of
-from fastconv.backends.cpu.gemv.algorithm import GemvAcross
+from fastconv.backends.cpu.gemv.algorithm import GemvAcross, GemvBatchAcross
 from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.phases import MOST_WAYS, shuffles
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise, PointwiseInPlace
@@ -164,7 +164,7 @@ class DgradGemv(Dgrad):
     """Of fully connected layers, those with a kernel as large as the map among them: the weight is read where it is."""
 
     name = "dgrad_gemv"
-    forward = GemvAcross()
+    forward: Algorithm = GemvAcross()
     views = 1
     in_place = True
 
@@ -199,6 +199,13 @@ class DgradGemv(Dgrad):
                 dx[...] = result.reshape(dx.shape)
 
         return Plan(problem, self, run, pack)
+
+
+class DgradGemvBatch(DgradGemv):
+    """The same for more images, which are the lanes."""
+
+    name = "dgrad_gemv_batch"
+    forward = GemvBatchAcross()
 
 
 def _flat(problem: ConvProblem) -> ConvProblem:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
+from fastconv.backends.cpu.gemv.batch_work import BatchWork
 from fastconv.backends.cpu.gemv.work import Work, sees_all
 from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
@@ -46,5 +47,30 @@ class Gemv(Algorithm):
 
 class GemvAcross(Gemv):
     """The same on a weight that was transposed: lanes run along the outputs, which lie together in it."""
+
+    across = True
+
+
+class GemvBatch(Gemv):
+    """Lanes are images, and elements of the weight are broadcast: for some images and few inputs."""
+
+    name = "gemv_batch"
+
+    def workspace_bytes(self, problem: AnyProblem) -> int:
+        work = BatchWork.of(problem)
+        return work.workers * work.scratch_bytes
+
+    def predict(self, problem: AnyProblem, machine: Machine) -> float:
+        return BatchWork.of(problem).seconds(machine)
+
+    def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.gemv.batch_run import BatchRunner
+
+        runner = BatchRunner(BatchWork.of(problem), self.across)
+        return Plan(problem, self, runner.run, runner.pack)
+
+
+class GemvBatchAcross(GemvBatch):
+    """The same on a weight that was transposed."""
 
     across = True

@@ -14,11 +14,11 @@ from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 _LINE = 64  # bytes of a cache line
-_UNITS = 4  # units of work a thread, so that an uneven end costs little
-_OVERHEAD = 3.2e-6
+UNITS = 4  # units of work a thread, so that an uneven end costs little
+OVERHEAD = 3.2e-6
 # Rows that are read side by side come slower than a weight that was packed for reading in one go.
-_SIDE_BY_SIDE = 1.25
-_LATENCY = 4  # cycles before a sum can be added to again
+SIDE_BY_SIDE = 1.25
+LATENCY = 4  # cycles before a sum can be added to again
 # Rows of the weight that are read side by side, and images at once.
 _ROWS, _MOST_IMAGES = (1, 2, 4, 8), 6
 # Bytes a cycle from the second-level cache: rows and images are longer than the first can hold.
@@ -26,7 +26,7 @@ _L2_RATE = 32
 # Bytes of sums that the first-level cache keeps, other rows passing through.
 _L1 = 24 << 10
 # Cycles: a tile's beginning and end; those of one across; those that are worth a thread of their own.
-_TILE_CYCLES, _ACROSS_CYCLES, _WORTH = 30, 20, 20_000
+_TILE_CYCLES, _ACROSS_CYCLES, WORTH = 30, 20, 20_000
 
 
 def sees_all(problem: ConvProblem) -> str | None:
@@ -70,7 +70,7 @@ class Work(ConvWork):
         rate, sums = self.simd.fma_per_cycle, tile.rows * tile.images
         tiles = -(-self.outputs // tile.rows) * -(-self.problem.n // tile.images)
         loads = (tile.rows + tile.images) * self.simd.vector_bytes / _L2_RATE
-        step = max(sums / rate, loads, _LATENCY)
+        step = max(sums / rate, loads, LATENCY)
         return tiles * (-(-self.terms // self.lanes) * step + 2 * sums / rate + _TILE_CYCLES)
 
     def _cycles_across(self) -> float:
@@ -93,8 +93,8 @@ class Work(ConvWork):
     @cached_property
     def share(self) -> int:
         """Rows of a unit of work: whole tiles."""
-        worth = int(self._cycles(self.tile) / _WORTH)
-        units = max(1, min(_UNITS * self.workers, worth)) if self.workers > 1 else 1
+        worth = int(self._cycles(self.tile) / WORTH)
+        units = max(1, min(UNITS * self.workers, worth)) if self.workers > 1 else 1
         tiles = -(-self.outputs // self.tile.rows)
         return -(-tiles // units) * self.tile.rows
 
@@ -112,17 +112,17 @@ class Work(ConvWork):
     @property
     def line(self) -> int:
         """Bytes of an image's sums, with what a vector stores behind them."""
-        return _whole((min(self.share, self.outputs) + 2 * self.lanes) * self.size)
+        return whole_lines((min(self.share, self.outputs) + 2 * self.lanes) * self.size)
 
     @property
     def image(self) -> int:
         """Bytes of an image that is widened."""
-        return _whole(self.terms * self.size)
+        return whole_lines(self.terms * self.size)
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes of a worker's sums, of one tile's, and of images that are widened."""
-        tile = _whole((self.tile.rows * self.tile.images + self.lanes) * self.size)
+        tile = whole_lines((self.tile.rows * self.tile.images + self.lanes) * self.size)
         return self.problem.n * (self.line + (self.image if self.is_half else 0)) + tile
 
     def seconds(self, machine: Machine, across: bool = False) -> float:
@@ -131,9 +131,10 @@ class Work(ConvWork):
         images = 0 if across else self.problem.n * self.image
         # Images that the cache does not hold come from beyond it for every tile of rows.
         times = self.outputs / self.tile.rows if images > self.cache // 2 else 0.0
-        moving = _SIDE_BY_SIDE * machine.reading(self.problem.bytes) + times * machine.moving(images)
-        return _OVERHEAD + max(computing, moving) / min(self.workers, self.units)
+        moving = SIDE_BY_SIDE * machine.reading(self.problem.bytes) + times * machine.moving(images)
+        return OVERHEAD + max(computing, moving) / min(self.workers, self.units)
 
 
-def _whole(size: int) -> int:
+def whole_lines(size: int) -> int:
+    """Return the bytes of the lines of the cache that so many take."""
     return -(-size // _LINE) * _LINE

@@ -23,7 +23,7 @@ def _column(format, wide, pixel, source, next_image, images, target):
 
 
 @inlined
-def _columns(lanes, format, size, wide, pixel, source, next_image, next_column, images, count, target, step):
+def turn_columns(lanes, format, size, wide, pixel, source, next_image, next_column, images, count, target, step):
     """Bring ``count`` elements of every image into vectors of images, ``step`` bytes apart."""
     if next_column != size:
         for q in range(count):
@@ -60,7 +60,7 @@ def _fill(job, lanes, format, size, wide, slab, x, images, row):
                     _column(format, wide, job.pixel, source + index * job.xw, job.xn, images, to)
             if job.first < job.stop:
                 inner = source + integer(job.table_w + 8 * job.first) * job.xw
-                _columns(
+                turn_columns(
                     lanes, format, size, wide, job.pixel, inner, job.xn, job.xw, images, job.stop - job.first,
                     target + job.first * job.pixel, job.pixel,
                 )  # fmt: skip
@@ -68,7 +68,7 @@ def _fill(job, lanes, format, size, wide, slab, x, images, row):
 
 
 @inlined
-def _store(lanes, format, wide, pixel, source, step, count, images, y, next_image, residual, activation, size):
+def store_lines(lanes, format, wide, source, step, count, images, y, next_image, residual, activation, size):
     """Store ``count`` vectors of images as lines of adjacent elements."""
     for first in range(0, images, lanes):
         for i in range(0, count, lanes):
@@ -108,7 +108,7 @@ def forward_batch(rows: int, vectors: int, lanes: int, format: int, fused: int) 
                         # The last tile overlaps the one before: what is computed twice comes out the same.
                         k = min(k_, job.oc - rows)
                         multiply_batch(
-                            rows, vectors, lanes, format, fused, w + k * job.wrow, job.wrow,
+                            rows, vectors, lanes, format, fused, w + k * job.wrow, job.wrow, size,
                             slab + q * job.step_w * job.pixel, job.line, job.channels * job.kernel_h,
                             job.dilation_w * job.pixel, job.kernel_w, bias + k * job.bk if job.bias else 0, job.bk,
                             matrix + k * line + (q - left) * job.pixel, line,
@@ -119,8 +119,8 @@ def forward_batch(rows: int, vectors: int, lanes: int, format: int, fused: int) 
                 for i in range(outer):
                     at = y + i * (job.yw if job.last else job.yk)
                     residual = job.residual + at if job.residual else 0
-                    _store(
-                        lanes, format, wide, job.pixel, matrix + i * next_outer, next_inner, inner, images,
+                    store_lines(
+                        lanes, format, wide, matrix + i * next_outer, next_inner, inner, images,
                         job.y + at, job.yn, residual, job.activation, size,
                     )  # fmt: skip
 
@@ -152,7 +152,7 @@ def input_gradient_batch(terms: int, tail: int, vectors: int, lanes: int, format
             for row in range(job.oh):
                 for k in range(job.oc):
                     y = job.y + first * job.yn + (group * job.oc + k) * job.yk + row * job.yh
-                    _columns(
+                    turn_columns(
                         lanes, format, size, wide, job.pixel, y, job.yn, job.yw, images, job.ow,
                         matrix + k * job.pixel, column,
                     )  # fmt: skip
@@ -184,8 +184,8 @@ def input_gradient_batch(terms: int, tail: int, vectors: int, lanes: int, format
                     source = slab + (c * job.heights + job.top + h) * job.line + job.left * job.pixel
                     target = x + c * job.xc + h * job.xh
                     if job.xw == size:
-                        _store(
-                            lanes, format, wide, job.pixel, source, job.pixel, job.size_w, images,
+                        store_lines(
+                            lanes, format, wide, source, job.pixel, job.size_w, images,
                             target, job.xn, 0, 0, size,
                         )  # fmt: skip
                         continue

@@ -14,13 +14,14 @@ from fastconv.backends.cpu.simd import I64, Emitter, literals
 @intrinsic(prefer_literal=True)
 def multiply_batch(
     typingctx, rows, vectors, lanes, format, fused,
-    w, row, x, line, lines, step, taps, bias, next_bias, y, next_y,
+    w, row, column, x, line, lines, step, taps, bias, next_bias, y, next_y,
 ):  # fmt: skip
     """Multiply ``rows`` rows of a matrix by the window of ``vectors`` vectors of images.
 
     Literal integers: rows, vectors, lanes, format, fused (multiply-add exists). Values: w (address; rows ``row`` bytes
-    apart), x (address of the window: ``lines`` lines of ``taps`` vectors each, and how far these lie apart), bias
-    (address, 0 for none; of rows ``next_bias`` bytes apart), y (address; of rows ``next_y`` bytes apart).
+    apart, elements of one ``column`` bytes), x (address of the window: ``lines`` lines of ``taps`` vectors each, and
+    how far these lie apart), bias (address, 0 for none; of rows ``next_bias`` bytes apart), y (address; of rows
+    ``next_y`` bytes apart).
     """
     shape = literals(rows, vectors, lanes, format, fused)
     if shape is None:
@@ -28,7 +29,7 @@ def multiply_batch(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         rows, vectors, lanes, stored, fused = shape
-        w, row, x, line, lines, step, taps, bias, next_bias, y, next_y = args[5:]
+        w, row, column, x, line, lines, step, taps, bias, next_bias, y, next_y = args[5:]
         outer = Emitter(builder, stored, lanes, bool(fused))
         e = outer.wide
         width = lanes * e.bytes
@@ -41,7 +42,7 @@ def multiply_batch(
             for i in range(rows):
                 weight = outer.load_splat(e.at(w, e.times(row, i)))
                 result += [e.fma(weight, window[v], total[i * vectors + v]) for v in range(vectors)]
-            return [e.at(w, outer.bytes), e.at(x, step), e.at(ahead, rows * outer.bytes), *result]
+            return [e.at(w, column), e.at(x, step), e.at(ahead, rows * outer.bytes), *result]
 
         def one_line(_: Any, values: list[Any]) -> list[Any]:
             w, x, ahead, *total = values
@@ -60,7 +61,7 @@ def multiply_batch(
                 e.store(total[i * vectors + v], e.at(y, e.times(next_y, i), v * width))
         return context.get_dummy_value()
 
-    return types.void(rows, vectors, lanes, format, fused, *(types.int64,) * 11), codegen
+    return types.void(rows, vectors, lanes, format, fused, *(types.int64,) * 12), codegen
 
 
 @intrinsic(prefer_literal=True)
