@@ -24,6 +24,8 @@ Repeat: TypeAlias = Callable[[Sequence[Any], Mapping[str, Any]], tuple[tuple[Any
 """Makes a call whose plan is known, of its arguments; returns the problem's inputs and outputs."""
 
 _MOST = 4096
+# A name of this module is found sooner than one of another's.
+_ARRAY = np.ndarray
 _SIMPLE = frozenset({int, float, bool, str, NoneType})
 
 
@@ -54,24 +56,24 @@ def _gpu_arrays() -> Any:
 
 def form(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Form | None:
     """Return what a call's plan depends on; None for what is no array of NumPy or CuPy, no number and no string."""
-    parts: Form = (function, current().number, dispatch.generation(), *kwargs)
+    parts: list[Any] = [function, current().number, dispatch.generation(), *kwargs]
     for value in (*args, *kwargs.values()) if kwargs else args:
         kind = type(value)
-        if kind is np.ndarray:
+        if kind is _ARRAY:
             parts += value.shape, value.strides, value.dtype
         elif kind in _SIMPLE:  # with its type: True is no 1 here
             parts += kind, value
         elif kind is tuple and _are_integers(value):
-            parts += (value,)
+            parts.append(value)
         elif kind is list and _are_integers(value):
-            parts += (tuple(value),)
+            parts.append(tuple(value))
         elif isinstance(value, np.integer):
             parts += int, int(value)
         elif kind is _gpu_arrays():
             parts += value.device.id, value.shape, value.strides, value.dtype
         else:
             return None
-    return parts
+    return tuple(parts)
 
 
 def find(form: Form) -> Any:
@@ -104,7 +106,7 @@ def repeated(
     args, kwargs
         What it was called with.
     """
-    kinds = np.ndarray, _gpu_arrays()
+    kinds = _ARRAY, _gpu_arrays()
     places = {name: at for at, name in enumerate((*names[: len(args)], *kwargs))}
     values = (*args, *kwargs.values())
     if any(name not in places or values[places[name]] is not array for name, array in inputs.items()):
