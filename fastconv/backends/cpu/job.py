@@ -27,6 +27,7 @@ from fastconv.backends.cpu.scratch import address
 # What every run fills in: input, packed weight, output, bias, residual, the workers' scratch.
 HEAD = ("x", "w", "y", "bias", "residual", "slab")
 
+#: Words of a record, at most.
 MOST_WORDS = 128
 # Bytes of scratch that a start has room for itself, and those of a line of the cache, with which it begins.
 ROOM, _LINE = 4096, 64
