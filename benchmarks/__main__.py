@@ -92,6 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("ops", nargs="*", metavar="OP", help=f"all (default), or {', '.join(sweep.OPS)}")
     added.add_argument("--count", type=int, default=10, help="problems of each op and direction (default: 10)")
     added.add_argument("--seed", type=int, default=1, help="for the same problems again (default: 1)")
+    layouts = ("channels_first", "channels_last")
+    orders = "memory orders of maps, as far as PyTorch has them (default: channels_first)"
+    added.add_argument("--layout", nargs="+", choices=layouts, default=layouts[:1], help=orders)
     added.set_defaults(run=_random, algorithms=[CHOSEN])
 
     added = commands.add_parser("plot", help="the table and the plots of a saved run")
@@ -146,7 +149,8 @@ def _random(args: argparse.Namespace, command: str) -> int:
     if unknown := set(args.ops) - set(sweep.OPS):
         raise ValueError(f"ops: no {min(unknown)!r}; expected some of {', '.join(sweep.OPS)}")
     job = _job(args, command)
-    status = job.run(sweep.cases(args.count, args.seed, args.ops or tuple(sweep.OPS)), save=_save(args), rows=False)
+    selected = sweep.cases(args.count, args.seed, args.ops or tuple(sweep.OPS), args.layout)
+    status = job.run(selected, save=_save(args), rows=False)
     table.show_slowest(job.report)
     return status
 

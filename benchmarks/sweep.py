@@ -111,27 +111,36 @@ OPS: dict[str, tuple[Callable[[Draw, int, str], str], int, tuple[str, ...]]] = {
 }
 
 
-def cases(count: int, seed: int, ops: Sequence[str] = tuple(OPS)) -> list[Case]:
-    """Return so many cases of each op and direction; the same ones for the same seed."""
+def cases(
+    count: int, seed: int, ops: Sequence[str] = tuple(OPS), layouts: Sequence[str] = ("channels_first",)
+) -> list[Case]:
+    """Return so many cases of each op, direction and layout that it has; the same ones for the same seed."""
     found = []
     for op in ops:
         _, _, directions = OPS[op]
-        for direction in directions:
-            problems = _problems(op, direction, Draw(seed))
-            found += [Case(f"{name(op, direction)}/{i}", next(problems)) for i in range(count)]
+        for layout in (layout for layout in layouts if layout in layouts_of(op)):
+            for direction in directions:
+                problems = _problems(op, direction, layout, Draw(seed))
+                found += [Case(f"{name(op, direction, layout)}/{i}", next(problems)) for i in range(count)]
     return found
 
 
-def name(op: str, direction: str) -> str:
+def layouts_of(op: str) -> tuple[str, ...]:
+    """Return the memory orders that PyTorch has of an op's maps: channels-last ones of planes and of volumes."""
+    _, ndim, _ = OPS[op]
+    return ("channels_first", "channels_last") if ndim > 1 and op != "unfold" else ("channels_first",)
+
+
+def name(op: str, direction: str, layout: str = "channels_first") -> str:
     """Return what stands before the number of such a case."""
-    return f"random {op} {direction}"
+    return f"random {'' if layout == 'channels_first' else 'channels-last '}{op} {direction}"
 
 
-def _problems(op: str, direction: str, draw: Draw) -> Iterator[AnyProblem]:
+def _problems(op: str, direction: str, layout: str, draw: Draw) -> Iterator[AnyProblem]:
     text, ndim, _ = OPS[op]
     while True:
         try:
-            problem = parse_problem(text(draw, ndim, direction))
+            problem = parse_problem(text(draw, ndim, direction)).replace(layout=layout)
         except ValueError:  # a kernel larger than the padded map, for one
             continue
         if 0 < problem.flops <= _MOST_FLOPS and problem.bytes <= _MOST_BYTES:

@@ -166,8 +166,11 @@ TARGETS: dict[str, tuple[Target, ...]] = {
         for name, family in FAMILIES.items()
     },
     **{
-        (kind := sweep.name(op, direction)): (Target(f"{kind} / best of PyTorch", 1.3, 1.0, _against(_chosen, _torch)),)
+        (kind := sweep.name(op, direction, layout)): (
+            Target(f"{kind} / best of PyTorch", 1.3, 1.0, _against(_chosen, _torch)),
+        )
         for op, (_, _, directions) in sweep.OPS.items()
+        for layout in sweep.layouts_of(op)
         for direction in directions
     },
 }

@@ -110,10 +110,22 @@ def test_problems_drawn_at_random_are_the_same_for_a_seed():
     assert all(parse_problem(format_problem(case.problem)) == case.problem for case in drawn)
 
 
-def test_pytorch_takes_what_is_drawn_at_random():
-    (torch,) = (peer for peer in PEERS if peer.name == "torch")
-    refused = [reason for case in sweep.cases(20, seed=1) if (reason := torch.refuses(case.problem))]
-    assert refused == []
+def test_channels_last_problems_are_drawn_where_pytorch_has_them():
+    drawn = sweep.cases(2, seed=5, layouts=("channels_last",))
+    assert {case.problem.layout for case in drawn} == {"channels_last"}
+    assert {case.problem.ndim for case in drawn} == {2, 3}
+    assert all(case.name.startswith("random channels-last ") for case in drawn)
+    both = sweep.cases(2, seed=5, layouts=("channels_first", "channels_last"))
+    assert sorted(case.name for case in both) == sorted(case.name for case in drawn + sweep.cases(2, seed=5))
+
+
+@pytest.mark.parametrize(("name", "layout"), [("torch", "channels_first"), ("torch channels-last", "channels_last")])
+def test_pytorch_takes_what_is_drawn_at_random(name, layout):
+    (torch,) = (peer for peer in PEERS if peer.name == name)
+    drawn = sweep.cases(20, seed=1, layouts=(layout,))
+    refused = [reason for case in drawn if (reason := torch.refuses(case.problem))]
+    assert all("corrupts its memory" in reason for reason in refused)
+    assert len(refused) < len(drawn) / 50
 
 
 def test_random_problems_have_targets_of_their_own(made):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 from typing import NamedTuple
 
 import numpy as np
@@ -43,6 +45,14 @@ def modules():
     from benchmarks.networks import torch_modules
 
     return torch_modules
+
+
+@pytest.fixture(autouse=True)
+def _memory_is_given_back():
+    """Allocators keep what is free, and the passes of a large network leave gigabytes: two processes test at a time."""
+    yield
+    gc.collect()
+    getattr(ctypes.CDLL(None), "malloc_trim", lambda _: None)(0)
 
 
 @pytest.fixture
