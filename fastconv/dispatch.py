@@ -109,18 +109,23 @@ class Choice:
         }
 
     def __str__(self) -> str:
+        name, refused = (
+            max((len(c.algorithm) for c in self.candidates if (c.refusal is None) == usable), default=0)
+            for usable in (True, False)
+        )
+        name = max(name, len("algorithm"))
         lines = [
             format_problem(self.problem),
             f"  {self.problem.flops / 1e6:.4g} MFLOP, {self.problem.bytes / 1e6:.4g} MB at least",
-            f"  {'':2}{'algorithm':<20}{'predicted':>11}{'measured':>11}{'workspace':>12}{'error bound':>13}",
+            f"  {'':2}{'algorithm':<{name}}{'predicted':>11}{'measured':>11}{'workspace':>12}{'error bound':>13}",
         ]
         for c in self.candidates:
             mark = "->" if c.algorithm == self.winner else ""
             if c.refusal is not None:
-                lines.append(f"  {mark:2}{c.algorithm:<20}  refused: {c.refusal}")
+                lines.append(f"  {mark:2}{c.algorithm:<{refused}}  refused: {c.refusal}")
                 continue
             lines.append(
-                f"  {mark:2}{c.algorithm:<20}{_seconds(c.predicted):>11}{_seconds(c.measured):>11}"
+                f"  {mark:2}{c.algorithm:<{name}}{_seconds(c.predicted):>11}{_seconds(c.measured):>11}"
                 f"{_bytes(c.workspace):>12}{c.error_bound:>13.2g}"
             )
         lines.append(f"  {self.winner or 'nothing'}: {self.reason}")
