@@ -17,12 +17,10 @@ from fastconv.problem import ConvProblem
 _COLD = 1.1
 # With longer steps there are many phases, of few taps each.
 _MOST_APART = 4
-
-_ALGORITHMS = (Direct(), Pointwise(), *winograd.ALGORITHMS)
-
-
 # Images for which a phase's algorithm is chosen: how many are done together depends on threads, and no result may.
 _IMAGES = 8
+
+_ALGORITHMS = (Direct(), Pointwise(), *winograd.ALGORITHMS)
 
 
 @lru_cache(maxsize=1024)
