@@ -13,6 +13,7 @@ from fastconv import registry, testing
 from fastconv.backends.cpu.dgrad.depthwise_work import Work
 from fastconv.backends.cpu.dgrad.folded import steps_of
 from fastconv.backends.cpu.dgrad.phases import contributions, groups_of, line_of
+from fastconv.backends.cpu.direct import work as direct
 from fastconv.machine import machine
 from fastconv.notation import parse_problem
 
@@ -427,3 +428,20 @@ def test_every_phase_by_an_algorithm_of_its_own(text, form):
 @pytest.mark.parametrize("text", ["n1 c8 i9 oc8 k3 p1", "n1 c8 i10 oc8 k4 s2 p1", "n1 c8 i20 oc8 k11 s5"])
 def test_phases_that_are_alike_need_one_algorithm(text):
     assert registry.find("numba/dgrad_mixed").refuses(parse_problem(f"conv2d:dgrad {text}")) is not None
+
+
+def test_phases_are_made_ready_once_for_all_that_ask(monkeypatch):
+    made, make = [], direct.Work.__init__
+
+    def count(self, *parameters):
+        made.append(parameters)
+        make(self, *parameters)
+
+    monkeypatch.setattr(direct.Work, "__init__", count)
+    problem = parse_problem("conv2d:dgrad n3 c23 i37 oc29 k5 s2 p1")  # which nobody else asks about
+    for key in ("numba/dgrad_direct", "numba/dgrad_mixed"):
+        algorithm = registry.find(key)
+        algorithm.predict(problem, machine())
+        algorithm.workspace_bytes(problem)
+    assert made
+    assert len(made) == len(set(made))

@@ -108,8 +108,13 @@ class ConvWork:
     @classmethod
     def of(cls, problem: AnyProblem) -> Self:
         """Return a problem made ready for this machine and as many threads as it is worth."""
+        return cls(*cls.parameters(problem))
+
+    @classmethod
+    def parameters(cls, problem: AnyProblem) -> tuple[ConvProblem, Simd, int, int]:
+        """Return what is passed to make a problem ready for this machine and as many threads as it is worth."""
         assert isinstance(problem, ConvProblem)
-        return cls(problem, simd(), workers_for(problem, packed_in_a_run(problem, cls.growth)), machine().l2_bytes)
+        return problem, simd(), workers_for(problem, packed_in_a_run(problem, cls.growth)), machine().l2_bytes
 
     def handing_over(self, here: Machine) -> float:
         """Return the seconds that threads wait for a weight that others of them pack in every run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
@@ -19,6 +20,13 @@ _EXPOSED, _STREAMED = 0.25, 0.75
 # Every second element of many short rows, read where it is: nothing fetches it ahead.
 _SCATTERED, _SKIPPING = 2.0, 1.06
 
+# A problem is asked about more than once, and phases of a gradient, by several algorithms, ask about the same.
+_work_of = lru_cache(maxsize=64)(Work)
+
+
+def _work(problem: AnyProblem) -> Work:
+    return _work_of(*Work.parameters(problem))
+
 
 class Direct(Algorithm):
     """Output channels in the lanes of vectors; any stride, dilation, kernel, padding mode and memory order."""
@@ -34,12 +42,12 @@ class Direct(Algorithm):
         return unfused_half(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        work = Work.of(problem)
+        work = _work(problem)
         packed = 0 if work.problem.prepacked else work.packed_bytes
         return packed + work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        work = Work.of(problem)
+        work = _work(problem)
         packing = 0.0
         if not work.problem.prepacked:
             packing = _PACKING + max(work.pack_cycles / machine.hertz, machine.moving(2 * work.packed_size * work.size))
@@ -58,5 +66,5 @@ class Direct(Algorithm):
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.direct.run import DirectRunner
 
-        runner = DirectRunner(Work.of(problem))
+        runner = DirectRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import lru_cache
 
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.axes import lifted_axes
@@ -27,6 +28,8 @@ _CACHED, _CACHED_WEIGHT = 4, 4
 # Instructions to transform a vector of the weight: of kernels of one phase, and of several, which go to as many places.
 _FILTER, _PHASES = 8.0, 14.0
 
+# A problem is asked about more than once, and phases of a gradient ask about the same.
+_work_of = lru_cache(maxsize=64)(Work)
 
 # All outputs of a tile have errors of about the same size, so none may be much smaller than the others.
 _PRODUCTS = 12
@@ -99,7 +102,7 @@ class Winograd(Algorithm):
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
         workers = workers_for(problem, packed_in_a_run(problem, plane_phases(problem, self.m).growth))
-        return Work(self.m, problem, simd(), workers, machine().l2_bytes)
+        return _work_of(self.m, problem, simd(), workers, machine().l2_bytes)
 
 
 # Outputs of a tile and taps of kernels that are lines.
