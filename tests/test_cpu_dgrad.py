@@ -358,6 +358,25 @@ def test_images_are_folded_in_as_many_rounds_as_caches_ask_for(form, monkeypatch
         np.testing.assert_array_equal(result, results[0])
 
 
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("numba/dgrad_mixed", "conv2d:dgrad n6 c40 ih27 iw29 oc33 k3 s2 p1"),
+        ("numba/dgrad_winograd3_2x2", "conv2d:dgrad n6 c40 ih28 iw30 oc33 k4 s2 p1"),
+    ],
+)
+def test_who_is_computed_with_what_is_not_finite_does_not_depend_on_threads(key, text, monkeypatch):
+    problem, algorithm, results = parse_problem(text), registry.find(key), []
+    image = math.prod(problem.x_shape[1:]) * problem.itemsize
+    monkeypatch.setattr("fastconv.backends.cpu.dgrad.work._SHARE", 1.5 * image / machine().l2_bytes)
+    dy, w = testing.random_inputs(problem)
+    dy[0, 0].flat[0] = np.nan
+    for threads in (1, 2):
+        with fc.options(threads=threads):
+            results.append(testing.run(algorithm, problem, (dy, w))[0])
+    np.testing.assert_array_equal(*results)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 @pytest.mark.parametrize(("key", "text"), TOGETHER)
 def test_what_is_not_finite_goes_where_its_windows_are(key, text, value):

@@ -112,7 +112,10 @@ class Dgrad(Algorithm):
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
         lanes = simd().lanes(size_of(computed(format_of(problem))))
-        workers, cache = workers_for(problem), machine().l2_bytes
+        workers, here = workers_for(problem), machine()
+        # What is not strict computes all images of a round in another way if one of them holds NaN or infinity: which
+        # these are must not depend on the number of threads.
+        cache = here.l2_bytes * (workers if self.forward.strict else here.cores)
         return _work_of(problem, lanes, workers, cache, self.views, self.in_place)
 
     def plan(self, problem: AnyProblem) -> Plan:

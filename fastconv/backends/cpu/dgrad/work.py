@@ -9,7 +9,7 @@ from fastconv.backends.cpu.dgrad.phases import forward_problem, groups_of
 from fastconv.backends.cpu.formats import format_of
 from fastconv.problem import ConvProblem, Sizes
 
-# Of the caches of all workers, how much phases may take that are not yet interleaved.
+# Of the caches, how much phases may take that are not yet interleaved.
 _SHARE = 1.0
 
 
@@ -25,7 +25,7 @@ class Work:
     workers : int
         Threads that will share the work.
     cache : int
-        Bytes of a core's L2 cache.
+        Bytes of the L2 caches in which phases lie until they are interleaved.
     views : int
         Whether the forward algorithm takes a weight that is turned by its strides alone: 1 if it has one tap, 2 if it
         has more.
@@ -90,7 +90,7 @@ class Work:
         n = self.problem.n
         if not self.interleaved:
             return n
-        most = int(_SHARE * self.cache * self.workers) // max(1, self.image_bytes)
+        most = int(_SHARE * self.cache) // max(1, self.image_bytes)
         return max(k for k in range(1, n + 1) if n % k == 0 and k <= max(1, most))
 
     @property
