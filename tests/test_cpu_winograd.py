@@ -133,6 +133,23 @@ def test_error_is_within_half_of_the_bound(algorithm, stride):
         assert share < 1 / 2
 
 
+@pytest.mark.parametrize(
+    ("key", "text", "seed"),
+    [
+        ("numba/winograd4_2x2", "conv2d n1 c3 i80 oc32 k2", 16),
+        ("numba/winograd3_4x4", "conv2d n1 c1 i80 oc32 k4", 25),
+        ("numba/winograd6_1x3", "conv2d n1 c1 i80 oc32 kh2 kw6 s2", 44),
+        ("numba/winograd6_3x1", "conv2d n1 c1 i80 oc32 kh6 kw2 s2", 23),
+    ],
+)
+def test_largest_errors_are_within_half_of_the_bound(key, text, seed):
+    """Of a neighbour's large terms, where an output's own are small: so few outputs that most seeds have none."""
+    problem, algorithm = parse_problem(text), registry.find(key)
+    inputs = testing.random_inputs(problem, seed)
+    outputs, bound = testing.run(algorithm, problem, inputs), algorithm.error_bound(problem)
+    assert testing.largest_error(problem, outputs, testing.exact(problem, inputs), bound) < 1 / 2
+
+
 @three
 def test_matrices_filter_exactly(algorithm):
     """``A^T [(G g) * (B^T d)]`` is the sliding product, in double precision to the last bits."""
