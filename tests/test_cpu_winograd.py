@@ -193,6 +193,18 @@ def test_nan_and_infinity_stay_where_they_belong(algorithm, threads, special):
 
 
 @three
+@pytest.mark.parametrize("special", [np.nan, np.inf])
+@pytest.mark.parametrize("place", [(0, 0), (27, 26), (-1, -1)])
+def test_nan_and_infinity_stay_where_steps_meet_them(algorithm, special, place):
+    """A phase with a tap fewer leaves out the point to which the last element of its tile goes."""
+    problem = stepping(parse_problem("conv2d n1 ic16 ih50 iw51 oc18 k3"), algorithm, 2, 1)
+    x, w = testing.random_inputs(problem)
+    x[0, 5][place] = special
+    outputs = testing.run(algorithm, problem, (x, w))
+    testing.compare(problem, outputs, testing.exact(problem, (x, w)), algorithm.error_bound(problem))
+
+
+@three
 @pytest.mark.parametrize("threads", [1, 2])
 def test_padding_in_depth_multiplies_weights_that_are_not_finite(algorithm, threads):
     """As the reference has it: zero times infinity is no number, at the first depth of the output alone."""

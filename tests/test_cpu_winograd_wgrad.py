@@ -145,8 +145,10 @@ def test_matrices_correlate_exactly(algorithm):
 
 @each
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_what_is_not_finite_stays_where_it_belongs(algorithm, value):
-    problem = parse_problem(f"conv2d:wgrad n1 ic4 ih12 iw12 oc6 k{algorithm.taps} p1")
+@pytest.mark.parametrize("stride", [1, 2])
+def test_what_is_not_finite_stays_where_it_belongs(algorithm, value, stride):
+    kernel, size = algorithm.taps * stride - (stride - 1), 12 * stride
+    problem = parse_problem(f"conv2d:wgrad n1 ic4 i{size} oc6 k{kernel} s{stride} p1")
     x, dy = testing.random_inputs(problem, seed=5)
     x[0, 1, 0, 0], dy[0, 2, 3, 3] = value, value
     wanted = testing.run(registry.find("numba/wgrad"), problem, (x, dy))[0]
