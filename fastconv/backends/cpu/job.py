@@ -173,12 +173,19 @@ def start_of(
         ``start(x, w, y, bias, residual, packed, slab)`` takes such arrays, or any object where there is none;
         ``packed`` is the address of a packed weight, or 0, and ``slab`` that of the workers' scratch, or 0 for `ROOM`
         bytes of its own. It returns 0 without having done anything if the arrays lie otherwise.
+
+    Raises
+    ------
+    ValueError
+        If an array has more axes than native code compares.
     """
     item = next(array.itemsize for array in arrays if array is not None)
     words = [loops, address(record), record.size, units, item - 1]
     for array in arrays:
         expected = [-1]
         if array is not None:
+            if array.ndim > _MOST_AXES:
+                raise ValueError(f"arrays: have at most {_MOST_AXES} axes, got the shape {array.shape}")
             lengths = zip(array.shape, array.strides, strict=True)
             expected = [array.ndim, *(stride if size > 1 else _ANY for size, stride in lengths)]
         words += expected + [0] * (_ARRAY - len(expected))

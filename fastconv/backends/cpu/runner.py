@@ -132,19 +132,21 @@ class Runner(ABC):
     def _look(self, *arrays: Any) -> job.Start | None:
         """Return what does the job on x, w, y, bias and residual, None if the loops cannot read or write them."""
         x, y = arrays[0].strides, arrays[2].strides
-        if (x, y) not in self._starts:
-            if len(self._starts) >= _MOST_STARTS:
-                self._starts.clear()
-            missing = (0,) * (len(AXES) - self.problem.ndim)
-            found = self.describe((*x[:2], *missing, *x[2:]), (*y[:2], *missing, *y[2:]))
-            start = None
-            if found is not None:
-                fields, loops, kept = found
-                record = job.record_of(self.fields, fields)
-                start = job.start_of(loops, record, self._units, self._workers, arrays, kept)
-            self._starts[x, y] = start
-            return start
-        return self._starts[x, y]
+        try:
+            return self._starts[x, y]
+        except KeyError:
+            pass
+        missing = (0,) * (len(AXES) - self.problem.ndim)
+        found = self.describe((*x[:2], *missing, *x[2:]), (*y[:2], *missing, *y[2:]))
+        start = None
+        if found is not None:
+            fields, loops, kept = found
+            record = job.record_of(self.fields, fields)
+            start = job.start_of(loops, record, self._units, self._workers, arrays, kept)
+        if len(self._starts) >= _MOST_STARTS:
+            self._starts.clear()
+        self._starts[x, y] = start
+        return start
 
     def _run_apart(self, inputs: tuple[Any, ...], y: Any) -> None:
         """Run on copies of what the loops cannot read, and into an array that they can write."""
