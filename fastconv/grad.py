@@ -115,17 +115,20 @@ class _Rule:
         self.kept = [(role, roles.index(role)) for role in _kept(problem)]
         self.names, self.shapes, self.shape = names, call.shapes, call.shape
         self.kind, self.options = call.kind, call.options
-        self._derivatives: dict[tuple[str, int], tuple[_Derivative, Plan | None]] = {}
+        # Of what generation of choices these are, and by role what was worked out: together, as threads swap both.
+        self._derivatives: tuple[int, dict[str, tuple[_Derivative, Plan | None]]] = dispatch.generation(), {}
 
     def derivative(self, role: str) -> tuple[_Derivative, Plan | None]:
         """Return how the gradient for an input is computed, and by which plan; none if the batch is empty."""
-        key = role, dispatch.generation()
-        known = self._derivatives.get(key)
+        generation, kept = self._derivatives
+        if generation != dispatch.generation():
+            _, kept = self._derivatives = dispatch.generation(), {}
+        known = kept.get(role)
         if known is None:
             derivative = _derivative(self.problem, role)
             problem = derivative.problem
             plan = dispatch.plan_for(problem, self.options, self.kind.gpu) if problem.n else None
-            known = self._derivatives[key] = derivative, plan
+            known = kept[role] = derivative, plan
         return known
 
 

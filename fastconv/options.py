@@ -27,7 +27,9 @@ _ALLOWED: dict[str, tuple[Any, bool, int | None]] = {
 }
 
 
+# The numbers of the options that were met, as many as are kept.
 _numbers: dict[tuple[Any, ...], int] = {}
+_MOST_NUMBERS = 4096
 _counted = itertools.count()
 
 
@@ -38,7 +40,8 @@ class Options:
     Attributes
     ----------
     number : int
-        Equal options have the same one, others another: a key that Python compares and hashes in no time.
+        Different options have different ones, and equal ones the same unless thousands came in between: a key that
+        Python compares and hashes in no time.
     """
 
     backend: str | None = None
@@ -50,6 +53,7 @@ class Options:
     threads: int | None = None
     autotune: bool = False
     number: ClassVar[int]
+    _hash: ClassVar[int]
 
     def __post_init__(self) -> None:
         for name, (kind, optional, least) in _ALLOWED.items():
@@ -61,10 +65,13 @@ class Options:
             if least is not None and value < least:
                 raise ValueError(f"{name}: must be at least {least}, got {value}")
         values = tuple(getattr(self, f.name) for f in fields(self))
+        if len(_numbers) >= _MOST_NUMBERS:
+            _numbers.clear()
         object.__setattr__(self, "number", _numbers.setdefault(values, next(_counted)))
+        object.__setattr__(self, "_hash", hash(values))
 
     def __hash__(self) -> int:
-        return self.number
+        return self._hash
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Not the number, which another process gives to others.

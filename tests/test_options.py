@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 from dataclasses import fields
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -310,3 +311,14 @@ def test_bad_environment_stops_the_process_with_a_clear_error(name, text):
     error = python(CONVOLVE, fails=True, **{name: text}).stderr.splitlines()[-1]
     assert "ValueError" in error or "NoAlgorithmError" in error
     assert (name in error) or ("backend: no 'cudnn'" in error)
+
+
+def test_equal_options_are_equal_however_many_came_in_between(monkeypatch):
+    numbering = import_module("fastconv.options")
+    monkeypatch.setattr(numbering, "_MOST_NUMBERS", 8)
+    first = Options(threads=3)
+    numbers = {Options(max_workspace=size).number for size in range(1, 100)}
+    assert len(numbers) == 99
+    assert len(numbering._numbers) <= 8
+    assert Options(threads=3) == first
+    assert hash(Options(threads=3)) == hash(first)

@@ -40,7 +40,9 @@ class GroupedDgrad(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
         assert isinstance(problem, ConvProblem)
-        moving = machine.moving(problem.bytes, work.rows_read)
+        # What of the slab the cache cannot hold is written, and read again.
+        beyond = 2 * work.units * max(0, work.slab_bytes - work.cache)
+        moving = machine.moving(problem.bytes + beyond, work.rows_read)
         return _OVERHEAD + (work.cycles / machine.hertz + moving + work.weight_bytes / _LOOK_RATE) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:

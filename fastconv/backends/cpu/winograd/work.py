@@ -140,7 +140,7 @@ class Work(ConvWork):
         tile, products = _choose_tile(tiles, needed, terms, self.simd)
         weight = self.points * terms * needed * self.width
         fits = weight < self.cache // 2
-        stream = terms * needed * (_NEAR_CYCLES if fits else _FAR_CYCLES)
+        stream = terms * needed * self._fetching(weight, -(-self.all_rows // rows) * -(-self.across // cols))
         products = self.points * (max(products, stream) + _EXPOSED * stream)
         transformed = self.points * tiles * self.chunks
         work = transformed * self.width + self.points * tiles * tile.vectors * self.width + (weight if fits else 0)
@@ -169,6 +169,15 @@ class Work(ConvWork):
         else:
             both = units * _uneven(units, self.workers) * (enter + leave)
         return both
+
+    def _fetching(self, weight: int, blocks: int) -> float:
+        """Return the cycles to bring a vector of a group's weight, for one of its blocks of tiles as for another."""
+        if weight >= self.cache // 2:
+            return _FAR_CYCLES
+        # The first block finds what the one before left, unless that was another group's.
+        first = _NEAR_CYCLES if self.problem.groups * weight < self.cache // 2 else _FAR_CYCLES
+        own = max(1.0, blocks / self.workers)
+        return _NEAR_CYCLES + (first - _NEAR_CYCLES) / own
 
     @cached_property
     def tile(self) -> Tile:
