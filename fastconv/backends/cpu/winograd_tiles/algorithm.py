@@ -14,7 +14,7 @@ from fastconv.problem import ConvProblem
 _OVERHEAD, _PACKING = 6e-6, 4e-6
 _FILTER = 8.0  # instructions to transform a vector of the weight
 # Seconds that a piece of output beyond the second-level cache waits for memory: it is asked for in time, but with many.
-_WAITING = 20e-9
+_WAITING = 8e-9
 
 # In place of `ERROR_CONSTANT`: among millions of outputs of few products, errors of more than 32 are met where an
 # axis has one or two taps.
