@@ -63,11 +63,13 @@ LARGE = [
         *(
             f"conv2d:{direction} n2 c32 i28 oc48 {kernel}"
             for direction in ("fprop", "dgrad")
-            for taps, padding in ((3, 1), (5, 2), (7, 3))
+            for taps, padding in ((2, 1), (3, 1), (5, 2), (7, 3))
             for kernel in (f"kh1 kw{taps} pw{padding}", f"kh{taps} kw1 ph{padding}")
         ),
         "conv2d n2 c32 i28 oc48 k2",
         "conv2d:dgrad n4 c48 i28 oc64 k4 s2 p1",
+        *(f"conv2d:{direction} n2 c32 i28 oc48 k4 p1" for direction in ("fprop", "dgrad", "wgrad")),
+        *(f"conv2d:{direction} n4 c48 i28 oc64 k3 s2 p1" for direction in ("fprop", "dgrad", "wgrad")),
         "conv2d:dgrad n4 c64 i28 oc64 k3 s2 p1 g8",
         "conv2d:dgrad n4 c32 i28 oc32 k3 s2 p1 g32",
         "conv3d n1 c32 i14 oc48 k3 p1",
@@ -79,6 +81,7 @@ LARGE = [
         "conv2d n4 c32 i28 oc32 k3 p1 g32",
         "conv2d:dgrad n4 c32 i28 oc32 k3 p1 g32",
         "conv2d:wgrad n4 c32 i28 oc32 k3 p1 g32",
+        "conv2d:wgrad n4 c32 i28 oc32 k3 p1 g32 channels_last",
         "max_pool2d n2 c32 i56 k3 s2 p1 indices",
         "avg_pool2d:dgrad n2 c32 i56 k3 s1 p1",
         "unfold:dgrad n2 c32 i28 k3 p1",
