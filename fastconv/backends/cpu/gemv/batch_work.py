@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.cuts import even
-from fastconv.backends.cpu.gemv.work import LATENCY, OVERHEAD, SIDE_BY_SIDE, UNITS, WORTH, whole_lines
+from fastconv.backends.cpu.gemv.work import LATENCY, OVERHEAD, SIDE_BY_SIDE, RowsWork, whole_lines
 from fastconv.backends.cpu.registers import Simd
-from fastconv.backends.cpu.work import ConvWork
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -29,15 +27,20 @@ class Tile(NamedTuple):
     vectors: int
 
 
-class BatchWork(ConvWork):
+class BatchWork(RowsWork):
     """A problem as the loops take it; see `ConvWork`."""
-
-    growth = 0.0
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
-        self.terms = self.inputs * self.taps
         self.tile = min(self._tiles(), key=self._cycles)
+
+    @property
+    def tile_rows(self) -> int:
+        return self.tile.rows
+
+    @property
+    def cycles(self) -> float:
+        return self._cycles(self.tile)
 
     def _tiles(self) -> Iterator[Tile]:
         """Yield every tile whose sums the registers hold, beside a step's vectors and an element that is broadcast."""
@@ -63,18 +66,6 @@ class BatchWork(ConvWork):
     def pixel(self) -> int:
         """Bytes of an element of all images of a tile."""
         return self.tile.vectors * self.lanes * self.size
-
-    @cached_property
-    def share(self) -> int:
-        """Rows of a unit of work: whole tiles."""
-        worth = int(self._cycles(self.tile) / WORTH)
-        units = max(1, min(UNITS * self.workers, worth)) if self.workers > 1 else 1
-        tiles = -(-self.outputs // self.tile.rows)
-        return -(-tiles // units) * self.tile.rows
-
-    @property
-    def units(self) -> int:
-        return -(-self.outputs // self.share)
 
     @property
     def block(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
@@ -14,7 +15,7 @@ from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 _LINE = 64  # bytes of a cache line
-UNITS = 4  # units of work a thread, so that an uneven end costs little
+_UNITS = 4  # units of work a thread, so that an uneven end costs little
 OVERHEAD = 3.2e-6
 # Rows that are read side by side come slower than a weight that was packed for reading in one go.
 SIDE_BY_SIDE = 1.25
@@ -26,7 +27,7 @@ _L2_RATE = 32
 # Bytes of sums that the first-level cache keeps, other rows passing through.
 _L1 = 24 << 10
 # Cycles: a tile's beginning and end; those of one across; those that are worth a thread of their own.
-_TILE_CYCLES, _ACROSS_CYCLES, WORTH = 30, 20, 20_000
+_TILE_CYCLES, _ACROSS_CYCLES, _WORTH = 30, 20, 20_000
 
 
 def sees_all(problem: ConvProblem) -> str | None:
@@ -46,16 +47,64 @@ class Tile(NamedTuple):
     images: int
 
 
-class Work(ConvWork):
-    """A problem as the loops take it; see `ConvWork`."""
+class RowsWork(ConvWork):
+    """What all layers have whose work is cut by rows of the weight; see `ConvWork`.
+
+    Attributes
+    ----------
+    terms : int
+        Elements of a row of the weight.
+    """
 
     growth = 0.0
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
         super().__init__(problem, vectors, workers, cache)
         self.terms = self.inputs * self.taps
+
+    @property
+    @abstractmethod
+    def tile_rows(self) -> int:
+        """Rows of a tile."""
+
+    @property
+    @abstractmethod
+    def cycles(self) -> float:
+        """Cycles of the whole problem, if the weight is in the second-level cache."""
+
+    @property
+    @abstractmethod
+    def scratch_bytes(self) -> int:
+        """Bytes of a worker's scratch memory."""
+
+    @cached_property
+    def share(self) -> int:
+        """Rows of a unit of work: whole tiles."""
+        worth = int(self.cycles / _WORTH)
+        units = max(1, min(_UNITS * self.workers, worth)) if self.workers > 1 else 1
+        tiles = -(-self.outputs // self.tile_rows)
+        return -(-tiles // units) * self.tile_rows
+
+    @property
+    def units(self) -> int:
+        return -(-self.outputs // self.share)
+
+
+class Work(RowsWork):
+    """A problem as the loops take it; see `ConvWork`."""
+
+    def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
+        super().__init__(problem, vectors, workers, cache)
         self.is_half = self.format != computed(self.format)
         self.tile = min(self._tiles(), key=self._cycles)
+
+    @property
+    def tile_rows(self) -> int:
+        return self.tile.rows
+
+    @property
+    def cycles(self) -> float:
+        return self._cycles(self.tile)
 
     def _tiles(self) -> Iterator[Tile]:
         """Yield every tile whose sums the registers hold, beside the fewer of its rows and images and one more."""
@@ -90,24 +139,12 @@ class Work(ConvWork):
         cycles = tiles * (whole * tile(rows, images) + more * tile(rows, 1)) + left * self.problem.n * tile(1, 1)
         return self.units * cycles
 
-    @cached_property
-    def share(self) -> int:
-        """Rows of a unit of work: whole tiles."""
-        worth = int(self._cycles(self.tile) / WORTH)
-        units = max(1, min(UNITS * self.workers, worth)) if self.workers > 1 else 1
-        tiles = -(-self.outputs // self.tile.rows)
-        return -(-tiles // units) * self.tile.rows
-
     @property
     def across(self) -> Tile:
         """The tile for a weight whose outputs lie together: all its factors are held, and a vector of each image."""
         images = min(4, self.problem.n)
         fitting = (rows for rows in reversed(_ROWS) if (rows + 1) * images + 2 <= self.simd.registers)
         return Tile(next(fitting), images)
-
-    @property
-    def units(self) -> int:
-        return -(-self.outputs // self.share)
 
     @property
     def line(self) -> int:
