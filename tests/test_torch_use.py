@@ -326,6 +326,9 @@ def _train(rank: int, rendezvous: str, fast: bool, results) -> None:
     if rank == 0:
         results.put([p.detach().numpy() for p in net.parameters()])
     torch.distributed.barrier()
+    # A network that outlives its group ends gloo's threads while it holds the interpreter's lock, for which one of them
+    # may be waiting: PyTorch alone, without fastconv, hangs so in one of twenty such runs on a busy machine.
+    del net
     torch.distributed.destroy_process_group()
 
 
