@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import fastconv as fc
-from fastconv import nn
+from fastconv import arrays, nn
 from fastconv.algorithm import EPSILON, ERROR_CONSTANT
 from fastconv.nn import native, plain
 from fastconv.nn.native.compiling import kernel, run
@@ -305,16 +305,17 @@ def test_optimisers_are_pytorchs(name):
 @pytest.mark.parametrize("make", [lambda p: nn.Adam(p, 0.01), lambda p: nn.SGD(p, 0.01, 0.9)])
 def test_half_types_are_changed_as_single_ones_are(make, dtype):
     """Gradients of zero, and small ones whose squares float16 has not."""
+    half_type = arrays.dtype_named(dtype)
     start = (2.0 ** RNG.integers(-3, 3, 64)).astype(np.float32)
-    gradient = (RNG.standard_normal(64) * 2.0 ** RNG.integers(-14, 0, 64)).astype(dtype).astype(np.float32)
+    gradient = (RNG.standard_normal(64) * 2.0 ** RNG.integers(-14, 0, 64)).astype(half_type).astype(np.float32)
     gradient[::4] = 0
-    parameters = [nn.Parameter(start.astype(dtype)), nn.Parameter(start.copy())]
+    parameters = [nn.Parameter(start.astype(half_type)), nn.Parameter(start.copy())]
     optimisers = [make({"v": parameter}) for parameter in parameters]
     for _ in range(5):
         for parameter, optimiser in zip(parameters, optimisers, strict=True):
             parameter.gradient = gradient.astype(parameter.value.dtype)
             optimiser.step()
-            parameter.value[...] = parameter.value.astype(dtype)
+            parameter.value[...] = parameter.value.astype(half_type)
     half, single = (parameter.value.astype(np.float32) for parameter in parameters)
     assert np.abs(half - single).max() <= 5 * 2 * EPSILON[dtype] * np.abs(single).max()
     assert np.array_equal(half[::4], start[::4])

@@ -10,6 +10,7 @@ from fastconv import arguments
 from fastconv.arrays import Array
 from fastconv.nn import checks, plain
 from fastconv.nn.compute import for_array
+from fastconv.nn.graph import Graph, Value
 from fastconv.nn.initialisation import real
 from fastconv.nn.layer import Layer, Parameter, Shape
 
@@ -47,6 +48,10 @@ class Activation(Layer):
     def backward(self, dy: Array, wanted: bool = True) -> Array | None:
         (y,) = self._take(dy)
         return for_array(dy).activation_gradient(dy, y, self.function, self.slope) if wanted else None
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        joined = self.fused is not None and graph.activate(value, self.fused)
+        return value if joined else super().trace(graph, value)
 
 
 class ReLU(Activation):

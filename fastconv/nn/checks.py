@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from fastconv import arguments, arrays
+from fastconv.problem import Sizes
 
-if TYPE_CHECKING:
-    from fastconv.nn.layer import Layer, Shape
+
+class Named(Protocol):
+    """Who is named in an error: a layer."""
+
+    def details(self) -> str:
+        """Return the settings."""
 
 
 def floats(name: str, array: Any) -> None:
@@ -26,13 +31,13 @@ def floats(name: str, array: Any) -> None:
 
 
 def batch(
-    layer: Layer, x: Any, channels: int | None = None, *, ndim: int | None = None, like: Any = None, least: int = 2
+    layer: Named, x: Any, channels: int | None = None, *, ndim: int | None = None, like: Any = None, least: int = 2
 ) -> None:
     """Check a layer's input.
 
     Parameters
     ----------
-    layer : Layer
+    layer : Named
         Who is named in the error.
     x : array
     channels : int, optional
@@ -58,7 +63,7 @@ def batch(
         raise ValueError(f"x: {who} is for {channels} channels, got shape {x.shape}")
 
 
-def alike(name: str, array: Any, shape: Shape, dtype: Any = None) -> None:
+def alike(name: str, array: Any, shape: Sizes, dtype: Any = None) -> None:
     """Check that an array of numbers has a shape, and a dtype if one is given: the output's say.
 
     Raises
@@ -73,7 +78,7 @@ def alike(name: str, array: Any, shape: Shape, dtype: Any = None) -> None:
         raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
 
 
-def channels_of(layer: Layer, shape: Shape, channels: int) -> None:
+def channels_of(layer: Named, shape: Sizes, channels: int) -> None:
     """Check that one image's shape has so many channels.
 
     Raises
@@ -85,7 +90,7 @@ def channels_of(layer: Layer, shape: Shape, channels: int) -> None:
         raise ValueError(f"shape: {type(layer).__name__} is for {channels} channels, got {shape}")
 
 
-def not_empty(layer: Layer, shape: Shape, result: Shape) -> Shape:
+def not_empty(layer: Named, shape: Sizes, result: Sizes) -> Sizes:
     """Return one image's output shape, if there is anything in it.
 
     Raises

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -12,14 +12,12 @@ from fastconv.arrays import Array
 from fastconv.nn import checks
 from fastconv.nn.activations import OP_SLOPE, SIMPLE, Activation, ReLU, Sigmoid
 from fastconv.nn.compute import for_array
+from fastconv.nn.graph import Graph, Value
 from fastconv.nn.initialisation import Random
 from fastconv.nn.layer import Ending, Layer, Shape
 from fastconv.nn.pools import GlobalAvgPool
 from fastconv.nn.shapes import Flatten
 from fastconv.nn.weighted import Linear
-
-if TYPE_CHECKING:
-    from fastconv.nn.graph import Graph, Value
 
 
 def _named(unnamed: tuple[Layer, ...], named: dict[str, Layer]) -> dict[str, Layer]:
@@ -188,7 +186,7 @@ class Residual(Ending):
         if self.shortcut is not None:
             with graph.within("shortcut"):
                 across = self.shortcut.trace(graph, value)
-        return graph.add(along, across)
+        return graph.add(along, across, SIMPLE)
 
 
 class Concat(Layer):
@@ -249,13 +247,13 @@ class Concat(Layer):
         return first[0] + sum(other[0] for other in others), *first[1:]
 
     def trace(self, graph: Graph, value: Value) -> Value:
-        self.output_shape(value.shape[1:])
+        shape = self.output_shape(value.shape[1:])
         value.shared = True
         outputs = []
         for name, branch in self._branches.items():
             with graph.within(name):
                 outputs.append(branch.trace(graph, value))
-        return graph.concat(outputs)
+        return graph.write("concat", outputs, shape)
 
 
 class Gate(Ending):
@@ -311,7 +309,7 @@ class Gate(Ending):
         value.shared = True
         with graph.within("gate"):
             factors = self.gate.trace(graph, value)
-        return graph.gate(value, factors)
+        return graph.write("gate", [value, factors], value.shape[1:], fuses=self.fuses, adds=self.adds)
 
 
 class SqueezeExcite(Gate):

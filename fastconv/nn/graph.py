@@ -1,7 +1,7 @@
 """What a network does in evaluation mode, written down: operations on values, fused where one pass does for several.
 
-Layers write themselves down by `Layer.trace`. What the graph folds away: batch normalisation and constant factors go
-into the weights before them; activations and sums go into the operation before them.
+Layers write themselves down by `Layer.trace`, and ask for what may go into the operation before them: factors and
+summands of channels into its weights, activations and sums into what it does as it stores its result.
 """
 
 from __future__ import annotations
@@ -13,11 +13,7 @@ from typing import Any
 
 from fastconv.arrays import Array
 from fastconv.nn import plain
-from fastconv.nn.activations import SIMPLE, Activation
-from fastconv.nn.layer import Layer, Shape
-from fastconv.nn.normalisation import BatchNorm2d
-from fastconv.nn.shapes import Flatten, Scale
-from fastconv.nn.weighted import Weighted
+from fastconv.problem import Sizes
 
 
 @dataclass(eq=False)
@@ -27,7 +23,7 @@ class Value:
     One that is ``shared`` will be read again by a part of the network that is yet to be traced.
     """
 
-    shape: Shape
+    shape: Sizes
     maker: Operation | None = None
     shared: bool = False
     readers: list[Operation] = field(default_factory=list)
@@ -47,8 +43,15 @@ class Operation:
         A residual that was fused in comes last.
     output : Value
     layer : Layer or None
+        Who wrote it down.
     weight, bias : array or None
         Of a weighted operation, with what was folded in; of an affine one, the factor and summand of each channel.
+    channel_axis : int or None
+        The weight's axis that belongs to output channels; None if that is not one axis for all of them.
+    fuses : frozenset of str
+        The activations that it can apply as it stores its result.
+    adds : bool
+        Whether it can add a residual before.
     activation : str or None
     residual : bool
         Whether the last input is added before the activation.
@@ -58,19 +61,19 @@ class Operation:
     path: str
     inputs: list[Value]
     output: Value
-    layer: Layer | None = None
+    layer: Any = None
     weight: Array | None = None
     bias: Array | None = None
+    channel_axis: int | None = None
+    fuses: frozenset[str] = frozenset()
+    adds: bool = False
     activation: str | None = None
     residual: bool = False
 
-    def fuses(self, activation: str) -> bool:
-        """Whether it can apply an activation as it stores its result."""
-        if self.activation is not None:
-            return False
-        if isinstance(self.layer, Weighted):
-            return activation in self.layer.fuses
-        return activation in {"affine": SIMPLE, "add": SIMPLE, "gate": SIMPLE - {"leaky_relu"}}.get(self.kind, ())
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is done to its result yet."""
+        return self.activation is None and not self.residual
 
 
 class Graph:
@@ -82,7 +85,7 @@ class Graph:
         The input's, with the batch.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: Sizes) -> None:
         self.input = Value(shape)
         self.operations: list[Operation] = []
         self._path: list[str] = []
@@ -94,8 +97,9 @@ class Graph:
         yield
         self._path.pop()
 
-    def _append(self, kind: str, inputs: Sequence[Value], shape: Shape, **fields: Any) -> Value:
-        output = Value(shape)
+    def write(self, kind: str, inputs: Sequence[Value], shape: Sizes, **fields: Any) -> Value:
+        """Write down an operation whose result has a shape, without the batch; return the result."""
+        output = Value((inputs[0].shape[0], *shape))
         operation = Operation(kind, ".".join(self._path), list(inputs), output, **fields)
         output.maker = operation
         for value in inputs:
@@ -103,74 +107,51 @@ class Graph:
         self.operations.append(operation)
         return output
 
-    def leaf(self, layer: Layer, value: Value, shape: Shape) -> Value:
-        """Write down a layer that has none inside; return its output."""
-        result = (value.shape[0], *shape)
-        before = None if value.readers or value.shared else value.maker
-        if isinstance(layer, Flatten):
-            return self._append("reshape", [value], result)
-        if isinstance(layer, Activation):
-            fused = layer.fused
-            if before is not None and fused is not None and before.fuses(fused):
-                before.activation = fused
-                return value
-        if isinstance(layer, BatchNorm2d):
-            scale, shift = layer.scale_and_shift()
-            if before is not None and self._fold(before, scale, shift):
-                return value
-            return self._append("affine", [value], result, layer=layer, weight=scale, bias=shift)
-        if isinstance(layer, Scale) and before is not None and self._fold(before, layer.factor, None):
-            return value
-        if isinstance(layer, Weighted):
-            bias = None if layer.bias is None else layer.bias.value
-            return self._append("weighted", [value], result, layer=layer, weight=layer.weight.value, bias=bias)
-        return self._append("layer", [value], result, layer=layer)
-
-    @staticmethod
-    def _fold(operation: Operation, scale: Any, shift: Any) -> bool:
-        """Multiply what an operation makes by a scale, and add a shift, by changing its weights; tell if that went."""
-        layer = operation.layer
-        if operation.kind != "weighted" or operation.activation is not None or operation.residual:
+    def activate(self, value: Value, activation: str) -> bool:
+        """Let whoever makes a value apply an activation to it; tell if that went."""
+        maker = _alone(value)
+        if maker is None or maker.activation is not None or activation not in maker.fuses:
             return False
-        assert isinstance(layer, Weighted)
-        assert operation.weight is not None
-        local, groups = operation.weight.ndim == 6, layer.settings.get("groups", 1)
-        if (local or layer.channel_axis and groups > 1) and shift is not None:
-            return False
-        w, dtype = plain.wide(operation.weight), operation.weight.dtype
-        factors = scale
-        if shift is not None:
-            shape = [1] * w.ndim
-            shape[layer.channel_axis] = -1
-            factors = plain.wide(scale).reshape(shape)
-        operation.weight = (w * factors).astype(dtype)
-        if operation.bias is not None:
-            scaled = plain.wide(operation.bias) * scale
-            operation.bias = (scaled if shift is None else scaled + shift).astype(dtype)
-        elif shift is not None:
-            operation.bias = shift.astype(dtype)
+        maker.activation = activation
         return True
 
-    def add(self, first: Value, second: Value) -> Value:
+    def fold(self, value: Value, scale: Any, shift: Any = None) -> bool:
+        """Multiply a value by a scale and add a shift, by changing its maker's weights; tell if that went.
+
+        Without a shift the scale is a number, else both have an element a channel.
+        """
+        maker = _alone(value)
+        if maker is None or maker.kind != "weighted" or not maker.is_plain:
+            return False
+        assert maker.weight is not None
+        w, dtype, factors = plain.wide(maker.weight), maker.weight.dtype, scale
+        if shift is not None:
+            if maker.channel_axis is None:
+                return False
+            shape = [1] * w.ndim
+            shape[maker.channel_axis] = -1
+            factors = plain.wide(scale).reshape(shape)
+        maker.weight = (w * factors).astype(dtype)
+        if maker.bias is not None:
+            scaled = plain.wide(maker.bias) * scale
+            maker.bias = (scaled if shift is None else scaled + shift).astype(dtype)
+        elif shift is not None:
+            maker.bias = shift.astype(dtype)
+        return True
+
+    def add(self, first: Value, second: Value, fuses: frozenset[str]) -> Value:
         """Write down a sum; in what was made last, if that can add a residual and nobody else reads it."""
         if first is not second:
             for value, other in ((first, second), (second, first)):
-                last = value.maker
-                if last is None or value.readers or value.shared or last is not self.operations[-1]:
-                    continue
-                plans = isinstance(last.layer, Weighted) and len(value.shape) == 4
-                if (plans or last.kind in ("affine", "gate")) and not last.residual and last.activation is None:
-                    last.inputs.append(other)
-                    last.residual = True
-                    other.readers.append(last)
+                maker = _alone(value)
+                if maker is not None and maker is self.operations[-1] and maker.adds and maker.is_plain:
+                    maker.inputs.append(other)
+                    maker.residual = True
+                    other.readers.append(maker)
                     return value
-        return self._append("add", [first, second], first.shape)
+        return self.write("add", [first, second], first.shape[1:], fuses=fuses)
 
-    def gate(self, value: Value, factors: Value) -> Value:
-        """Write down a product of planes and factors."""
-        return self._append("gate", [value, factors], value.shape)
 
-    def concat(self, values: Sequence[Value]) -> Value:
-        """Write down values side by side along the channels."""
-        n, _, *rest = values[0].shape
-        return self._append("concat", values, (n, sum(value.shape[1] for value in values), *rest))
+def _alone(value: Value) -> Operation | None:
+    """Return who makes a value, if what it does may still be changed: nobody else has read the value, or will."""
+    return None if value.readers or value.shared else value.maker

@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, cast
 from fastconv.arrays import Array, may_overlap
 from fastconv.nn import checks
 from fastconv.nn.compute import for_array
+from fastconv.nn.graph import Graph, Value
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from fastconv.nn.graph import Graph, Value
 
 Shape: TypeAlias = tuple[int, ...]
 """Of one image: (channels, height, width), or (features,)."""
@@ -257,7 +256,7 @@ class Layer(ABC):
 
     def trace(self, graph: Graph, value: Value) -> Value:
         """Write down what evaluation does, for `Inference`."""
-        return graph.leaf(self, value, self.output_shape(value.shape[1:]))
+        return graph.write("layer", [value], self.output_shape(value.shape[1:]), layer=self)
 
     def details(self) -> str:
         """Return the settings, for `repr`."""

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from fastconv.buffers import Life, aligned, shared
 from fastconv.nn.graph import Graph, Operation, Value
-from fastconv.nn.layer import Shape
 from fastconv.nn.plain import namespace
 
 
@@ -84,6 +83,3 @@ def _view(value: Value, found: dict[Value, Place], views: dict[Value, Any]) -> A
 def is_reshaped(value: Value) -> bool:
     """Whether a value is another one with a different shape."""
     return value.maker is not None and value.maker.kind == "reshape"
-
-
-__all__ = ["Place", "Shape", "arrays", "is_reshaped", "places", "root"]

@@ -12,6 +12,7 @@ from fastconv.arrays import Array
 from fastconv.nn import checks, plain
 from fastconv.nn.activations import OP_SLOPE, SIMPLE
 from fastconv.nn.compute import for_array
+from fastconv.nn.graph import Graph, Value
 from fastconv.nn.initialisation import real
 from fastconv.nn.layer import Ending, Layer, Parameter, Shape
 
@@ -98,6 +99,13 @@ class BatchNorm2d(Ending):
     def output_shape(self, shape: Shape) -> Shape:
         checks.channels_of(self, shape, len(self.weight.value))
         return shape
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        shape, (scale, shift) = self.output_shape(value.shape[1:]), self.scale_and_shift()
+        if graph.fold(value, scale, shift):
+            return value
+        able = {"fuses": self.fuses, "adds": self.adds}
+        return graph.write("affine", [value], shape, layer=self, weight=scale, bias=shift, **able)
 
     def details(self) -> str:
         return f"{len(self.weight.value)}"

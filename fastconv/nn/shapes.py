@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,11 +11,9 @@ from fastconv.arrays import Array
 from fastconv.nn import checks, plain
 from fastconv.nn.activations import OP_SLOPE, SIMPLE
 from fastconv.nn.compute import for_array
+from fastconv.nn.graph import Graph, Value
 from fastconv.nn.initialisation import Random
 from fastconv.nn.layer import Ending, Layer, Shape
-
-if TYPE_CHECKING:
-    from fastconv.nn.graph import Graph, Value
 
 
 class Flatten(Layer):
@@ -34,6 +31,9 @@ class Flatten(Layer):
 
     def output_shape(self, shape: Shape) -> Shape:
         return (math.prod(shape),)
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        return graph.write("reshape", [value], self.output_shape(value.shape[1:]), layer=self)
 
 
 class Scale(Ending):
@@ -80,6 +80,9 @@ class Scale(Ending):
     def _before_activation(self, dy: Array) -> Array:
         y, activation = self._take(dy)
         return dy if activation is None else for_array(dy).activation_gradient(dy, y, activation, OP_SLOPE)
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        return value if graph.fold(value, self.factor) else super().trace(graph, value)
 
     def details(self) -> str:
         return f"{self.factor}"

@@ -13,6 +13,7 @@ from fastconv.arrays import Array
 from fastconv.grad import vjp
 from fastconv.nn import checks
 from fastconv.nn.compute import for_array
+from fastconv.nn.graph import Graph, Value
 from fastconv.nn.initialisation import Initialisation, Random, draw
 from fastconv.nn.layer import Ending, Parameter, Shape, Window
 from fastconv.ops import conv2d, conv_transpose2d, linear, locally_connected2d, transposed_size
@@ -76,6 +77,22 @@ class Weighted(Ending):
         if self.bias is not None:
             self.bias.gradient = db
         return dx
+
+    def trace(self, graph: Graph, value: Value) -> Value:
+        shape, weight = self.output_shape(value.shape[1:]), self.weight.value
+        # A locally connected layer's outputs have two axes of the weight, a transposed convolution's have one a group.
+        whole = weight.ndim < 6 and (self.channel_axis == 0 or self.settings.get("groups", 1) == 1)
+        return graph.write(
+            "weighted",
+            [value],
+            shape,
+            layer=self,
+            weight=weight,
+            bias=None if self.bias is None else self.bias.value,
+            channel_axis=self.channel_axis if whole else None,
+            fuses=self.fuses,
+            adds=len(shape) == 3,
+        )
 
 
 class Conv2d(Weighted):
