@@ -12,6 +12,7 @@ from fresh import python
 
 import fastconv as fc
 from fastconv import registry, testing
+from fastconv.backends.cpu import scratch
 from fastconv.machine import machine
 from fastconv.notation import parse_problem
 from fastconv.problem import DTYPES
@@ -55,6 +56,24 @@ SQUARE = [
     "unfold n1 c1 i256 k3 p1",
     "unfold:dgrad n1 c1 i256 k3 p1",
 ]
+
+
+@pytest.mark.parametrize("key", [a.key for a in registry.algorithms() if a.backend == "numba"])
+def test_no_more_scratch_is_taken_than_was_said(key, monkeypatch):
+    algorithm, taken = registry.find(key), {}
+
+    def note(name, size):
+        taken[name] = max(taken.get(name, 0), size)
+
+    take, room = scratch.take, scratch.room
+    monkeypatch.setattr(scratch, "take", lambda size: (note("", size), take(size))[1])
+    monkeypatch.setattr(scratch, "room", lambda size, owner: (note(owner, size), room(size, owner))[1])
+    for problem in (p for p in testing.problems("float32") if algorithm.refuses(p) is None):
+        for threads in (1, 2):
+            with fc.options(threads=threads):
+                taken.clear()
+                testing.run(algorithm, problem, testing.random_inputs(problem))
+                assert sum(taken.values()) <= algorithm.workspace_bytes(problem), (problem, threads, taken)
 
 
 def allocated(call) -> int:

@@ -64,10 +64,13 @@ class Dgrad(Algorithm):
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = self._work(problem)
         packed = 0
-        if work.rounds > 1 and not work.problem.prepacked:  # kept from round to round
-            packed = sum(_packing_bytes(self.forward, forward) for forward in work.forward)
-        turned = 0 if work.problem.prepacked or work.as_view else work.weight_bytes
-        return turned + packed + work.phase_bytes + max(map(self.forward.workspace_bytes, work.forward))
+        if not work.problem.prepacked:
+            packing = [_packing_bytes(self.forward, forward) for forward in work.forward]
+            packed = sum(packing) if work.rounds > 1 else max(packing)  # all are kept from round to round
+        # A block is turned in the memory in which the forward convolutions work then.
+        working = max(self.forward.workspace_bytes(forward.replace(prepacked=True)) for forward in work.forward)
+        turning = work.room_bytes * work.workers if work.turns else 0
+        return sum(size for _, size in work.places) + packed + max(working, turning)
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = self._work(problem)

@@ -23,7 +23,6 @@ from fastconv.problem import AXES
 _W, _PARTS, _SPECIAL, _ROOM, _ROOM_BYTES = (
     weights.FIELDS.index(name) for name in ("w", "parts", "special", "room", "room_bytes")
 )
-_LINE = 64
 
 
 class Packed(NamedTuple):
@@ -66,11 +65,10 @@ class Runner:
         work, p = self.work, self.problem
         terms = math.prod(p.kernel_size)
         inputs, outputs = p.oc // p.groups, p.ic // p.groups
-        block, room_bytes = weights.block_of(terms, work.lanes, work.size)
-        blocks = -(-outputs // block)
+        blocks = -(-outputs // work.block)
         fields = {
             "inputs": inputs, "outputs": outputs, "terms": terms, "count": len(work.groups),
-            "block": block, "blocks": blocks, "room_bytes": room_bytes,
+            "block": work.block, "blocks": blocks, "room_bytes": work.room_bytes,
         }  # fmt: skip
         how = weights.PICK
         if terms == 1:
@@ -146,20 +144,14 @@ class Runner:
 
     def _places(self) -> list[Any]:
         """Return scratch memory: for phases not yet interleaved, and for turned weights."""
-        work, p = self.work, self.problem
-        shapes: list[tuple[int, ...]] = []
-        if work.interleaved:
-            shapes += [forward.y_shape for forward in work.forward]
-        if not p.prepacked and not self._as_view:
-            shapes += [forward.w_shape for forward in work.forward]
-        if not shapes:
+        work = self.work
+        if not work.places:
             return []
-        sizes = [-(-math.prod(shape) * work.size // _LINE) * _LINE for shape in shapes]
-        room = scratch.room(sum(sizes), "dgrad")
+        room = scratch.room(sum(size for _, size in work.places), "dgrad")
         places, start = [], 0
-        for shape, size in zip(shapes, sizes, strict=True):
+        for shape, size in work.places:
             used = math.prod(shape) * work.size
-            places.append(room[start : start + used].view(dtype_named(p.dtype)).reshape(shape))
+            places.append(room[start : start + used].view(dtype_named(self.problem.dtype)).reshape(shape))
             start += size
         return places
 

@@ -32,17 +32,8 @@ JOB = job_type(FIELDS)
 # the offsets are, in bytes, of every member's taps among the terms.
 PART = 4
 
-# Bytes of a block that is transposed, so that it stays in the first-level cache.
-_BLOCK_BYTES = 16 << 10
-
 # How a weight is turned, beside the number of taps of a kernel that is turned whole.
 PICK, TRANSPOSE = 0, 1
-
-
-def block_of(terms: int, lanes: int, size: int) -> tuple[int, int]:
-    """Return how many output channels of so many kernel positions are turned together, and the bytes of their room."""
-    block = max(1, min(lanes, _BLOCK_BYTES // (terms * lanes * size)))
-    return block, block * terms * lanes * size
 
 
 @intrinsic(prefer_literal=True)

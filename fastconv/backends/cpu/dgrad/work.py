@@ -9,6 +9,10 @@ from fastconv.backends.cpu.dgrad.phases import forward_problem, groups_of
 from fastconv.backends.cpu.formats import format_of
 from fastconv.problem import ConvProblem, Sizes
 
+# Bytes of a block of the weight that is transposed, so that it stays in the first-level cache.
+_BLOCK_BYTES = 16 << 10
+_LINE = 64  # bytes of a cache line, with which everything in scratch memory begins
+
 # Of the caches, how much phases may take that are not yet interleaved.
 _SHARE = 1.0
 
@@ -109,9 +113,31 @@ class Work:
         return self.rounds > 1 and not (self.as_view and self._in_place)
 
     @property
-    def phase_bytes(self) -> int:
-        """Bytes of the phases that are not yet interleaved."""
-        return self.images * self.image_bytes if self.interleaved else 0
+    def turns(self) -> bool:
+        """Whether every run turns the weight."""
+        return not (self.problem.prepacked or self.as_view)
+
+    @cached_property
+    def block(self) -> int:
+        """Output channels whose weights are turned together."""
+        return max(1, min(self.lanes, _BLOCK_BYTES // self._vector_bytes))
+
+    @property
+    def room_bytes(self) -> int:
+        """Bytes in which a worker turns a block."""
+        return self.block * self._vector_bytes
+
+    @property
+    def _vector_bytes(self) -> int:
+        """Bytes of the filters of a vector of channels."""
+        return math.prod(self.problem.kernel_size) * self.lanes * self.size
+
+    @cached_property
+    def places(self) -> list[tuple[Sizes, int]]:
+        """Shape and bytes of what lies in scratch memory: phases that are not yet interleaved, and weights turned."""
+        shapes = [forward.y_shape for forward in self.forward] if self.interleaved else []
+        shapes += [forward.w_shape for forward in self.forward] if self.turns else []
+        return [(shape, -(-math.prod(shape) * self.size // _LINE) * _LINE) for shape in shapes]
 
     @property
     def weight_bytes(self) -> int:
