@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -63,14 +63,15 @@ class Dgrad(Algorithm):
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = self._work(problem)
+        rooms = {forward: _rooms(self.forward, forward) for forward in set(work.forward)}
         packed = 0
         if not work.problem.prepacked:
-            packing = [_packing_bytes(self.forward, forward) for forward in work.forward]
+            packing = [rooms[forward].packing for forward in work.forward]
             packed = sum(packing) if work.rounds > 1 else max(packing)  # all are kept from round to round
         # A block is turned in the memory in which the forward convolutions work then.
-        working = max(self.forward.workspace_bytes(forward.replace(prepacked=True)) for forward in work.forward)
         turning = work.room_bytes * work.workers if work.turns else 0
-        return sum(size for _, size in work.places) + packed + max(working, turning)
+        working = max(turning, *(room.working for room in rooms.values()))
+        return sum(size for _, size in work.places) + packed + working
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = self._work(problem)
@@ -137,9 +138,18 @@ def _packing_seconds(algorithm: Algorithm, forward: ConvProblem, machine: Machin
     return max(0.0, every - once)
 
 
-def _packing_bytes(algorithm: Algorithm, forward: ConvProblem) -> int:
-    every, once = (algorithm.workspace_bytes(forward.replace(prepacked=packed)) for packed in (False, True))
-    return max(0, every - once)
+class _Rooms(NamedTuple):
+    """Bytes that a forward convolution takes for its packed weight, and beside it."""
+
+    packing: int
+    working: int
+
+
+def _rooms(algorithm: Algorithm, forward: ConvProblem) -> _Rooms:
+    other = algorithm.workspace_bytes(forward.replace(prepacked=not forward.prepacked))
+    own = algorithm.workspace_bytes(forward)
+    every, working = (other, own) if forward.prepacked else (own, other)
+    return _Rooms(max(0, every - working), working)
 
 
 class DgradDirect(Dgrad):

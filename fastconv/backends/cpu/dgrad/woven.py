@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
@@ -48,13 +49,13 @@ class WovenDgrad(Algorithm):
         return unfused_half(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
-        work = Work.of(problem)
+        work = _work(problem)
         assert isinstance(problem, ConvProblem)
         packed = 0 if problem.prepacked else work.packed_size * work.size
         return packed + work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
-        work = Work.of(problem)
+        work = _work(problem)
         assert isinstance(problem, ConvProblem)
         packing = 0.0
         if not problem.prepacked:
@@ -70,5 +71,13 @@ class WovenDgrad(Algorithm):
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.dgrad.woven_run import WovenRunner
 
-        runner = WovenRunner(Work.of(problem))
+        runner = WovenRunner(_work(problem))
         return Plan(problem, self, runner.run, runner.pack)
+
+
+def _work(problem: AnyProblem) -> Work:
+    return _work_of(*Work.parameters(problem))
+
+
+# Predicted, planned and asked for its workspace, one after the other: each phase's tile is chosen once.
+_work_of = lru_cache(maxsize=16)(Work)
