@@ -25,6 +25,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.pointwise.algorithm:Pointwise",
     "fastconv.backends.cpu.pointwise.algorithm:PointwiseInPlace",
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
+    "fastconv.backends.cpu.depthwise.channels:DepthwiseChannels",
     "fastconv.backends.cpu.depthwise.turned:DepthwiseTurned",
     "fastconv.backends.cpu.fft.algorithm:Fft",
     "fastconv.backends.cpu.gemv.algorithm:Gemv",

@@ -12,6 +12,9 @@ from fastconv.problem import ConvProblem
 _OVERHEAD = 3e-6
 # Seconds for a line of a piece of a row, fetched ahead.
 _WAIT = 2e-9
+# How much longer than to move them it takes to copy neighbouring channels apart, and back; to read them pixel by pixel
+# of many rows, which nothing fetches ahead.
+_APART, _SCATTERED = 4.0, 1.3
 
 
 class Depthwise(Algorithm):
@@ -40,13 +43,14 @@ class Depthwise(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
-        moving = machine.moving(problem.bytes)
+        moving = machine.moving(problem.bytes) * (_SCATTERED if work.last else 1.0)
         # Pieces of rows that are written one below the other wait for their lines, unless these stayed near.
         waiting = work.apart * _WAIT * min(1.0, problem.bytes / (NEAR * work.cache))
         computing, moving = work.cycles / machine.hertz, moving + waiting
         # Of an input that is read for several outputs nothing waits but what is stored, as fast as it is computed.
-        together = computing + moving if work.multiplier > 1 else max(computing, moving)
-        return _OVERHEAD + together / work.workers
+        together = computing + moving if work.multiplier > 1 or work.last else max(computing, moving)
+        copied = _APART * problem.bytes / machine.bandwidth if work.is_copied else 0.0
+        return _OVERHEAD + together / work.workers + copied
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.run import DepthwiseRunner

@@ -82,6 +82,11 @@ class Work(ConvWork):
         return math.prod(self.problem.output_size)
 
     @property
+    def is_copied(self) -> bool:
+        """Whether channels that are neighbours in memory are copied apart, since lanes are columns."""
+        return self.problem.layout == "channels_last" and not self.last
+
+    @property
     def padded(self) -> bool:
         return any(not axis.is_inside((0, axis.out)) for axis in self.axes)
 
