@@ -30,6 +30,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.fft.algorithm:Fft",
     "fastconv.backends.cpu.gemv.algorithm:Gemv",
     "fastconv.backends.cpu.gemv.algorithm:GemvBatch",
+    "fastconv.backends.cpu.gemv.pixels:GemvPixels",
     "fastconv.backends.cpu.local.algorithm:Local",
     "fastconv.backends.cpu.grouped.algorithm:Grouped",
     "fastconv.backends.cpu.depthwise.wgrad:DepthwiseWgrad",
