@@ -29,8 +29,8 @@ _NEAR, _L2_RATE = 24 << 10, 32
 # Cycles for a unit of work, and for a row of a channel on its way into a slab or out of the sums.
 _UNIT, _ROW = 60.0, 3.0
 # Cycles for a vector that is copied into a slab, split by phase, gathered (for each element), or stored from the sums;
-# for one that is turned on its way into or out of channels that are neighbours. Measured on 512-bit vectors.
-_COPY, _SPLIT, _GATHER, _STORE, _TURN = 3.0, 5.0, 6.0, 2.5, 10.0
+# for one of a square that is turned on its way into or out of neighbouring channels. Measured on 512-bit vectors.
+_COPY, _SPLIT, _GATHER, _STORE, _TURN = 3.0, 5.0, 6.0, 2.5, 5.0
 
 
 class Tile(NamedTuple):
@@ -219,6 +219,11 @@ class Work(ConvWork):
         """Rows of a group that a band stores, and their columns."""
         return self.outputs * self.band, self.cols.out
 
+    def _squares(self, channels: int) -> float:
+        """Return how many vectors are turned for each one of a bundle that has so many channels a group."""
+        together = self.bundle * channels
+        return -(-together // self.lanes) * self.lanes / together
+
     @property
     def cycles(self) -> float:
         """Cycles on one core: the sums, and vectors on their way into slabs and out of the sums."""
@@ -231,7 +236,8 @@ class Work(ConvWork):
         if self.sums_bytes > _NEAR:
             moving += out * self.simd.vector_bytes / _L2_RATE
         if p.layout == "channels_last":
-            moving = _TURN * (into + out)
+            # Squares are turned as wholes, however few of their channels there are.
+            moving = _TURN * (into * self._squares(self.inputs) + out * self._squares(self.outputs))
         elif self.cols.mode == "zeros" and self.cols.stride <= 2:
             moving += (_COPY if self.cols.stride == 1 else _SPLIT) * into + _STORE * out
         else:
