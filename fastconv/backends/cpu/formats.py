@@ -17,6 +17,11 @@ def format_of(problem: Problem) -> int:
     return _FORMATS[problem.dtype]
 
 
+def format_named(dtype: str) -> int:
+    """Return the format of arrays of a type, 0 if there is none."""
+    return _FORMATS.get(dtype, 0)
+
+
 def computed(format: int) -> int:
     """Return the format that elements of a format are computed in: the accumulator's."""
     return FLOAT64 if format == FLOAT64 else FLOAT32

@@ -6,8 +6,7 @@ from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
+from fastconv.backends.cpu.ordering import ordered
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
 
@@ -43,7 +42,7 @@ class InPlace(Runner):
         """Return the weight as it is."""
         flags = w.flags
         if not ((flags.f_contiguous if self.across else flags.c_contiguous) and flags.aligned):
-            w = np.require(w, requirements=("F" if self.across else "C", "A"))
+            w = ordered(w.T, self._workers, new).T if self.across else ordered(w, self._workers, new)
         return Packed(w, address(w))
 
 

@@ -17,7 +17,8 @@ from fastconv.backends.cpu.finite import traces
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import HEAD, Start, fields_of, job_type, never, record_of, start_of, task_type
 from fastconv.backends.cpu.memory import put, record, word
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.ordering import ordered
+from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # Bytes of a packed weight for which one more thread is worth its start.
@@ -160,9 +161,10 @@ class Packer:
 
     def pack(self, w: Any, packed: int) -> None:
         """Pack an array, of the output channels of all groups and whatever makes their rows, to an address."""
-        if not self._start(w, None, None, None, None, packed, 0):
-            w = contiguous(w)
-            arrays = w, None, None, None, None
+        if self._start(w, None, None, None, None, packed, 0):
+            return
+        arrays = ordered(w, self._workers), None, None, None, None
+        if not self._start(*arrays, packed, 0):
             self._start = start_of(self._kernel, self._record, self._units, self._workers, arrays)
             self._start(*arrays, packed, 0)
 

@@ -118,7 +118,7 @@ class Runner(ABC):
         residual = inputs[-1] if self._has_residual else None
         start = None
         if x.flags.aligned and y.flags.aligned and _alike(residual, y):
-            packed = self.pack(inputs[1]) if packed is _AS_IT_IS else packed
+            packed = self.pack(inputs[1], kept) if packed is _AS_IT_IS else packed
             w = packed[0] if self.in_place and not self._prepacked else None
             start = self._look(x, w, y, bias, residual)
         if start is None:

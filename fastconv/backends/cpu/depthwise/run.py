@@ -13,10 +13,11 @@ from fastconv.backends.cpu.depthwise.job import FIELDS
 from fastconv.backends.cpu.depthwise.loops import channels, columns
 from fastconv.backends.cpu.depthwise.slab import filling
 from fastconv.backends.cpu.depthwise.work import Work
+from fastconv.backends.cpu.ordering import ordered
 from fastconv.backends.cpu.packing import Packer
 from fastconv.backends.cpu.phases import lines_read
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import AXES, Sizes
 
@@ -114,7 +115,7 @@ class DepthwiseRunner(Runner):
         """Return the weight as the micro-kernel reads it."""
         work = self.work
         if not work.last:
-            rows = contiguous(w)
+            rows = ordered(w, work.workers, new)
             last = (work.taps - 1) * work.size if self._backwards else 0
             return Packed(rows, address(rows) + last)
         packed = new(work.packed_size * work.size)

@@ -13,6 +13,7 @@ from fastconv.backends.cpu.axes import are_contiguous
 from fastconv.backends.cpu.depthwise.run import kernel_groups
 from fastconv.backends.cpu.depthwise.turned_loops import FIELDS, loops
 from fastconv.backends.cpu.depthwise.turned_work import Work
+from fastconv.backends.cpu.ordering import ordered
 from fastconv.backends.cpu.packing import Packer
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
 from fastconv.backends.cpu.scratch import address
@@ -80,7 +81,7 @@ class TurnedRunner(Runner):
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight with channels side by side, in as many vectors as there are patterns."""
         work = self.work
-        rows = w.reshape(self.problem.ic, work.terms)
+        rows = ordered(w, work.workers).reshape(self.problem.ic, work.terms)
         if work.folded:
             rows = rows.take(self._channels, axis=0)
         packed = new(work.packed_size * work.size)

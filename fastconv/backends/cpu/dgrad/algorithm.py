@@ -195,6 +195,8 @@ class DgradGemv(Dgrad):
         return super().workspace_bytes(problem) + copied * maps * problem.itemsize
 
     def plan(self, problem: AnyProblem) -> Plan:
+        from fastconv.backends.cpu.ordering import ordered
+
         assert isinstance(problem, ConvProblem)
         flat = _flat(problem)
         plan = super().plan(flat)
@@ -209,7 +211,7 @@ class DgradGemv(Dgrad):
             (dx,) = outputs
             result = dx.reshape(flat.x_shape)  # a copy if a map's elements do not lie together
             added = [array.reshape(flat.x_shape) for array in residual]
-            filters = w if problem.prepacked else w.reshape(flat.w_shape)
+            filters = w if problem.prepacked else ordered(w, workers_for(problem)).reshape(flat.w_shape)
             plan.run((dy.reshape(flat.y_shape), filters, *added), (result,))
             if not np.may_share_memory(result, dx):
                 dx[...] = result.reshape(dx.shape)

@@ -8,6 +8,8 @@ from typing import Any
 from fastconv.algorithm import Plan
 from fastconv.arrays import dtype_named
 from fastconv.backends.cpu import scratch
+from fastconv.backends.cpu.ordering import ordered
+from fastconv.backends.cpu.work import workers_for
 from fastconv.problem import ConvProblem
 
 
@@ -19,6 +21,7 @@ class FoldedRunner:
         self._shape = product.problem.x_shape
         self._images, self._positions = self._shape[0], self._shape[-1]
         self._bytes = math.prod(self._shape) * problem.itemsize
+        self._workers = workers_for(problem)
         self._dtype = dtype_named(problem.dtype)
 
     def pack(self, w: Any) -> Any:
@@ -26,7 +29,7 @@ class FoldedRunner:
         return self._product.pack(self._matrix(w))
 
     def _matrix(self, w: Any) -> Any:
-        return w.reshape(w.shape[0], -1, 1)
+        return ordered(w, self._workers).reshape(w.shape[0], -1, 1)
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""

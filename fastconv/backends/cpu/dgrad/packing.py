@@ -20,8 +20,9 @@ from fastconv.backends.cpu.finite import special, trace
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, record_of, task_type
 from fastconv.backends.cpu.memory import move, record
+from fastconv.backends.cpu.ordering import ordered
 from fastconv.backends.cpu.packing import turn_square
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.simd import Emitter, literals
 from fastconv.problem import ConvProblem
 
@@ -201,7 +202,7 @@ class GradientPacker:
 
     def pack(self, w: Any, packed: int) -> bool:
         """Pack a weight to an address; return whether it must not be multiplied by padding."""
-        w = contiguous(w)
+        w = ordered(w, self._workers)
         found = np.array([0, 1], np.int64)
         job = self._job.copy()
         job[_W], job[_PACKED], job[_SPECIAL] = address(w), packed, address(found) if self._padded else 0

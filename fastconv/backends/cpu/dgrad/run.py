@@ -16,8 +16,9 @@ from fastconv.backends.cpu.dgrad.exact import input_gradient
 from fastconv.backends.cpu.dgrad.phases import Group
 from fastconv.backends.cpu.dgrad.work import Work
 from fastconv.backends.cpu.job import record_of
+from fastconv.backends.cpu.ordering import in_any_order, ordered
 from fastconv.backends.cpu.phases import MOST_WAYS
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.scratch import address
 from fastconv.problem import AXES
 
 _W, _PARTS, _SPECIAL, _ROOM, _ROOM_BYTES = (
@@ -97,7 +98,7 @@ class Runner:
         """Return whether a weight that is not turned must not be multiplied by padding."""
         if not self._is_padded:
             return False
-        w = contiguous(w)
+        w = in_any_order(w)
         found = np.array([0, 1], np.int64)
         job = self._turning[1].copy()
         job[_W], job[_SPECIAL] = address(w), address(found)
@@ -106,7 +107,7 @@ class Runner:
 
     def _turn(self, w: Any, targets: list[Any]) -> bool:
         """Turn the weight for every group of phases; return whether it must not be multiplied by padding."""
-        w = contiguous(w)
+        w = ordered(w, self.work.workers)
         found = np.array([0, 1], np.int64)
         kernel, known, units = self._turning
         parts, job = self._parts.copy(), known.copy()

@@ -14,6 +14,7 @@ from fastconv.backends.cpu.finite import special
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import integer, move, record
+from fastconv.backends.cpu.ordering import transpose_square
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # Addresses and sizes; strides follow from them, since both weights are contiguous.
@@ -57,35 +58,6 @@ def _reverse(typingctx, taps, lanes, bits, source, target, room):
         return context.get_dummy_value()
 
     return types.void(taps, lanes, bits, *(types.int64,) * 3), codegen
-
-
-@intrinsic(prefer_literal=True)
-def _transpose(typingctx, lanes, bits, source, stride, rows, columns, target, step):
-    """Transpose ``rows`` rows, ``stride`` bytes apart, of ``columns`` elements, both at most ``lanes``."""
-    shape = literals(lanes, bits)
-    if shape is None:
-        return None
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        width, element = shape
-        source, stride, rows, columns, target, step = args[2:]
-        e = Emitter(builder, element, width)
-        mask = e.first(columns)
-
-        def load(row: int) -> Any:
-            # A row that does not exist reads the last one's place.
-            there = builder.icmp_signed("<", I64(row), rows)
-            index = builder.select(there, I64(row), builder.sub(rows, I64(1)))
-            return e.load_masked(e.at(source, builder.mul(stride, index)), mask)
-
-        loaded = [load(row) for row in range(width)]
-        mask_out = e.first(rows)
-        for i, vector in enumerate(e.transpose(loaded)):
-            with builder.if_then(builder.icmp_signed("<", I64(i), columns), likely=True):
-                e.store_masked(vector, e.at(target, e.times(step, i)), mask_out)
-        return context.get_dummy_value()
-
-    return types.void(lanes, bits, *(types.int64,) * 6), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -195,13 +167,13 @@ def turning(how: int, lanes: int, bits: int) -> Any:
                         found |= special(lanes, bits, w + (k + i) * down, channels * job.terms)
                 if how == TRANSPOSE:
                     for c in range(0, channels, lanes):
-                        _transpose(
+                        transpose_square(
                             lanes, bits, w + k * down + c * size, down, together, min(lanes, channels - c),
                             target + c * row + k * size, row,
                         )  # fmt: skip
                 elif how == PICK:
                     for e in range(0, channels * job.terms, lanes):
-                        _transpose(
+                        transpose_square(
                             lanes, bits, w + k * down + e * size, down, together, min(lanes, channels * job.terms - e),
                             room + e * lanes * size, lanes * size,
                         )  # fmt: skip

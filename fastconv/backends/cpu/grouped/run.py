@@ -12,8 +12,9 @@ from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.grouped.loops import FIELDS, emptying, filling, loops
 from fastconv.backends.cpu.grouped.tile import compiled_tile
 from fastconv.backends.cpu.grouped.work import Work
+from fastconv.backends.cpu.ordering import ordered
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import Sizes
 
@@ -92,7 +93,7 @@ class GroupedRunner(Runner):
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as a matrix, a row for each output channel."""
-        rows = contiguous(w)
+        rows = ordered(w, self.work.workers, new)
         return Packed(rows, address(rows))
 
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:

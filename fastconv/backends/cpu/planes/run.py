@@ -9,11 +9,12 @@ import numpy as np
 
 from fastconv.backends.cpu.axes import are_contiguous
 from fastconv.backends.cpu.dealing import dealing
+from fastconv.backends.cpu.ordering import ordered
 from fastconv.backends.cpu.phases import lines_read
 from fastconv.backends.cpu.planes.loops import FIELDS, loops, pack_kernel
 from fastconv.backends.cpu.planes.work import Work
 from fastconv.backends.cpu.runner import Packed, Runner, fresh
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.scratch import address
 from fastconv.geometry import source_line
 from fastconv.problem import Sizes
 
@@ -85,7 +86,7 @@ class PlanesRunner(Runner):
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight block by block, a block's channels side by side."""
         work = self.work
-        rows = contiguous(w)
+        rows = ordered(w, work.workers)
         packed = new(work.packed_size * work.size)
         where = address(packed)
         self._pack(address(rows), work.terms, work.problem.oc, work.rows, where)

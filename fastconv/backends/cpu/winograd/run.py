@@ -10,9 +10,10 @@ import numpy as np
 from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
-from fastconv.backends.cpu.axes import inside
+from fastconv.backends.cpu.axes import are_contiguous, inside
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.job import record_of
+from fastconv.backends.cpu.ordering import ordered
 from fastconv.backends.cpu.scratch import address, aligned, contiguous
 from fastconv.backends.cpu.winograd import loops, packing
 from fastconv.backends.cpu.winograd.product import products
@@ -78,9 +79,8 @@ class Runner:
             w = w[self._forwards]
             stride, down = w.strides[0], w.strides[1]
         else:
-            w = aligned(w).reshape(work.problem.oc, -1)
-            if w.strides[1] != work.size:
-                w = np.ascontiguousarray(w)
+            if not (are_contiguous(w.strides[1:], w.shape[1:], work.size) and w.flags.aligned):
+                w = ordered(w, work.workers)
             stride, down = w.strides[0], 0
         job = self._packing.copy()
         job[: len(packing.HEAD)] = (address(w), stride, down, address(self._places[turned]), packed, room)

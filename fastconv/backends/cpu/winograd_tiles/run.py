@@ -10,9 +10,10 @@ from fastconv.backends.cpu import runner, scratch, threads
 from fastconv.backends.cpu.dealing import dealing
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.job import record_of
+from fastconv.backends.cpu.ordering import ordered
 from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.runner import fresh
-from fastconv.backends.cpu.scratch import address, contiguous
+from fastconv.backends.cpu.scratch import address
 from fastconv.backends.cpu.winograd_tiles import loops, packing
 from fastconv.backends.cpu.winograd_tiles.product import product
 from fastconv.backends.cpu.winograd_tiles.transforms import RUN_HEAD
@@ -87,7 +88,7 @@ class Runner(runner.Runner):
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Any:
         """Return the weight with every phase of every filter transformed."""
-        work, plain = self.work, contiguous(w)
+        work, plain = self.work, ordered(w, self.work.workers)
         array = new(work.packed_size * work.size)
         # Behind the line for what is met, of which `run` has been given a word.
         f = {"w": address(plain), "packed": address(array), "scratch": scratch.take(self._scratch) + LINE}
