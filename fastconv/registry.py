@@ -59,6 +59,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.dgrad.algorithm:DgradGrouped",
     "fastconv.backends.cpu.dgrad.grouped:GroupedDgrad",
     "fastconv.backends.cpu.dgrad.folded:FoldedDgrad",
+    "fastconv.backends.cpu.dgrad.channels:ChannelsDgrad",
     "fastconv.backends.cpu.dgrad.winograd:ALGORITHMS",
     "fastconv.backends.cpu.dgrad.mixed:DgradMixed",
     "fastconv.backends.cpu.bias_gradient.algorithm:BiasGradient",

@@ -10,8 +10,8 @@ import pytest
 
 import fastconv as fc
 from fastconv import registry, testing
+from fastconv.backends.cpu.dgrad import channels, folded
 from fastconv.backends.cpu.dgrad.depthwise_work import Work
-from fastconv.backends.cpu.dgrad.folded import steps_of
 from fastconv.backends.cpu.dgrad.phases import contributions, groups_of, line_of
 from fastconv.backends.cpu.direct import work as direct
 from fastconv.machine import machine
@@ -241,7 +241,9 @@ def test_whether_something_contributes_is_known_axis_by_axis(text):
     assert contributions(problem) == (not all(empty), not any(empty))
 
 
-@pytest.mark.parametrize("key", ["dgrad_depthwise2", "dgrad_grouped2", "dgrad_folded", "dgrad_woven", "dgrad_mixed"])
+@pytest.mark.parametrize(
+    "key", ["dgrad_depthwise2", "dgrad_grouped2", "dgrad_folded", "dgrad_woven", "dgrad_mixed", "dgrad_channels"]
+)
 def test_phases_of_a_long_stride_are_not_listed_to_refuse_it(key, monkeypatch):
     monkeypatch.setattr("fastconv.backends.cpu.dgrad.phases._group", None)
     registry.find(f"numba/{key}").refuses(parse_problem("conv3d:dgrad n1 c3 i999 oc3 g3 k1 sd333 sh333 sw3"))
@@ -323,6 +325,10 @@ TOGETHER = [
     ("numba/dgrad_woven", "conv1d:dgrad n1 c13 i5 oc5 k9 s3 p4"),
     ("numba/dgrad_folded", "conv2d:dgrad n3 c13 i12 oc20 k5 s2 d2 p3"),
     ("numba/dgrad_folded", "conv3d:dgrad n1 c6 i4 oc9 k5 p2 g3"),
+    ("numba/dgrad_channels", "conv2d:dgrad n3 c37 i13 oc9 k5 s2 d2 p3 channels_last"),
+    ("numba/dgrad_channels", "conv2d:dgrad n3 c100 i13 oc9 k3 s4 channels_last"),
+    ("numba/dgrad_channels", "conv3d:dgrad n2 c70 i7 oc19 k3 s2 p1 channels_last"),
+    ("numba/dgrad_channels", "conv1d:dgrad n2 c3 i40 oc19 k9 s3 p4 channels_last"),
 ]
 
 
@@ -341,15 +347,24 @@ def test_threads_change_no_gradient_of_all_phases_together(key, text, monkeypatc
 
 
 @pytest.mark.parametrize("form", ["", " prepacked"])
-def test_images_are_folded_in_as_many_rounds_as_caches_ask_for(form, monkeypatch):
-    text = "conv2d:dgrad n4 c4 ih9 iw11 oc6 k3 s2 p1 g2"
-    problem, algorithm = parse_problem(text + form), registry.find("numba/dgrad_folded")
-    image = math.prod(steps_of(problem).product.x_shape) * problem.itemsize // problem.n
+@pytest.mark.parametrize(
+    ("module", "text"),
+    [
+        (folded, "conv2d:dgrad n4 c4 ih9 iw11 oc6 k3 s2 p1 g2"),
+        (channels, "conv2d:dgrad n4 c4 i9 oc6 k3 p1 channels_last"),
+    ],
+    ids=["folded", "channels"],
+)
+def test_images_are_folded_in_as_many_rounds_as_caches_ask_for(module, text, form, monkeypatch):
+    name, steps_of = module.__name__, module.steps_of
+    problem, algorithm = parse_problem(text + form), registry.find(f"numba/dgrad_{name.rpartition('.')[2]}")
+    product = steps_of(problem).product
+    image = max(math.prod(product.x_shape), math.prod(product.y_shape)) * problem.itemsize // problem.n
     inputs = testing.random_inputs(problem)
     wanted = testing.exact(problem, inputs)
     results = []
     for images in (4, 3, 1, 0):
-        monkeypatch.setattr("fastconv.backends.cpu.dgrad.folded._SHARE", (images * image + 1) / machine().l2_bytes)
+        monkeypatch.setattr(f"{name}._SHARE", (images * image + 1) / machine().l2_bytes)
         with fc.options(threads=1):
             assert steps_of(problem).rounds == {4: 1, 3: 2}.get(images, 4)
             results += testing.run(algorithm, problem, inputs)

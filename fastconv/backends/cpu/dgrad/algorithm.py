@@ -17,7 +17,7 @@ from fastconv.backends.cpu.gemv.algorithm import GemvAcross, GemvBatchAcross
 from fastconv.backends.cpu.grouped.algorithm import Grouped
 from fastconv.backends.cpu.phases import MOST_WAYS, shuffles
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise, PointwiseInPlace
-from fastconv.backends.cpu.registers import simd
+from fastconv.backends.cpu.registers import LINE, simd
 from fastconv.backends.cpu.work import refuses_all_but, workers_for
 from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
@@ -83,7 +83,18 @@ class Dgrad(Algorithm):
             seconds += self._turning(work, machine)
         if work.interleaved:
             seconds += work.rounds * _WEAVING + self._weaving(work, machine)
-        return seconds
+        return seconds + self._scattering(work, machine)
+
+    def _scattering(self, work: Work, machine: Machine) -> float:
+        """Return the seconds that it takes to read and write lines of the cache for one phase after the other."""
+        p = work.problem
+        written = math.prod(p.x_shape) * work.size
+        if p.layout == "channels_first" or math.prod(p.stride[-1:]) == 1 or written <= machine.l2_bytes:
+            return 0.0
+        run = p.ic * work.size
+        touched = sum(math.prod(line.length for line in group.lines) for group in work.groups)
+        touched *= p.n * min(p.stride[-1] * run, run + LINE)
+        return 2 * machine.moving(max(0, touched - written)) / work.workers
 
     def _weaving(self, work: Work, machine: Machine) -> float:
         """Return the seconds that it takes to bring the phases together, row by row."""
@@ -103,7 +114,8 @@ class Dgrad(Algorithm):
         elements = work.weight_bytes / work.size
         taps = math.prod(work.problem.kernel_size)
         cycles = elements * (_FILTER_CYCLES / taps if work.whole and 1 < taps <= work.lanes else _PICK_CYCLES)
-        seconds = _TURNING + cycles / machine.hertz / work.workers
+        moving = machine.moving(2 * work.weight_bytes) if work.weight_bytes > machine.l2_bytes else 0.0
+        seconds = _TURNING + (cycles / machine.hertz + moving) / work.workers
         if work.rounds > 1:
             seconds += sum(_packing_seconds(self.forward, forward, machine) for forward in work.forward)
         return seconds

@@ -134,10 +134,13 @@ class Runner:
         target = dx if writable else np.empty(dx.shape, dx.dtype)
         added = rest[-1:] if p.residual and work.is_one else []
         biases = [() if bias is None else (self._spread(bias, group),) for group in work.groups]
+        if not work.interleaved:  # all at once: elements of other phases are written after it
+            self._fill(bias, target)
         for first in range(0, p.n, work.images):
             images = slice(first, first + work.images)
             self._compute(dy[images], packed.weights, [(*b, *added) for b in biases], target[images], places)
-        self._fill(bias, target)
+        if work.interleaved:
+            self._fill(bias, target)
         if p.residual and not work.is_one:
             epilogue.apply(p.activation, target, None, rest[-1])
         if target is not dx:
@@ -220,7 +223,12 @@ class Runner:
         epilogue.apply(
             None if p.residual else p.activation, value, None if bias is None else epilogue.bias_view(p, bias)
         )
-        if work.interleaved and not value.any():
+        if not value.any():
+            if not work.interleaved:
+                dx.fill(0)
+            return
+        if not work.interleaved:
+            dx[...] = value
             return
         for group in work.empty:
             for member in group.members:

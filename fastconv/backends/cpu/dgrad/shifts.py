@@ -53,8 +53,14 @@ def shifts_of(axis: Axis) -> Shifts:
     return Shifts(first, max(places) - first + 1, counted)
 
 
-def refuses_all_but_plain(problem: AnyProblem) -> str | None:
-    """Return why a problem is refused that is no plain gradient."""
+_LAYOUTS = {
+    "channels_first": "takes columns that are neighbours, not channels",
+    "channels_last": "takes channels that are neighbours, not columns",
+}
+
+
+def refuses_all_but_plain(problem: AnyProblem, layout: str = "channels_first") -> str | None:
+    """Return why a problem is refused that is no plain gradient of a map that lies like this."""
     common = refuses_all_but("dgrad", problem)
     if common is not None:
         return common
@@ -65,8 +71,8 @@ def refuses_all_but_plain(problem: AnyProblem) -> str | None:
         return f"adds up no border that the padding mode {problem.padding_mode!r} read twice"
     if problem.bias != "none" or problem.residual or problem.activation is not None:
         return "computes the plain gradient, with no bias, residual or activation"
-    if problem.layout == "channels_last":
-        return "takes columns that are neighbours, not channels"
+    if problem.layout != layout:
+        return _LAYOUTS[layout]
     if not contributions(problem)[0]:
         return "nothing contributes to the gradient"
     return refuses_halves(problem)
