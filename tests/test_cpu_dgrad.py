@@ -326,6 +326,7 @@ TOGETHER = [
     ("numba/dgrad_folded", "conv2d:dgrad n3 c13 i12 oc20 k5 s2 d2 p3"),
     ("numba/dgrad_folded", "conv3d:dgrad n1 c6 i4 oc9 k5 p2 g3"),
     ("numba/dgrad_channels", "conv2d:dgrad n3 c37 i13 oc9 k5 s2 d2 p3 channels_last"),
+    ("numba/dgrad_channels", "conv2d:dgrad n2 c36 i11 oc6 k3 s4 g3 channels_last"),
     ("numba/dgrad_channels", "conv2d:dgrad n3 c100 i13 oc9 k3 s4 channels_last"),
     ("numba/dgrad_channels", "conv3d:dgrad n2 c70 i7 oc19 k3 s2 p1 channels_last"),
     ("numba/dgrad_channels", "conv1d:dgrad n2 c3 i40 oc19 k9 s3 p4 channels_last"),

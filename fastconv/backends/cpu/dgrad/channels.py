@@ -48,8 +48,8 @@ class ChannelsDgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.groups > 1:
-            return "computes no groups"
+        if problem.ic == problem.groups > 1:
+            return "adds up runs of channels, not one of each group"
         if math.prod(problem.kernel_size) == math.prod(problem.stride) == 1:
             return "leaves kernels of one element to matrix products alone"
         return None
@@ -63,13 +63,13 @@ class ChannelsDgrad(Algorithm):
         assert isinstance(problem, ConvProblem)
         rounds, product = steps_of(problem)
         taps = math.prod(problem.kernel_size)
-        vectors = -(-problem.ic // simd().lanes(problem.itemsize))
-        places = problem.n * math.prod(problem.input_size)
-        runs = problem.n * math.prod(problem.output_size) * taps
+        vectors = -(-problem.ic // problem.groups // simd().lanes(problem.itemsize))
+        places = problem.n * problem.groups * math.prod(problem.input_size)
+        runs = problem.n * problem.groups * math.prod(problem.output_size) * taps
         cycles = places * (_PLACE + vectors * _VECTOR) + runs * (_RUN + vectors * _VECTOR)
         rows = math.prod(product.y_shape) * product.itemsize
         beyond = max(0, rows - machine.l2_bytes * workers_for(problem))
-        moving = rounds * machine.moving(beyond) + machine.moving(math.prod(problem.x_shape) * problem.itemsize)
+        moving = rounds * machine.moving(2 * beyond) + machine.moving(math.prod(problem.x_shape) * problem.itemsize)
         weight = 0.0 if problem.prepacked else math.prod(problem.w_shape) * problem.itemsize / _ORDER_RATE
         adding = (cycles / machine.hertz + moving + weight) / workers_for(problem)
         return _OVERHEAD + rounds * PRODUCT.predict(product, machine) + adding
@@ -96,6 +96,7 @@ def steps_of(problem: ConvProblem) -> Steps:
         oc=problem.ic * taps,
         input_size=(positions,),
         kernel_size=(1,),
+        groups=problem.groups,
         prepacked=problem.prepacked or images < problem.n,
         dtype=problem.dtype,
         layout="channels_last",

@@ -29,7 +29,8 @@ FIELDS = fields_of(
     """
     rows x                          | addresses: the product's rows, the gradient
     image xn xd xh xw               | bytes of an image's rows; strides of the gradient
-    depths heights widths channels  | its sizes
+    depths heights widths           | its sizes
+    groups channels group           | groups, channels of one, bytes of the runs of one
     runs_d runs_h runs_w            | tables: the places of runs, those of all elements one after the other
     from_d from_h from_w            | tables: for each depth, row and column its first run, and behind the last its end
     """
@@ -97,25 +98,30 @@ def _loops(lanes: int, bits: int) -> Any:
             first_d, first_h = word(job.from_d, d), word(job.from_h, h)
             count_d, count_h = word(job.from_d, d + 1) - first_d, word(job.from_h, h + 1) - first_h
             source, x = job.rows + n * job.image, job.x + n * job.xn + d * job.xd + h * job.xh
+            if count_d * count_h == 0 and job.xw == job.groups * job.channels * size:
+                clear(x, job.widths * job.xw)
+                continue
             for w in range(job.widths):
                 first_w = word(job.from_w, w)
                 count_w = word(job.from_w, w + 1) - first_w
-                if count_d == 0 or count_h == 0 or count_w == 0:
-                    clear(x + w * job.xw, job.channels * size)
+                if count_d * count_h * count_w == 0:
+                    clear(x + w * job.xw, job.groups * job.channels * size)
                     continue
-                for c in range(0, job.channels, most):
-                    left = job.channels - c
-                    at, to = source + c * size, x + w * job.xw + c * size
-                    if left <= lanes:
-                        _add_runs(
-                            1, lanes, bits, at, job.runs_d + 8 * first_d, count_d, job.runs_h + 8 * first_h, count_h,
-                            job.runs_w + 8 * first_w, count_w, to, left,
-                        )  # fmt: skip
-                    else:
-                        _add_runs(
-                            _VECTORS, lanes, bits, at, job.runs_d + 8 * first_d, count_d,
-                            job.runs_h + 8 * first_h, count_h, job.runs_w + 8 * first_w, count_w, to, left,
-                        )  # fmt: skip
+                depths, heights, widths = job.runs_d + 8 * first_d, job.runs_h + 8 * first_h, job.runs_w + 8 * first_w
+                for group in range(job.groups):
+                    at, to = source + group * job.group, x + w * job.xw + group * job.channels * size
+                    for c in range(0, job.channels, most):
+                        left = job.channels - c
+                        if left <= lanes:
+                            _add_runs(
+                                1, lanes, bits, at + c * size, depths, count_d, heights, count_h, widths, count_w,
+                                to + c * size, left,
+                            )  # fmt: skip
+                        else:
+                            _add_runs(
+                                _VECTORS, lanes, bits, at + c * size, depths, count_d, heights, count_h,
+                                widths, count_w, to + c * size, left,
+                            )  # fmt: skip
 
     return run
 
@@ -136,9 +142,10 @@ class ChannelsRunner:
         self._loops = _loops(lanes, 8 * problem.itemsize).address
         self._tables: list[Any] = []  # the loops look at these by address
         axes = lifted_axes(problem)
-        f = {"image": self._columns * self._positions * problem.itemsize, "channels": problem.ic}
+        f = {"image": self._columns * self._positions * problem.itemsize, "groups": problem.groups}
+        f |= {"channels": problem.ic // problem.groups, "group": self._columns // problem.groups * problem.itemsize}
         f |= dict(zip(("depths", "heights", "widths"), (axis.size for axis in axes), strict=True))
-        run, row = problem.ic * problem.itemsize, self._columns * problem.itemsize
+        run, row = f["channels"] * problem.itemsize, self._columns * problem.itemsize
         for name, axis in reversed(list(zip("dhw", axes, strict=True))):
             runs, starts = _runs(axis, run, row)
             self._tables += [runs, starts]
@@ -153,8 +160,10 @@ class ChannelsRunner:
 
     def _matrix(self, w: Any) -> Any:
         """Return the weight as the product takes it: for each kernel position and channel a row."""
-        rows = ordered(w.transpose(self._last), self._workers).reshape(self.problem.oc, self._columns)
-        return rows.T[..., None]
+        groups = self.problem.groups
+        rows = ordered(w.transpose(self._last), self._workers)
+        rows = rows.reshape(groups, self.problem.oc // groups, self._columns // groups)
+        return rows.swapaxes(1, 2).reshape(self._columns, -1, 1)
 
     def _place(self) -> tuple[int, Any]:
         """Return where the product's rows go, and that as the product's output."""
