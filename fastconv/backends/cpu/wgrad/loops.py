@@ -31,8 +31,7 @@ _FIELDS = """
     sblock simage sd sh item | packed x: block, image, depth, row, pixel
     images depths heights widths     | packed x: sizes
     table_d table_h table_w  | input index of each position of packed x, -1 for zero
-    first last gap           | columns of packed x inside the input; how far apart they are there
-    xsteps                   | offsets of the packed pixels that a vector of x holds, -1 for those left out
+    first last weave         | columns of packed x inside the input; who packs them, 0: one by one
     pblock                   | packed dy: block
     lines line               | lines of dy of an image and depth, and pixels of a line
     ydepths                  | depths of dy
@@ -64,8 +63,8 @@ _SPECIAL = 8 * FIELDS.index("special")
 
 
 @cache
-def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
-    """Return the compiled packing of x and of dy: units are lines of blocks. ``whole``: x in whole vectors."""
+def packing(lanes: int, bits: int) -> tuple[Any, Any]:
+    """Return the compiled packing of x and of dy: units are lines of blocks."""
     accumulated = computed(bits)
     size, wide = size_of(bits), size_of(accumulated)
     sources = fingerprint()
@@ -90,28 +89,24 @@ def packing(lanes: int, bits: int, whole: int) -> tuple[Any, Any]:
                 clear(target, job.widths * job.item)
             source = job.x + image * job.xn + (block // job.cblocks * job.inputs + first) * job.xc
             source += source_d * job.xd + source_h * job.xh
-            together = lanes // job.gap
-            for w in range(job.widths):
-                if w == job.first and job.first < job.last and job.xw == size and together > 0:
-                    for q in range(job.first, job.last, together):
-                        count = (min(together, job.last - q) - 1) * job.gap + 1
-                        at = source + word(job.table_w, q) * size
-                        for c in range(0, channels, lanes):
-                            turn(lanes, bits, accumulated, 0, whole, at + c * job.xc, job.xc,
-                                 min(lanes, channels - c), count,
-                                 target + q * job.item + c * wide, job.xsteps)  # fmt: skip
-                if job.first <= w < job.last and job.xw == size and together > 0:
-                    continue
+            woven = job.weave and job.xw == size and job.first < job.last
+            w = 0
+            while w < job.widths:
                 index, to = word(job.table_w, w), target + w * job.item
+                if woven and w == job.first:
+                    call(job.weave, (source + index * size, job.xc, channels, job.last - w, to))
+                    w = job.last
+                    continue
                 if index < 0:
                     clear(to, job.item)
                 elif job.xc == size:
                     for c in range(0, channels, lanes):
                         at = source + index * job.xw + c * size
-                        lift(lanes, bits, accumulated, whole, at, min(lanes, channels - c), to + c * wide)
+                        lift(lanes, bits, accumulated, 0, at, min(lanes, channels - c), to + c * wide)
                 else:
                     for c in range(channels):
                         widen_one(bits, source + index * job.xw + c * job.xc, to + c * wide)
+                w += 1
 
     @callback(task_type(JOB))
     def pack_dy(jobs, start, stop, worker):

@@ -13,6 +13,7 @@ from fastconv.backends.cpu.scratch import address, aligned
 from fastconv.backends.cpu.wgrad.loops import FIELDS, packing, sums
 from fastconv.backends.cpu.wgrad.start import start
 from fastconv.backends.cpu.wgrad.tile import compiled_tile
+from fastconv.backends.cpu.wgrad.weaving import MOST_APART, weaving
 from fastconv.backends.cpu.wgrad.work import Chunk, Work
 from fastconv.geometry import source_line
 from fastconv.problem import AXES, Sizes
@@ -40,7 +41,7 @@ class Runner:
         self.work = work
         tile, lanes, size = work.tile, work.lanes, work.size
         self._records: dict[tuple[Sizes, Sizes, Sizes], Record | None] = {}
-        self._pack_x, self._pack_dy = (kernel.address for kernel in packing(lanes, work.format, int(not work.exact)))
+        self._pack_x, self._pack_dy = (kernel.address for kernel in packing(lanes, work.format))
         self._chunks = list(work.chunks())
         self._slab_bytes = work.groups * work.cblocks * work.slab_block(work.chunk)
         panel = work.groups * work.kblocks * work.panel_block(work.chunk)
@@ -138,13 +139,10 @@ class Runner:
         tables.append(np.ascontiguousarray(offsets, np.int64))
         inside = np.flatnonzero(self._lines[2] >= 0)
         plain = cols.axis.mode == "zeros"
-        taken = np.full(work.lanes, -1, np.int64)
-        taken[:: cols.gap] = np.arange(-(-work.lanes // cols.gap)) * item
-        tables.append(taken)
         f = {"inputs": work.inputs, "outputs": work.outputs, "cblocks": work.cblocks, "kblocks": work.kblocks}
         f |= {"channels": work.channels, "kernel": work.taps, "item": item, "sblock": work.slab_block(work.chunk)}
-        f |= {"widths": widths, "gap": cols.gap, "pblock": work.panel_block(work.chunk)}
-        f |= {"tiles": address(tables[-2]), "ntiles": len(offsets), "xsteps": address(taken)}
+        f |= {"widths": widths, "pblock": work.panel_block(work.chunk)}
+        f |= {"tiles": address(tables[-1]), "ntiles": len(offsets)}
         f |= self._inside(inside, plain)
         f |= {"ysteps": address(self._pixels[0]), "ytail": address(self._pixels[1])}
         f |= {"order": address(self._orders[0]), "tail_order": address(self._orders[1])}
@@ -193,6 +191,9 @@ class Runner:
         f |= {"table_d": address(d) + 8 * chunk.depth * depth.step, "depths": depth.extent(chunk.depths)}
         f |= {"table_h": address(h) + 8 * chunk.row * rows.step, "heights": rows.extent(chunk.rows)}
         f["table_w"] = address(w)
+        if cols.gap <= MOST_APART:
+            room = work.item // work.size
+            f["weave"] = weaving(work.channels, room, cols.gap, work.lanes, work.format).address
         sh = cols.extent(cols.axis.out) * work.item
         sd = sh * rows.extent(work.chunk.rows)
         simage = sd * depth.extent(work.chunk.depths)

@@ -112,9 +112,9 @@ def _spread(e: Emitter, address: Any, spread: int, col: int) -> Any:
 def turn(typingctx, lanes, bits, to, listed, whole, source, stride, rows, count, target, offsets):
     """Transpose a square: ``count`` elements of ``rows`` rows, both at most ``lanes``.
 
-    Element ``e`` of all rows goes to ``target + offsets[e]``, or nowhere if that offset is negative. Literal
-    integers besides lanes: bits and to (formats of what is read and of what is written), listed (``stride`` is the
-    address of the rows' offsets; otherwise rows are ``stride`` bytes apart), whole (a whole vector is stored, zero
+    Element ``e`` of all rows goes to ``target + offsets[e]``. Literal integers besides lanes: bits and to (formats of
+    what is read and of what is written), listed (``stride`` is the address of the rows' offsets; otherwise rows are
+    ``stride`` bytes apart), whole (a whole vector is stored, zero
     beyond the rows; otherwise ``rows`` elements).
     """
     given = (lanes, bits, to, listed, whole)
@@ -147,12 +147,9 @@ def turn(typingctx, lanes, bits, to, listed, whole, source, stride, rows, count,
             stored = None if entire else e.first(rows)
             for i, vector in enumerate(e.transpose(loaded)):
                 with builder.if_then(builder.icmp_signed("<", I64(i), count)):
-                    offset = place(i)
-                    with builder.if_then(builder.icmp_signed(">=", offset, I64(0))):
-                        out.store_masked(vector, e.at(target, offset), stored)
+                    out.store_masked(vector, e.at(target, place(i)), stored)
 
         full = builder.icmp_signed("==", builder.add(rows, count), I64(2 * width))
-        full = builder.and_(full, builder.icmp_signed(">=", place(1), I64(0)))
         with builder.if_else(full) as (then, otherwise):
             with then:
                 full_square()

@@ -12,6 +12,7 @@ from fastconv.backends.cpu.direct.borders import Borders
 from fastconv.backends.cpu.direct.work import Tile, choose_tile
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.wgrad.weaving import room_for
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis
 from fastconv.machine import Machine
@@ -27,8 +28,8 @@ _NEAR_BYTES, _NEAR_SHARE = 16 << 10, 16
 _PIECE_CYCLES, _MANY = 0.1, 1 << 30
 # A row of dw is written in pieces of at least as many elements.
 _RUN = 96
-# Cycles: of an element that is transposed, or copied; of starting a tile; of a multiply-add's result.
-_TURN_CYCLES, _COPY_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.2, 40, 4
+# Cycles: of an element that is transposed, woven, or copied; of starting a tile; of a multiply-add's result.
+_TURN_CYCLES, _WEAVE_CYCLES, _COPY_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.4, 0.2, 40, 4
 # Seconds of a call, and of a chunk's launches.
 _OVERHEAD, _LAUNCH = 2.5e-6, 1e-6
 # Channels so many bytes apart share a set of a first-level cache, which has so many places; cycles to fetch a line
@@ -105,7 +106,7 @@ class Work(ConvWork):
         )
         # Whether tiles can store sums in rows of dw.
         self.straight = self.turned and self.direct
-        self.item = (self.channels if self.exact else -(-self.channels // self.lanes) * self.lanes) * self.size
+        self.item = (self.channels if self.along else room_for(self.channels)) * self.size
 
     def _spread(self) -> int:
         """Return the channels of a group where a vector takes several groups, else 0."""
@@ -131,11 +132,6 @@ class Work(ConvWork):
             if run_cost < cost * width:
                 return run, self.inputs, True
         return plain, plain.cols, False
-
-    @property
-    def exact(self) -> bool:
-        """Whether packed pixels of x lie without gaps, for tiles that run along kernel columns."""
-        return self.along and not self.spread
 
     @property
     def block(self) -> int:
@@ -273,7 +269,7 @@ class Work(ConvWork):
         if self.direct:
             computing = max(computing, machine.moving(self.bytes - dw - moved))
         # Who sums is not who packed.
-        shared = self._packed_elements / self.lanes * (1 - 1 / self.workers)
+        shared = sum(self._packed_elements) / self.lanes * (1 - 1 / self.workers)
         packing += shared * _SHARED_CYCLES / machine.hertz
         # What of dw the cache does not hold is waited for.
         waiting = max(0, dw - self.cache) / machine.bandwidth
@@ -308,14 +304,15 @@ class Work(ConvWork):
         return met if self.along else met * columns.met(1) / self.axes[2].out
 
     @property
-    def _packed_elements(self) -> int:
-        """Elements of packed x and dy."""
+    def _packed_elements(self) -> tuple[int, int]:
+        """Elements of packed x and of packed dy."""
         dy = self.problem.n * math.prod(self.problem.output_size) * self.groups * self.kblocks * self.block
         x = 0 if self.direct else self.groups * self.cblocks * self.slab_block(self.chunk) * self.count // self.size
-        return dy + x
+        return x, dy
 
     def _move_cycles(self) -> float:
         """Return the cycles of packing x and dy and of storing dw on one core."""
+        x, dy = self._packed_elements
         dw = math.prod(self.problem.w_shape)
         storing = _TURN_CYCLES if not self.turned else 0.0 if self.straight else _COPY_CYCLES
-        return _TURN_CYCLES * self._packed_elements + storing * dw
+        return _WEAVE_CYCLES * x + _TURN_CYCLES * dy + storing * dw
