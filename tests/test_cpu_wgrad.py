@@ -75,6 +75,25 @@ def test_any_number_of_threads(text: str) -> None:
         assert np.array_equal(_sums_of(problem, inputs), alone)
 
 
+@pytest.mark.parametrize("pieces", [4, 1e-3])  # with the second, slices of which most are empty
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:wgrad n1 ic3 ih80 iw80 oc20 kh3 kw3 p1",
+        "conv2d:wgrad n2 ic17 ih55 iw52 oc24 kh1 kw1",  # inputs in the lanes
+        "conv2d:wgrad n2 ic16 i90 oc16 k3 g8 f64",
+        "conv1d:wgrad n2 ic7 iw3000 oc20 kw2 d8",
+    ],
+)
+def test_slices(text: str, pieces: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where dw has few blocks, threads share the pixels, and that does not change the result."""
+    monkeypatch.setattr("fastconv.backends.cpu.wgrad.work._PIECES", pieces)
+    problem = parse_problem(text)
+    assert Work(problem, simd(), 1, 1 << 20).slices > 1
+    testing.check_problem(WGRAD, problem)
+    test_any_number_of_threads(text)
+
+
 @pytest.mark.parametrize("text", PROBLEMS[:8])
 def test_adjoint(text: str) -> None:
     """<conv(x, w), dy> is <w, dw>, exactly on small integers."""

@@ -16,6 +16,7 @@ from fastconv.backends.cpu.finite import special
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
 from fastconv.backends.cpu.memory import clear, integer, pointed, put, record, word
+from fastconv.backends.cpu.wgrad.storing import add_slices, first_input, store_sums
 from fastconv.backends.cpu.wgrad.tile import lift, turn
 
 # Addresses, sizes and (in bytes) strides.
@@ -51,10 +52,12 @@ _FIELDS = """
     tail_order               | the same in the last block of output channels
     csupers csuper           | parts that the blocks of inputs are cut into, blocks in a part
     unit_sums own            | bytes of a unit's sums; whether a worker has room for one unit alone
+    slices                   | parts of a chunk that have sums of their own, which are added up at the end
     straight                 | whether tiles store what is ready in rows of dw, if these take whole vectors
     add finish               | whether the sums go on from the last chunk's; whether this chunk is the last
-    pack_x pack_dy sum       | who does the chunk: addresses of compiled loops
+    pack_x pack_dy sum merge | who does the chunk: addresses of compiled loops
     units_x units_dy units   | their units of work
+    merges                   | those of the last, which there is something to do for if there are slices
 """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)
@@ -153,16 +156,15 @@ def _room(job, unit, worker):
 
 
 @inlined
-def _first(job, block):
-    """Return the first input of a block. Where x is read directly, the last block overlaps the one before."""
-    return min(block * job.channels, job.inputs - job.channels) if job.direct else block * job.channels
-
-
-@inlined
 def _met(first, stop, from_, count):
     """Return the part of some positions that lies in a range, first one and how many; one of them if none does."""
     begin, end = max(first, from_), min(stop, from_ + count)
     return (begin, end - begin) if begin < end else (from_, 1)
+
+
+@inlined
+def _parts(count, most):
+    return (count + most - 1) // most
 
 
 @inlined
@@ -176,7 +178,7 @@ def _is_last(job, outer, plane, row, col):
 def sums(lanes: int, bits: int) -> Any:
     """Return the compiled sums: ``run(job, start, stop, worker)`` does a range of units.
 
-    A unit is a block of output channels and some blocks of inputs.
+    A unit is a block of output channels and some blocks of inputs, and a slice of what is summed.
     """
     accumulated = computed(bits)
     size = size_of(bits)
@@ -188,9 +190,12 @@ def sums(lanes: int, bits: int) -> Any:
         if sources == 0:
             return
         job = record(jobs, 0)
+        pieces = job.outer * _parts(job.planes, job.mplanes) * _parts(job.rows, job.mrows) * _parts(job.cols, job.mcols)
         for unit in range(start, stop):
-            k, rest = unit % job.kblocks, unit // job.kblocks
+            share, rest = unit % job.slices, unit // job.slices
+            k, rest = rest % job.kblocks, rest // job.kblocks
             part, group = rest % job.csupers, rest // job.csupers
+            first_piece, last_piece = share * pieces // job.slices, (share + 1) * pieces // job.slices
             is_last = k == job.kblocks - 1
             tile, wide = (job.tile1, job.tail) if is_last else (job.tile0, job.vectors)
             pixel = wide * vector
@@ -206,17 +211,21 @@ def sums(lanes: int, bits: int) -> Any:
             add = job.add
             # Padding counts where it is multiplied by what is not finite.
             boxes = 0 if job.special else job.boxes
+            piece = -1
             for o in range(job.outer):
                 for p in range(0, job.planes, job.mplanes):
                     for r in range(0, job.rows, job.mrows):
                         for q in range(0, job.cols, job.mcols):
+                            piece += 1
+                            if not first_piece <= piece < last_piece:
+                                continue
                             a = panel + (o * job.aimage + p * job.aplane + r * job.arow + q) * pixel
                             b = slab + o * job.bimage + p * job.bplane + r * job.brow + q * job.bcol
                             planes = min(job.mplanes, job.planes - p)
                             rows, columns = min(job.mrows, job.rows - r), min(job.mcols, job.cols - q)
                             ready = straight and _is_last(job, o, p, r, q)
                             for c in range(first_c, last_c):
-                                from_ = b + (_first(job, c) * job.direct if job.direct else c * job.sblock)
+                                from_ = b + (first_input(job, c) * job.direct if job.direct else c * job.sblock)
                                 to = room + (c - first_c) * block_sums
                                 for t in range(job.ntiles):
                                     row, height, col, width = r, rows, q, columns
@@ -230,30 +239,34 @@ def sums(lanes: int, bits: int) -> Any:
                                         job.arow * pixel, job.aplane * pixel,
                                         at, job.bcol, job.brow, job.bplane, job.bstep,
                                         width, height, planes, there * add,
-                                        rows_of_dw + _first(job, c) * job.dwe if ready else there,
+                                        rows_of_dw + first_input(job, c) * job.dwe if ready else there,
                                         job.dwe if ready else pixel,
                                     ))  # fmt: skip
                             add = 1
-            if straight or not job.finish:
-                continue
-            order = job.tail_order if is_last else job.order
-            for v in range(wide):
-                outputs = min(lanes, job.outputs - first_k - v * lanes)
-                row = job.dw + (group * job.outputs + first_k + v * lanes) * job.dwk
-                for c in range(first_c, last_c):
-                    first = _first(job, c)
-                    entries = min(job.channels, job.inputs - first) * job.kernel
-                    if job.spread:
-                        entries = job.spread * job.kernel
-                    if job.turned:
-                        from_ = room + (c - first_c) * block_sums + v * vector
-                        to = job.dw + (group * job.inputs + first) * job.dwe + (first_k + v * lanes) * size
-                        for e in range(entries):
-                            lift(lanes, accumulated, bits, 0, from_ + e * pixel, outputs, to + e * job.dwe)
-                        continue
-                    from_ = room + (c - first_c) * block_sums + v * vector
-                    for e in range(0, entries, lanes):
-                        turn(lanes, accumulated, bits, 1, 0, from_, order + 8 * e, min(lanes, entries - e), outputs,
-                             row + (first * job.kernel + e) * size, job.wsteps)  # fmt: skip
+            if add == 0:  # the chunk has less to sum than there are slices
+                clear(room, job.unit_sums)
+            if job.finish and job.slices == 1 and not straight:
+                store_sums(lanes, accumulated, bits, vector, size, job, group, part, k, room)
+
+    return run
+
+
+@cache
+def merging(lanes: int, bits: int) -> Any:
+    """Return the compiled ``run(job, start, stop, worker)`` that adds up the slices of some units, and stores these."""
+    accumulated = computed(bits)
+    size, vector = size_of(bits), lanes * size_of(accumulated)
+    sources = fingerprint()
+
+    @callback(task_type(JOB))
+    def run(jobs, start, stop, worker):
+        if sources == 0:
+            return
+        job = record(jobs, 0)
+        for unit in range(start, stop):
+            k, rest = unit % job.kblocks, unit // job.kblocks
+            room = job.sums + unit * job.slices * job.unit_sums
+            add_slices(lanes, accumulated, vector, job, room)
+            store_sums(lanes, accumulated, bits, vector, size, job, rest // job.csupers, rest % job.csupers, k, room)
 
     return run

@@ -10,7 +10,7 @@ from fastconv.backends.cpu import scratch
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.scratch import address, aligned
-from fastconv.backends.cpu.wgrad.loops import FIELDS, packing, sums
+from fastconv.backends.cpu.wgrad.loops import FIELDS, merging, packing, sums
 from fastconv.backends.cpu.wgrad.start import start
 from fastconv.backends.cpu.wgrad.tile import compiled_tile
 from fastconv.backends.cpu.wgrad.weaving import MOST_APART, weaving
@@ -102,14 +102,15 @@ class Runner:
         direct = work.direct and (x[1] == work.size or x[1] % _ALIAS != 0)
         common = {"dwk": dwk, "dwe": dwk, "wsteps": address(tables[0])} | self._common(tables)
         common |= self._tiles(direct and x[1] != work.size)
-        kernels = {"pack_x": self._pack_x, "pack_dy": self._pack_dy, "sum": sums(work.lanes, work.format).address}
-        common |= kernels | {"units": work.units}
+        common |= {"pack_x": self._pack_x, "pack_dy": self._pack_dy, "sum": sums(work.lanes, work.format).address}
+        common |= {"merge": merging(work.lanes, work.format).address, "units": work.units, "slices": work.slices}
         jobs = []
         for index, chunk in enumerate(self._chunks):
             f = common | self._read_dy(chunk, dy)
             f |= self._read_where_it_is(chunk, x) if direct else self._read_packed(chunk, x, tables)
             finish = index == len(self._chunks) - 1
             f |= {"add": int(index > 0), "finish": int(finish), "straight": int(finish and direct and work.straight)}
+            f["merges"] = work.units // work.slices if finish and work.slices > 1 else 0
             f["units_x"] = 0 if direct else work.groups * work.cblocks * f["images"] * f["depths"] * f["heights"]
             f["units_dy"] = work.groups * work.kblocks * f["images"] * f["ydepths"] * f["lines"]
             jobs.append(record_of(FIELDS, f))

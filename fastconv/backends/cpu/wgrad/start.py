@@ -18,7 +18,7 @@ assert FIELDS[: len(_ADDRESSES)] == _ADDRESSES
 
 _STEPS = tuple(
     (FIELDS.index(loops), FIELDS.index(units))
-    for loops, units in (("pack_x", "units_x"), ("pack_dy", "units_dy"), ("sum", "units"))
+    for loops, units in (("pack_x", "units_x"), ("pack_dy", "units_dy"), ("sum", "units"), ("merge", "merges"))
 )
 
 

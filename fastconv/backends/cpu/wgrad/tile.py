@@ -114,8 +114,7 @@ def turn(typingctx, lanes, bits, to, listed, whole, source, stride, rows, count,
 
     Element ``e`` of all rows goes to ``target + offsets[e]``. Literal integers besides lanes: bits and to (formats of
     what is read and of what is written), listed (``stride`` is the address of the rows' offsets; otherwise rows are
-    ``stride`` bytes apart), whole (a whole vector is stored, zero
-    beyond the rows; otherwise ``rows`` elements).
+    ``stride`` bytes apart), whole (a whole vector is stored, zero beyond the rows; otherwise ``rows`` elements).
     """
     given = (lanes, bits, to, listed, whole)
     known = literals(*given)

@@ -41,6 +41,9 @@ _SHARED_CYCLES = 20.0
 _EXPOSED = 0.5
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
+# Units that many threads could share: where blocks of dw are fewer, the reduction is cut into slices. Pieces that are
+# summed at once in one of these, at least.
+_SHARES, _PIECES = 16, 4
 
 
 class Line(NamedTuple):
@@ -104,9 +107,9 @@ class Work(ConvWork):
             and not self.spread
             and all(axis.is_inside((0, axis.out)) for axis in self.axes)
         )
-        # Whether tiles can store sums in rows of dw.
-        self.straight = self.turned and self.direct
         self.item = (self.channels if self.along else room_for(self.channels)) * self.size
+        # Whether tiles can store sums in rows of dw.
+        self.straight = self.turned and self.direct and self.slices == 1
 
     def _spread(self) -> int:
         """Return the channels of a group where a vector takes several groups, else 0."""
@@ -207,6 +210,14 @@ class Work(ConvWork):
         )
 
     @cached_property
+    def slices(self) -> int:
+        """Parts of a chunk whose sums are added up at the end; they do not depend on the number of threads."""
+        chunk = self.chunk
+        pixels = chunk.images * chunk.depths * chunk.rows * self.axes[2].out
+        wanted = -(-_SHARES // (self.groups * self.kblocks * self.cblocks))
+        return max(1, min(wanted, pixels // (_PIECES * self.pixels_at_once)))
+
+    @cached_property
     def csuper(self) -> int:
         """Blocks of inputs in a unit of work."""
         block_sums = self.tiles * self.tile.cols * self.block * self.size
@@ -214,7 +225,7 @@ class Work(ConvWork):
         if self.turned and self.problem.n * math.prod(self.problem.output_size) <= self.pixels_at_once:
             wanted = 1  # nothing is read twice, and dw is written along its rows
         if self.workers > 1:
-            others = self.groups * self.kblocks
+            others = self.groups * self.kblocks * self.slices
             wanted = min(wanted, max(1, self.cblocks * others // (_UNITS * self.workers)))
         return wanted
 
@@ -224,7 +235,7 @@ class Work(ConvWork):
 
     @property
     def units(self) -> int:
-        return self.groups * self.kblocks * self.csupers
+        return self.groups * self.kblocks * self.csupers * self.slices
 
     @property
     def unit_sums(self) -> int:
@@ -234,7 +245,7 @@ class Work(ConvWork):
     @property
     def own(self) -> bool:
         """Whether a worker needs room for the sums of one unit only."""
-        return self.count == 1
+        return self.count == 1 and self.slices == 1
 
     @property
     def sums_bytes(self) -> int:
@@ -268,9 +279,10 @@ class Work(ConvWork):
         computing = self._sum_cycles() * uneven / machine.hertz
         if self.direct:
             computing = max(computing, machine.moving(self.bytes - dw - moved))
-        # Who sums is not who packed.
-        shared = sum(self._packed_elements) / self.lanes * (1 - 1 / self.workers)
-        packing += shared * _SHARED_CYCLES / machine.hertz
+        # Who sums is not who packed, unless it sums a slice of all.
+        if self.units > self.slices:
+            shared = sum(self._packed_elements) / self.lanes * (1 - 1 / self.workers)
+            packing += shared * _SHARED_CYCLES / machine.hertz
         # What of dw the cache does not hold is waited for.
         waiting = max(0, dw - self.cache) / machine.bandwidth
         return _OVERHEAD + _LAUNCH * self.count + (computing + packing) / self.workers + waiting
