@@ -75,6 +75,27 @@ def test_any_number_of_threads(text: str, monkeypatch: pytest.MonkeyPatch) -> No
         assert np.array_equal(testing.run(WGRAD, problem, inputs)[0], alone)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d:wgrad n5 c3 i19 oc19 k3 s2 p1",
+        "conv2d:wgrad n9 c3 i19 oc19 k1",
+        "conv3d:wgrad n1 c4 i14 oc7 k3 p1 f64",
+    ],
+)
+def test_slices(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where channels are few, threads share the bands of rows, and that does not change the result."""
+    monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._STEPS", 1)
+    problem = parse_problem(text)
+    assert Work(problem, simd(), 1, 1 << 20).slices > 1
+    testing.check_problem(WGRAD, problem)
+    inputs = testing.random_inputs(problem, seed=3)
+    with options(threads=1):
+        (alone,) = testing.run(WGRAD, problem, inputs)
+    with options(threads=2):
+        assert np.array_equal(testing.run(WGRAD, problem, inputs)[0], alone)
+
+
 @pytest.mark.parametrize("text", ["conv2d:wgrad n2 c3 i19 oc20 k3 s2 p1", "conv2d:wgrad n2 c3 i19 oc20 k1"])
 def test_strides(text: str) -> None:
     """Arrays of which neither columns nor rows are neighbours, and a result that is written backwards."""

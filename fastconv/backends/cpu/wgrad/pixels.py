@@ -43,7 +43,7 @@ class PixelsWgrad(Algorithm):
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = Work.of(problem)
-        return work.workers * work.scratch_bytes
+        return work.workers * work.scratch_bytes + work.slices_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)

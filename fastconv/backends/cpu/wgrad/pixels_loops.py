@@ -20,6 +20,7 @@ _FIELDS = """
     images inputs outputs       | images; channels of a group
     channels filters cells      | of a unit: channels, output channels, elements that one of these has of dw
     cparts kparts               | units of a group: along the channels, along the output channels
+    slices slice_bytes          | parts of the reduction that have a gradient of their own, and bytes of one
     taps kw                     | kernel positions; kernel columns
     id ih iw od oh ow           | sizes of the input and of the output
     band piece                  | output rows done together; their pixels that are summed at once
@@ -90,8 +91,8 @@ def _sum(job, vector, slab, sums, y, count, add):
 def loops(lanes: int, bits: int, apart: int) -> Any:
     """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units.
 
-    A unit is some channels of a group by some of its output channels. A sum is taken in one order: image, depth, band
-    of rows, vector, and the lanes at the end.
+    A unit is some channels of a group by some of its output channels, and a slice of the bands of rows of all images. A
+    sum is taken in one order: image, depth, band, vector, and the lanes at the end.
     """
     size = bits // 8
     vector = lanes * size
@@ -104,28 +105,32 @@ def loops(lanes: int, bits: int, apart: int) -> Any:
         job = record(jobs, 0)
         slab = job.scratch + worker * job.scratch_bytes
         sums = slab + job.sums
+        bands = (job.oh + job.band - 1) // job.band
+        pieces = job.images * job.od * bands
         for unit in range(start, stop):
-            kpart, rest = unit % job.kparts, unit // job.kparts
+            share, rest = unit % job.slices, unit // job.slices
+            kpart, rest = rest % job.kparts, rest // job.kparts
             cpart, group = rest % job.cparts, rest // job.cparts
             channel = group * job.inputs + cpart * job.channels
             output = group * job.outputs + kpart * job.filters
             add = 0
-            for plane in range(job.images * job.od):
+            for piece in range(share * pieces // job.slices, (share + 1) * pieces // job.slices):
+                plane, row = piece // bands, piece % bands * job.band
                 image, depth = plane // job.od, plane % job.od
                 x = job.x + image * job.xn + channel * job.xc
                 y = job.y + image * job.yn + output * job.yk + depth * job.oh * job.ow * size
-                for row in range(0, job.oh, job.band):
-                    rows = min(job.band, job.oh - row)
-                    if not job.in_place:
-                        _fill(job, lanes, bits, apart, slab, x, depth, row, rows)
-                    source = x if job.in_place else slab
-                    pixels = rows * job.ow
-                    for first in range(0, pixels, job.piece):
-                        at = y + (row * job.ow + first) * size
-                        _sum(job, vector, source + first * size, sums, at, min(job.piece, pixels - first), add)
-                        add = 1
+                rows = min(job.band, job.oh - row)
+                if not job.in_place:
+                    _fill(job, lanes, bits, apart, slab, x, depth, row, rows)
+                source = x if job.in_place else slab
+                pixels = rows * job.ow
+                for first in range(0, pixels, job.piece):
+                    at = y + (row * job.ow + first) * size
+                    _sum(job, vector, source + first * size, sums, at, min(job.piece, pixels - first), add)
+                    add = 1
+            dw = job.dw + share * job.slice_bytes
             for k in range(job.filters):
-                target = job.dw + ((output + k) * job.inputs + cpart * job.channels) * job.taps * size
+                target = dw + ((output + k) * job.inputs + cpart * job.channels) * job.taps * size
                 for c in range(0, job.cells, lanes):
                     at = sums + (k * job.cells + c) * vector
                     add_up(lanes, bits, at, target + c * size, min(lanes, job.cells - c))

@@ -46,6 +46,7 @@ class PixelsRunner:
         f = {"images": self.problem.n, "inputs": work.inputs, "outputs": work.outputs, "cells": work.cells}
         f |= {"channels": work.channels, "cparts": work.inputs // work.channels}
         f |= {"filters": work.filters, "kparts": work.outputs // work.filters}
+        f |= {"slices": work.slices, "slice_bytes": work.slices_bytes // work.slices}
         f |= {"taps": work.taps, "kw": cols.kernel, "ih": rows.size, "iw": cols.size, "oh": rows.out, "ow": cols.out}
         f |= {"id": depths.size, "od": depths.out, "kd": depths.kernel}
         f |= {"stride_d": depths.stride, "dilation_d": depths.dilation, "before_d": depths.before}
@@ -81,7 +82,8 @@ class PixelsRunner:
             x = x.copy(order="C")
         if not dy.flags.aligned or not dy[0, 0].flags.c_contiguous:
             dy = dy.copy(order="C")
-        result = dw if dw.flags.c_contiguous and dw.flags.aligned else np.empty(dw.shape, dw.dtype)
+        plain = dw.flags.c_contiguous and dw.flags.aligned and work.slices == 1
+        result = dw if plain else np.empty((work.slices, *dw.shape), dw.dtype)
         job = self._job.copy()
         job[: len(_GIVEN)] = (
             address(x), *x.strides[:2], x.strides[2], x.strides[-2],
@@ -89,5 +91,5 @@ class PixelsRunner:
             address(result), scratch.take(work.workers * work.scratch_bytes),
         )  # fmt: skip
         threads.run(self._loops, address(job), work.units, work.workers)
-        if result is not dw:
-            dw[...] = result
+        if not plain:
+            np.add.reduce(result, axis=0, out=dw)

@@ -21,6 +21,9 @@ from fastconv.problem import ConvProblem
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 2
+# Slices that the reduction is cut into where channels are too few to be shared out; bands in one of these, at least,
+# and multiply-adds of vectors, beside which it takes little to add the slices up.
+_SLICES, _BANDS, _STEPS = 8, 2, 200_000
 # What of dy tiles read again and again, in a first-level cache; the share of the second level that a slab takes.
 _NEAR, _SHARE = 32 << 10, 8
 # What of dy is read again from caches beyond the second level, in second-level caches.
@@ -76,7 +79,7 @@ class Work(ConvWork):
         if dy <= _FAR * cache and not self.in_place:
             most = max(1, cache // _SHARE // self.slab_bytes(1, self.rows.out))
             self._together = _share(self.inputs, self.inputs / most)
-        wanted = _UNITS * workers / problem.groups if workers > 1 else 1.0
+        wanted = _UNITS * workers / (problem.groups * self.slices) if workers > 1 else 1.0
         #: Channels and output channels of a unit of work.
         self.channels = _share(self._together, wanted * self._together / self.inputs)
         self.filters = _share(self.outputs, wanted * self.channels / self.inputs)
@@ -95,9 +98,19 @@ class Work(ConvWork):
         ]
         return min(tiles, key=self._summing_cycles)
 
+    @cached_property
+    def slices(self) -> int:
+        """Parts of the reduction whose sums are added up at the end; they do not depend on the number of threads."""
+        if self.problem.groups * (self.inputs // self._together) >= _SLICES:
+            return 1
+        steps = self.problem.flops / 2 / self.lanes
+        most = min(self.problem.n * self.depths.out * self.bands // _BANDS, int(steps / _STEPS))
+        return max(1, min(_SLICES, most))
+
     @property
     def units(self) -> int:
-        return self.problem.groups * (self.inputs // self.channels) * (self.outputs // self.filters)
+        parts = (self.inputs // self.channels) * (self.outputs // self.filters)
+        return self.problem.groups * parts * self.slices
 
     def cuts(self, tile: Tile) -> tuple[Cut, Cut]:
         """Return how output channels and cells of a unit are cut into tiles."""
@@ -162,6 +175,11 @@ class Work(ConvWork):
         return self.slab_bytes(self.channels, self.band) + self.sums_bytes
 
     @property
+    def slices_bytes(self) -> int:
+        """Bytes of the gradients of slices."""
+        return self.slices * math.prod(self.problem.w_shape) * self.size if self.slices > 1 else 0
+
+    @property
     def read(self) -> int:
         """Bytes that are read: of the input again for other output channels, of dy for other channels."""
         x, dy = (math.prod(shape) * self.size for shape in (self.problem.x_shape, self.problem.y_shape))
@@ -187,4 +205,5 @@ class Work(ConvWork):
         filling = columns * ((_PLANE if rows > 1 else _ONLY) + rows * (_PUT + _PICK * self.cols.stride))
         summing = self._summing_cycles(self.tile)
         ending = self.filters * self.cells * _CELL / self.simd.fma_per_cycle
-        return self.units * (self.problem.n * self.depths.out * self.bands * (summing + filling) + ending)
+        bands = self.problem.n * self.depths.out * self.bands
+        return self.units * (bands / self.slices * (summing + filling) + ending)

@@ -30,6 +30,8 @@ _PIECE_CYCLES, _MANY = 0.1, 1 << 30
 _RUN = 96
 # Cycles: of an element that is transposed, woven, or copied; of starting a tile; of a multiply-add's result.
 _TURN_CYCLES, _WEAVE_CYCLES, _COPY_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.4, 0.2, 40, 4
+# Cycles of starting a line of x, most of which its last elements take that fill no vector.
+_LINE_START = 100
 # Seconds of a call, and of a chunk's launches.
 _OVERHEAD, _LAUNCH = 2.5e-6, 1e-6
 # Channels so many bytes apart share a set of a first-level cache, which has so many places; cycles to fetch a line
@@ -327,4 +329,6 @@ class Work(ConvWork):
         x, dy = self._packed_elements
         dw = math.prod(self.problem.w_shape)
         storing = _TURN_CYCLES if not self.turned else 0.0 if self.straight else _COPY_CYCLES
-        return _WEAVE_CYCLES * x + _TURN_CYCLES * dy + storing * dw
+        cols = self.lines[2]
+        lines = x * self.size / (cols.extent(cols.axis.out) * self.item)
+        return _WEAVE_CYCLES * x + _LINE_START * lines + _TURN_CYCLES * dy + storing * dw
