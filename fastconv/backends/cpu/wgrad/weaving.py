@@ -10,17 +10,11 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.compiling import callback, fingerprint
 from fastconv.backends.cpu.formats import computed, size_of
-from fastconv.backends.cpu.phases import shuffles
 from fastconv.backends.cpu.shuffles import dealt, interleaved
 from fastconv.backends.cpu.simd import Emitter, literals
 
 #: Columns further apart are brought together one by one.
 MOST_APART = 4
-
-
-def room_for(ways: int) -> int:
-    """Return how many lines are woven in place of so many, the last of them zeros, because that takes less work."""
-    return min(range(ways, 2 * ways + 1), key=lambda count: count * shuffles(count))
 
 
 @intrinsic(prefer_literal=True)

@@ -11,8 +11,8 @@ from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.direct.borders import Borders
 from fastconv.backends.cpu.direct.work import Tile, choose_tile
 from fastconv.backends.cpu.formats import computed
+from fastconv.backends.cpu.phases import shuffles
 from fastconv.backends.cpu.registers import Simd
-from fastconv.backends.cpu.wgrad.weaving import room_for
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis
 from fastconv.machine import Machine
@@ -76,6 +76,11 @@ class Chunk(NamedTuple):
     depths: int
     row: int
     rows: int
+
+
+def room_for(ways: int) -> int:
+    """Return how many lines are woven in place of so many, the last of them zeros, because that takes less work."""
+    return min(range(ways, 2 * ways + 1), key=lambda count: count * shuffles(count))
 
 
 class Work(ConvWork):
