@@ -90,6 +90,30 @@ def test_any_number_of_threads_gives_the_same_bits(key, text):
         np.testing.assert_array_equal(results[0], other)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "conv2d n1 c37 i9 oc70 k3 p1 bias",  # channels that fill no chunk, in a block that is packed
+        "conv2d n1 c64 i9 oc200 k3 p1 g2 f16",
+        "conv2d n1 c512 i40 oc600 k3 p1 s2",  # more than the cache holds
+        "conv2d n1 c60 i7 oc300 k1",
+        "linear n40 c60 oc300",
+    ],
+)
+def test_a_block_of_the_weight_may_be_packed_when_its_turn_comes(text):
+    problem, algorithm = parse_problem(text), registry.find("numba/direct")
+    inputs = testing.random_inputs(problem)
+    (wanted,) = testing.run(algorithm, problem.replace(prepacked=True), inputs)
+    x, w, *bias = inputs
+    with fc.options(threads=1):
+        assert Work.of(problem).packs_blocks
+        plan = algorithm.plan(problem)
+    for weight in (w, np.asfortranarray(w), np.repeat(w, 2, 1)[:, ::2], w):
+        y = np.full_like(wanted, np.nan)
+        plan.run((x, weight, *bias), (y,))
+        np.testing.assert_array_equal(y, wanted)
+
+
 @pytest.mark.parametrize("text", ["conv2d n1 c1 i4 oc1 k3 p8", "conv2d n1 c3 ih3 iw224 oc3 kh3 kw3 sh16 ph5 g3 f16"])
 def test_nothing_is_predicted_to_take_less_than_no_time(text):
     """Most tiles meet nothing but padding."""

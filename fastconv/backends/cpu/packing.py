@@ -12,7 +12,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from fastconv.backends.cpu import threads
-from fastconv.backends.cpu.compiling import callback, fingerprint
+from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.finite import traces
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import HEAD, Start, fields_of, job_type, never, record_of, start_of, task_type
@@ -89,6 +89,40 @@ _LINES = fields_of(
 _LINES_JOB = job_type(_LINES)
 
 
+@inlined
+def _pack_rows(bits, lanes, size, vector, source, stride, rows, terms, target, table):
+    """Pack ``terms`` elements of the rows of a block, and return whether one of them is not finite; see `Packer`."""
+    special = 0
+    for v in range((rows + lanes - 1) // lanes):
+        there = min(lanes, rows - v * lanes)
+        for e in range(0, terms, lanes):
+            special |= turn_square(
+                lanes, bits, source + v * lanes * stride + e * size, stride, there, min(lanes, terms - e),
+                target + v * vector, table + 8 * e,
+            )  # fmt: skip
+    return special
+
+
+@cache
+def pack_rows(bits: int, lanes: int) -> Any:
+    """Return what packs one block of output channels, and says whether an element is not finite.
+
+    Its arguments: weight (address of the block's first row), bytes of a row, rows, elements of a row, where the block
+    goes (address), where in it each element goes (address of offsets).
+    """
+    size = size_of(bits)
+    vector = lanes * size_of(computed(bits))
+    sources = fingerprint()
+
+    @callback(types.int32(*(types.int64,) * 6))
+    def run(source, stride, rows, terms, target, table):
+        if sources == 0:
+            return 0
+        return _pack_rows(bits, lanes, size, vector, source, stride, rows, terms, target, table)
+
+    return run
+
+
 @cache
 def _lines_kernel(bits: int, lanes: int) -> Any:
     size = size_of(bits)
@@ -107,14 +141,7 @@ def _lines_kernel(bits: int, lanes: int) -> Any:
             table = job.offsets if block < job.blocks - 1 else job.tail_offsets
             source = job.x + (group * job.outputs + first) * job.stride
             target = job.w + group * job.group_bytes + block * (job.places * job.block // lanes * vector)
-            special = 0
-            for v in range((there + lanes - 1) // lanes):
-                rows = min(lanes, there - v * lanes)
-                for e in range(0, job.terms, lanes):
-                    special |= turn_square(
-                        lanes, bits, source + v * lanes * job.stride + e * size, job.stride,
-                        rows, min(lanes, job.terms - e), target + v * vector, table + 8 * e,
-                    )  # fmt: skip
+            special = _pack_rows(bits, lanes, size, vector, source, job.stride, there, job.terms, target, table)
             if job.found:
                 put(job.w + job.found + 8 * unit, special)
 

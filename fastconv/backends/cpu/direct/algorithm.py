@@ -8,7 +8,7 @@ from functools import lru_cache
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.direct.work import Work
-from fastconv.backends.cpu.work import refuses_all_but
+from fastconv.backends.cpu.work import refuses_all_but, workers_for
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -25,7 +25,12 @@ _work_of = lru_cache(maxsize=64)(Work)
 
 
 def _work(problem: AnyProblem) -> Work:
-    return _work_of(*Work.parameters(problem))
+    problem, vectors, workers, cache = Work.parameters(problem)
+    if workers == 1 and (more := workers_for(problem)) > 1:
+        shared = _work_of(problem, vectors, more, cache)
+        if shared.packs_blocks:  # nobody waits for what another has packed
+            return shared
+    return _work_of(problem, vectors, workers, cache)
 
 
 class Direct(Algorithm):
@@ -43,28 +48,34 @@ class Direct(Algorithm):
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
-        packed = 0 if work.problem.prepacked else work.packed_bytes
+        packed = 0 if work.problem.prepacked or work.packs_blocks else work.packed_bytes
         return packed + work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
-        packing = 0.0
-        if not work.problem.prepacked:
-            packing = _PACKING + max(work.pack_cycles / machine.hertz, machine.moving(2 * work.packed_size * work.size))
         computing = work.cycles / machine.hertz / _EFFICIENCY
         weight = math.prod(problem.w_shape) * problem.itemsize
-        moving = machine.moving(work.bytes - weight) + machine.reading(weight)
+        moving = machine.moving(work.bytes - weight)
+        packing = 0.0
+        if work.packs_blocks:
+            computing += max(work.pack_cycles / machine.hertz, machine.moving(weight))
+        else:
+            moving += machine.reading(weight)
+            if not work.problem.prepacked:
+                packed = machine.moving(2 * work.packed_size * work.size)
+                packing = _PACKING + max(work.pack_cycles / machine.hertz, packed) + work.handing_over(machine)
         scattered = not work.staged and problem.stride[-1:] > (1,) and problem.layout == "channels_first"
-        exposed = _STREAMED if weight > work.cache else _EXPOSED
+        exposed = _STREAMED if weight > work.cache and not work.packs_blocks else _EXPOSED
         if scattered:
             written = math.prod(problem.y_shape) * problem.itemsize / (work.bytes - weight)
             exposed = _SCATTERED + (exposed - _SCATTERED) * written
         computing *= _SKIPPING if scattered else 1.0
         together = max(computing, moving) + exposed * min(computing, moving)
-        return _OVERHEAD + packing + work.handing_over(machine) + together / work.workers
+        return _OVERHEAD + packing + together / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
-        from fastconv.backends.cpu.direct.run import DirectRunner
+        from fastconv.backends.cpu.direct.run import BlockwiseRunner, DirectRunner
 
-        runner = DirectRunner(_work(problem))
+        work = _work(problem)
+        runner = BlockwiseRunner(work) if work.packs_blocks else DirectRunner(work)
         return Plan(problem, self, runner.run, runner.pack)

@@ -16,6 +16,10 @@ _FIELDS = """
     stage                       | runs that are summed before the next tile's turn comes
     st sd sh sw                 | the source that tiles read: a step of a term, of an output depth, row, column
     w wgroup wblock blocks      | the packed weight, a group of it, a block of output channels; blocks of a group
+    pack row row_terms          | who packs a block when its turn comes (0: all are packed); bytes and terms of a row
+    offsets tail_offsets        | where in a block that is packed each term of a row goes: in whole ones, in the last
+    padded cuts                 | whether a block has more terms; whether taps are left out of it if it is finite
+    room                        | where in its slab a worker keeps the block
     y yn yk yd yh yw            | the output and its strides: image, channel, depth, row, column
     oc od oh ow                 | output channels of a group, output sizes
     bias residual activation    | addresses, 0 for none

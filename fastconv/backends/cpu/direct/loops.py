@@ -13,7 +13,8 @@ from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.direct.job import JOB, located
 from fastconv.backends.cpu.job import task_type
-from fastconv.backends.cpu.memory import pointed, record, word
+from fastconv.backends.cpu.memory import clear, pointed, record, word
+from fastconv.backends.cpu.shared_words import call_integer
 
 
 @inlined
@@ -82,6 +83,18 @@ def sweep(job, block, w, source, depth, first_row, band_rows, y, bias, residual,
                     done += height
 
 
+@inlined
+def _packed(job, group, block, target):
+    """Pack a block of output channels to ``target``, and return whether taps may be left out of it."""
+    first = block * job.wide
+    table = job.offsets if block < job.blocks - 1 else job.tail_offsets
+    if job.padded:
+        clear(target, job.wblock)
+    source, rows = job.w + (group * job.oc + first) * job.row, min(job.wide, job.oc - first)
+    special = call_integer(job.pack, (source, job.row, rows, job.row_terms, target, table))
+    return job.cuts > 0 and special == 0
+
+
 @cache
 def loops() -> Any:
     """Return the compiled loops: ``run(job, start, stop, worker)`` does a range of units."""
@@ -116,7 +129,11 @@ def loops() -> Any:
                 at = y + first_k * job.yk + first_row * job.yh
                 residual = job.residual + at if job.residual else 0
                 sums = slab + job.sums
-                cut = job.found > 0 and not word(job.w + job.found, group * job.blocks + block)
+                if job.pack:
+                    w = slab + job.room
+                    cut = _packed(job, group, block, w)
+                else:
+                    cut = job.found > 0 and not word(job.w + job.found, group * job.blocks + block)
                 sweep(
                     job, block, w, source + first_row * job.sh, depth, first_row, band_rows,
                     job.y + at, bias, residual, sums, cut,

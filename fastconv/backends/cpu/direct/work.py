@@ -298,12 +298,26 @@ class Work(ConvWork):
         outer = self.images * self.problem.groups * self.axes[0].out
         wanted = -(-_UNITS * self.workers // outer) if self.workers > 1 and not self._by_blocks else 1
         band = max(self.tile.rows, -(-rows // wanted))
+        if self._is_one_map and self._by_blocks:
+            return rows
         again = self.blocks > 1 and self.packed_size // self.problem.groups * self.size <= self.cache // 2
         while (self.staged or again) and band > self.tile.rows and self._read_bytes(band) > self.cache // 2:
             band -= 1
         band = max(self.tile.rows, -(-rows // -(-rows // band)))  # even bands
         # Of whole tiles, since the last of a band overlaps the one before.
         return band if band >= rows else -(-band // self.tile.rows) * self.tile.rows
+
+    @property
+    def packs_blocks(self) -> bool:
+        """Whether a block of the weight is packed when its turn comes, since that is once: it is still near then."""
+        return self._is_one_map and self.bands == 1
+
+    @property
+    def _is_one_map(self) -> bool:
+        """Whether there is but one map to be computed with a weight that every run packs, and no need to cut it."""
+        maps = self.images * self.axes[0].out * self.stretches
+        near = self._read_bytes(self.output[0]) <= _NEAR_CACHES * self.cache // 2
+        return self.regroups and not self.problem.prepacked and maps == 1 and near
 
     @cached_property
     def deep(self) -> int:
@@ -328,11 +342,14 @@ class Work(ConvWork):
 
     @property
     def _by_blocks(self) -> bool:
-        """Whether workers share out the output channels and not the rows: where the weight is the larger."""
+        """Whether output channels are shared out, and not rows: where the weight is the larger."""
+        if self.blocks < _UNITS * self.workers:
+            return False
         weight = self.packed_size // self.problem.groups * self.size
         read = self._read_bytes(max(self.tile.rows, self.output[0]))
-        # A slab would be filled by every worker.
-        return self.blocks >= _UNITS * self.workers and weight > (2 if self.staged else 1) * read
+        if self.staged and not self._is_one_map:  # a slab would be filled by every worker
+            return weight > 2 * read
+        return weight > read or read <= self.cache // 2
 
     @property
     def bands(self) -> int:
@@ -344,7 +361,8 @@ class Work(ConvWork):
         units = self._bands_of_all
         if self.workers == 1 or (self.staged and units >= 2 * self.workers):  # each part would fill the slab again
             return 1
-        return min(self.blocks, -(-_UNITS * self.workers // units))
+        wanted = _UNITS // 2 if self.packs_blocks and self.staged else _UNITS
+        return min(self.blocks, -(-wanted * self.workers // units))
 
     @property
     def units(self) -> int:
@@ -388,9 +406,14 @@ class Work(ConvWork):
         return whole_lines(self._tiles * self.tile.rows * self.tile.cols * self.block * self.size)
 
     @property
+    def room_bytes(self) -> int:
+        """Bytes of a block of the weight that is packed when its turn comes."""
+        return whole_lines(self.block * self.terms * self.size) if self.packs_blocks else 0
+
+    @property
     def scratch_bytes(self) -> int:
-        """Bytes of a worker's slab, and of sums that wait."""
-        return self.slab_bytes(self.band) + self.sums_bytes
+        """Bytes of a worker's slab, of sums that wait, and of a block of the weight."""
+        return self.slab_bytes(self.band) + self.sums_bytes + self.room_bytes
 
     @property
     def filling_cycles(self) -> float:
