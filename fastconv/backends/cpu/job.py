@@ -8,7 +8,7 @@ since every step in Python takes as long as a small convolution.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -118,7 +118,9 @@ def _data(start, which, array):
     return data_of(array) if word(start, _ARRAYS + which * _ARRAY) >= 0 else 0
 
 
+@cache
 def _doing() -> Any:
+    """Return what does a job, compiled when the first one is started: not all algorithms start theirs here."""
     # Numba's disk cache looks at this file and at what is enclosed here, not at the other files that make the code: to
     # start a job by what the board looked like in another version of `threads` would hang.
     sources = fingerprint()
@@ -143,8 +145,6 @@ def _doing() -> Any:
 
     return do
 
-
-_do = _doing()
 
 Start: TypeAlias = Callable[[Any, Any, Any, Any, Any, int, int], int]
 
@@ -192,7 +192,7 @@ def start_of(
     start = np.array(words, np.int64)
     helpers = min(workers, units) - 1
     where = address(start)
-    do: partial[int] = partial(_do, 0, 0, where) if helpers < 1 else partial(_shared, helpers, where)
+    do: partial[int] = partial(_doing(), 0, 0, where) if helpers < 1 else partial(_shared, helpers, where)
     do.keeps = start, record, kept  # type: ignore[attr-defined]
     return do
 
@@ -201,9 +201,9 @@ def _shared(helpers: int, *arguments: Any) -> int:
     """Do a job with the help of other threads, if they are free."""
     board = threads.acquire()
     if board is None:
-        return int(_do(0, 0, *arguments))
+        return int(_doing()(0, 0, *arguments))
     try:
-        return int(_do(board.address, min(helpers, board.size), *arguments))
+        return int(_doing()(board.address, min(helpers, board.size), *arguments))
     finally:
         board.lock.release()
 
