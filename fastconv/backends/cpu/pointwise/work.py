@@ -214,7 +214,9 @@ class Work(ConvWork):
         """Tiles whose panels are made together: few if the weight stays in the cache, else as many as fit there."""
         total = self.images * self.tile.cut.pieces
         if self.is_small:
-            room, share = self.cache // 16, -(-total * self.problem.groups // (_UNITS * self.workers))
+            # The more tiles follow one another, the longer is what they write of a channel; but workers share bands.
+            room = self.cache // (4 if self.workers == 1 and self.outputs > self.inputs else 16)
+            share = -(-total * self.problem.groups // (_UNITS * self.workers))
         else:
             room, share = self.cache // 2, total
         most = max(1, min(room // self.panel_bytes, share, total))
@@ -234,7 +236,8 @@ class Work(ConvWork):
         """Pieces that the blocks of output channels are cut into, where bands alone do not feed all workers evenly."""
         if self.workers == 1:
             return 1
-        least = (_UNITS // 2 if self.is_small else _UNITS) * self.workers
+        # Every part makes the panels again.
+        least = (_UNITS // 2 if self.is_small or self.pieces else _UNITS) * self.workers
         units = self.bands * self.problem.groups
         most = min(self.tile.blocks, 4 * self.workers)
         choices = range(min(most, -(-least // units)), most)
@@ -278,7 +281,8 @@ class Work(ConvWork):
         """Cycles of the whole problem: what `tile_cycles` ranks tiles by, and what no choice of them changes."""
         tiles = self.images * self.problem.groups * self.tile.cut.pieces
         begin = _PIECE * (self.tile.cut.size * self.tile.unit / self.axes[2].out + 1) if self.pieces else 0.0
-        return self.tile_cycles(self.tile) + tiles * begin
+        again = (self.parts - 1) * self._packing(self.tile) if self.pieces else 0.0
+        return self.tile_cycles(self.tile) + tiles * (begin + again)
 
     @property
     def pieces(self) -> float:
