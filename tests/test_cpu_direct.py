@@ -63,6 +63,7 @@ def test_shapes_that_the_loops_cut_up(key, text, dtype):
 SHARED = [
     "conv2d n1 c40 i37 oc70 k3 p1 bias",
     "conv2d n1 c512 i7 oc512 k3 p1",
+    "conv2d n1 c100 i8 oc70 k3 p1 s2 bias",  # of blocks that are packed in turn, as many as there are workers
     "conv3d n3 c6 id17 ih9 iw8 oc10 k3 p1 g2",
     "conv1d n1 c40 i3001 oc16 k5 s2 p3",
     "conv1d n1 c40 i3001 oc10 k5 d3",
@@ -112,6 +113,15 @@ def test_a_block_of_the_weight_may_be_packed_when_its_turn_comes(text):
         y = np.full_like(wanted, np.nan)
         plan.run((x, weight, *bias), (y,))
         np.testing.assert_array_equal(y, wanted)
+
+
+def test_workers_share_out_the_blocks_of_one_map():
+    problem = parse_problem("conv2d n1 c100 i7 oc64 k3 p1")
+    for workers in (1, 2, 4):
+        work = Work(problem, AVX512, workers, 1 << 20)
+        assert work.packs_blocks
+        assert work.busy == workers
+    assert not Work(problem.replace(n=2), AVX512, 2, 1 << 20).packs_blocks
 
 
 @pytest.mark.parametrize("text", ["conv2d n1 c1 i4 oc1 k3 p8", "conv2d n1 c3 ih3 iw224 oc3 kh3 kw3 sh16 ph5 g3 f16"])

@@ -71,7 +71,7 @@ class Direct(Algorithm):
             exposed = _SCATTERED + (exposed - _SCATTERED) * written
         computing *= _SKIPPING if scattered else 1.0
         together = max(computing, moving) + exposed * min(computing, moving)
-        return _OVERHEAD + packing + together / work.workers
+        return _OVERHEAD + packing + together / work.busy
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.direct.run import BlockwiseRunner, DirectRunner

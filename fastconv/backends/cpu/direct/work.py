@@ -237,7 +237,7 @@ class Work(ConvWork):
         weight = self.inputs * self.outputs * self.taps * self.size
         waiting = self.lanes * self.size / _FAR if weight > _NEAR_CACHES * self.cache else 0.0
         rows = self.borders[1]
-        choose = partial(choose, waiting=waiting, widths=self.widths, met=None if rows.are_plain else cache(rows.met))
+        choose = partial(choose, waiting=waiting, widths=self._widths, met=None if rows.are_plain else cache(rows.met))
         self.tile, self.step_cycles = choose()
         pieces = -(-self.output[1] // self.tile.cols)
         # Tiles of one size overlap: what is computed twice comes out the same.
@@ -245,6 +245,15 @@ class Work(ConvWork):
         tile, cycles = choose(evenly=True)
         if cycles < _TWO_SIZES * self.step_cycles:
             self.tile, self.step_cycles, self.cut = tile, cycles, even(self.output[1], tile.cols)
+
+    @property
+    def _widths(self) -> Sequence[int]:
+        """Vectors of output channels that a tile may have: few where workers could not share out the blocks else."""
+        if self.workers == 1 or not self._is_one_map:
+            return self.widths
+        needed = -(-self.outputs // self.lanes)
+        most = max(1, needed // (_UNITS // 2 * self.workers))
+        return [width for width in self.widths if width <= most]
 
     @property
     def _is_waiting(self) -> bool:
@@ -316,8 +325,14 @@ class Work(ConvWork):
     def _is_one_map(self) -> bool:
         """Whether there is but one map to be computed with a weight that every run packs, and no need to cut it."""
         maps = self.images * self.axes[0].out * self.stretches
-        near = self._read_bytes(self.output[0]) <= _NEAR_CACHES * self.cache // 2
+        weight, read = self._bytes_of_all
+        near = read <= self.cache // 2 or read <= min(weight, _NEAR_CACHES * self.cache // 2)
         return self.regroups and not self.problem.prepacked and maps == 1 and near
+
+    @property
+    def _bytes_of_all(self) -> tuple[int, int]:
+        """Bytes of a group's weight, and of all that it meets in a map."""
+        return self.inputs * self.outputs * self.taps * self.size, self._read_bytes(self.output[0])
 
     @cached_property
     def deep(self) -> int:
@@ -343,10 +358,9 @@ class Work(ConvWork):
     @property
     def _by_blocks(self) -> bool:
         """Whether output channels are shared out, and not rows: where the weight is the larger."""
-        if self.blocks < _UNITS * self.workers:
+        if self.blocks < (1 if self._is_one_map else _UNITS) * self.workers:
             return False
-        weight = self.packed_size // self.problem.groups * self.size
-        read = self._read_bytes(max(self.tile.rows, self.output[0]))
+        weight, read = self._bytes_of_all
         if self.staged and not self._is_one_map:  # a slab would be filled by every worker
             return weight > 2 * read
         return weight > read or read <= self.cache // 2
@@ -367,6 +381,11 @@ class Work(ConvWork):
     @property
     def units(self) -> int:
         return self._bands_of_all * self.parts
+
+    @property
+    def busy(self) -> float:
+        """Workers that have something to do, on average."""
+        return self.units / -(-self.units // self.workers)
 
     @property
     def _bands_of_all(self) -> int:
