@@ -78,7 +78,8 @@ SHARED = [
 
 @pytest.mark.parametrize(
     ("key", "text"),
-    [("numba/direct", t) for t in SHARED] + [("numba/planes", t) for t in SHARED if not t.startswith("linear")],
+    [("numba/direct", t) for t in SHARED]
+    + [("numba/planes", t) for t in SHARED if not t.startswith("linear") and " g" not in t],
 )
 def test_any_number_of_threads_gives_the_same_bits(key, text):
     problem, algorithm = parse_problem(text), registry.find(key)
@@ -213,12 +214,13 @@ def test_special_values_stay_where_the_windows_are(key):
 def test_weights_that_are_not_finite_count_on_padding(text, value, prepacked):
     """Taps that meet nothing but padding are left out only where zero times the weight is zero."""
     algorithm, problem = registry.find("numba/direct"), parse_problem(text)
-    assert Work.of(problem).cuts
     for corner in ((0,) * problem.ndim, (-1,) * problem.ndim):
         inputs = testing.random_inputs(problem)
         inputs[1][(17, 3, *corner)] = value
         wanted = testing.exact(problem, inputs)
-        outputs = testing.run(algorithm, problem.replace(prepacked=prepacked), inputs)
+        with fc.options(threads=1):
+            assert Work.of(problem).cuts
+            outputs = testing.run(algorithm, problem.replace(prepacked=prepacked), inputs)
         testing.compare(problem, outputs, wanted, algorithm.error_bound(problem))
 
 

@@ -319,15 +319,15 @@ class Work(ConvWork):
     @property
     def packs_blocks(self) -> bool:
         """Whether a block of the weight is packed when its turn comes, since that is once: it is still near then."""
-        return self._is_one_map and self.bands == 1
+        return not self.problem.prepacked and self._is_one_map and self.bands == 1
 
     @property
     def _is_one_map(self) -> bool:
-        """Whether there is but one map to be computed with a weight that every run packs, and no need to cut it."""
+        """Whether there is but one map to be computed, and no need to cut it."""
         maps = self.images * self.axes[0].out * self.stretches
         weight, read = self._bytes_of_all
         near = read <= self.cache // 2 or read <= min(weight, _NEAR_CACHES * self.cache // 2)
-        return self.regroups and not self.problem.prepacked and maps == 1 and near
+        return self.regroups and maps == 1 and near
 
     @property
     def _bytes_of_all(self) -> tuple[int, int]:
@@ -375,7 +375,7 @@ class Work(ConvWork):
         units = self._bands_of_all
         if self.workers == 1 or (self.staged and units >= 2 * self.workers):  # each part would fill the slab again
             return 1
-        wanted = _UNITS // 2 if self.packs_blocks and self.staged else _UNITS
+        wanted = _UNITS // 2 if self._is_one_map and self.staged else _UNITS
         return min(self.blocks, -(-wanted * self.workers // units))
 
     @property
