@@ -11,7 +11,8 @@ from fastconv.problem import ConvProblem
 
 # Seconds a call takes beside its loops, and packing a weight.
 _OVERHEAD, _PACKING = 3e-6, 2e-6
-# What is left of the cycles of turning and summing, one tile's being still under way when the next one's begin.
+# What is left of the cycles of turning and summing, one tile's being still under way when the next one's begin, where
+# planes are turned for one output each.
 _OVERLAPPED = 0.77
 
 
@@ -44,7 +45,8 @@ class DepthwiseTurned(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = _work(problem)
         packing = 0.0 if work.problem.prepacked else _PACKING + work.pack_cycles / machine.hertz
-        computing, moving = _OVERLAPPED * work.cycles / machine.hertz, machine.moving(problem.bytes)
+        computing, moving = work.cycles / machine.hertz, machine.moving(problem.bytes)
+        computing *= _OVERLAPPED if work.multiplier == 1 else 1.0
         # Many planes are read side by side, which is not fetched ahead: what did not stay near is waited for.
         exposed = min(1.0, problem.bytes / (NEAR * work.cache))
         together = max(computing, moving) + exposed * min(computing, moving)

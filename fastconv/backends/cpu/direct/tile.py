@@ -130,7 +130,6 @@ class _Tile:
     ) -> None:  # fmt: skip
         """Emit one tile; sums are a list, pixel by pixel and vector by vector."""
         e, strides = self.e, (yk, yr, yq, nk)
-        self._fetch_output(y, yk, yr, kept)
         sums = self._start(bias, nk)
         sums = e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
         places = [i * self.width for i in range(len(sums))]
@@ -143,18 +142,6 @@ class _Tile:
             with finish:
                 sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
                 self._scatter(sums, y, *strides)
-
-    def _fetch_output(self, y: Any, yk: Any, yr: Any, kept: Any) -> None:
-        """Ask for the lines of the output while sums are made: stores that wait for memory hold up the next tile."""
-        e = self.outer
-        if self.order == CHANNELS:
-            return
-        with e.builder.if_then(e.builder.icmp_signed("==", kept, I64(0)), likely=True):
-            for k in range(self.vectors * e.lanes):
-                channel = e.at(y, e.times(yk, k))
-                for first in range(0, len(self.pixels), e.lanes):
-                    for r, q, _, _ in self._runs(first):
-                        e.prefetch(e.at(channel, e.times(yr, r), q * e.bytes), write=True)
 
     def _start(self, bias: Any, nk: Any) -> list[Any]:
         e = self.outer
