@@ -7,6 +7,7 @@ each pixel's input value is broadcast against them, so stride, dilation and memo
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 from numba import types
@@ -48,8 +49,8 @@ def _conv_tiles(
     addresses and strides in bytes: height, width, x (of the first pixel), xt, xr, xq (term of a run, row,
     column), runs (address of nruns offsets into x), nruns, run (terms of each), w (packed: run, term, lane), y, yk, yr,
     yq (output channel, row, column), nk (channels to store), bias, residual (strides of y), activation (slope below
-    zero, floor, cap), resumed (sums to go on from, instead of bias and residual), kept (where to leave the sums,
-    instead of in y), those of the first tile, which others' follow; the last five are 0 for none.
+    zero, floor, cap), resumed (sums to go on from, instead of the bias), kept (where to leave the sums, instead of in
+    y), those of the first tile, which others' follow; the last five are 0 for none.
     """
     given = (rows, cols, vectors, lanes, bits, fused, order, partial, term, pixel)
     shape = literals(*given)
@@ -130,18 +131,19 @@ class _Tile:
     ) -> None:  # fmt: skip
         """Emit one tile; sums are a list, pixel by pixel and vector by vector."""
         e, strides = self.e, (yk, yr, yq, nk)
+        is_last = e.builder.icmp_signed("==", kept, I64(0))
+        with e.builder.if_then(e.builder.and_(is_last, e.builder.icmp_signed("!=", residual, I64(0)))):
+            self._await(residual, *strides)
         sums = self._start(bias, nk)
-        sums = e.unless_zero(residual, sums, lambda s: self._add(s, self._gather(residual, *strides)))
         places = [i * self.width for i in range(len(sums))]
         sums = e.unless_zero(resumed, sums, lambda _: [e.load(e.at(resumed, place)) for place in places])
         sums = self._multiply(sums, x, xt, xr, xq, runs, nruns, run, w)
-        with e.builder.if_else(e.builder.icmp_signed("!=", kept, I64(0)), likely=False) as (keep, finish):
+        with e.builder.if_else(is_last, likely=True) as (finish, keep):
+            with finish:
+                self._finish(sums, y, residual, activation, *strides)
             with keep:
                 for value, place in zip(sums, places, strict=True):
                     e.store(value, e.at(kept, place))
-            with finish:
-                sums = e.unless_zero(activation, sums, lambda s: activate(e, s, activation))
-                self._scatter(sums, y, *strides)
 
     def _start(self, bias: Any, nk: Any) -> list[Any]:
         e = self.outer
@@ -213,67 +215,101 @@ class _Tile:
             return None
         return self.e.first(self.e.builder.sub(nk, I64(v * self.e.lanes)))
 
-    def _gather(self, y: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> list[Any]:
-        """Load a tile of an array that lies like y."""
-        e = self.outer
-        result: list[Any] = [None] * (len(self.pixels) * self.vectors)
-        if self.order == CHANNELS:
-            for v in range(self.vectors):
-                mask = self._vector_mask(v, nk)
-                for p, (r, q) in enumerate(self.pixels):
-                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * e.lanes * e.bytes)
-                    result[p * self.vectors + v] = e.load_masked(address, mask)
-            return result
-        room = e.wide.room(e.lanes)
-        for v in range(self.vectors):
-            for first, block in self._squares():
-
-                def load(k: Any, _: Any, v: int = v, first: int = first) -> list[Any]:
-                    e.rolled()
-                    channel = e.at(y, e.builder.mul(yk, e.at(k, v * e.lanes)))
-                    e.wide.store(self._load_pixels(channel, yr, first), e.at(room, e.times(k, self.width)))
-                    return []
-
-                e.loop(self._channels(v, nk), [], load)
-                lanes = [e.wide.load(e.at(room, i * self.width)) for i in range(e.lanes)]
-                for p, vector in zip(block, e.transpose(lanes), strict=False):
-                    result[p * self.vectors + v] = vector
-        return result
-
-    def _scatter(self, sums: list[Any], y: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> None:
+    def _await(self, residual: Any, yk: Any, yr: Any, yq: Any, nk: Any) -> None:
+        """Ask for what a tile is added to at its end: pieces that lie apart, which no processor foresees."""
         e = self.outer
         if self.order == CHANNELS:
-            for v in range(self.vectors):
-                mask = self._vector_mask(v, nk)
-                for p, (r, q) in enumerate(self.pixels):
-                    address = e.at(y, e.times(yr, r), e.times(yq, q), v * e.lanes * e.bytes)
-                    e.store_masked(sums[p * self.vectors + v], address, mask)
+            for r, q in self.pixels:
+                for offset in range(0, self.vectors * e.lanes * e.bytes, LINE):
+                    e.prefetch(e.at(residual, e.times(yr, r), e.times(yq, q), offset))
             return
+        rows, cols = (1, len(self.pixels)) if self.order == PLANES else (self.rows, self.cols)
+
+        def channel(k: Any, _: Any) -> list[Any]:
+            e.rolled()
+            line = e.at(residual, e.builder.mul(yk, k))
+            for r in range(rows):
+                for q in {0, cols - 1}:
+                    e.prefetch(e.at(line, e.times(yr, r), q * e.bytes))
+            return []
+
+        e.loop(e.smaller(nk, I64(self.vectors * e.lanes)), [], channel)
+
+    def _finish(
+        self, sums: list[Any], y: Any, residual: Any, activation: Any, yk: Any, yr: Any, yq: Any, nk: Any
+    ) -> None:
+        """Add the residual, apply the activation, and store."""
+        e, b = self.outer, self.e.builder
+        alone = b.select(b.icmp_signed("!=", residual, I64(0)), I64(0), activation)
+        sums = e.unless_zero(alone, sums, lambda s: activate(self.e, s, activation))
+        if self.order == CHANNELS:
+            self._finish_pixels(sums, y, residual, activation, yr, yq, nk)
+            return
+        # Pixels lie side by side: channels become vectors, which take the residual as it lies.
         for v in range(self.vectors):
             for first, block in self._squares():
                 square = [sums[p * self.vectors + v] for p in block]
                 turned = e.transpose(square + [e.zero] * (e.lanes - len(square)))
                 if e.lanes * len(self._runs(first)) > _MOST_STORES:
-                    self._store_each(turned, y, yk, yr, nk, v, first)
+                    self._finish_each(turned, y, residual, activation, yk, yr, nk, v, first)
                     continue
-                for k, vector in enumerate(turned, v * e.lanes):
-                    channel = e.at(y, e.times(yk, k))
-                    self._when_channel(k, nk, functools.partial(self._store_pixels, vector, channel, yr, first))
+                channels = [(k, e.times(yk, k)) for k in range(v * e.lanes, (v + 1) * e.lanes)]
 
-    def _store_each(self, turned: list[Any], y: Any, yk: Any, yr: Any, nk: Any, v: int, first: int) -> None:
-        """Store the channels of a vector in a loop."""
+                def added(first: int = first, channels: Any = channels) -> list[Any]:
+                    return [self._load_pixels(e.at(residual, at), yr, first, self._exists(k, nk)) for k, at in channels]
+
+                turned = self._ended(turned, residual, activation, added)
+                for vector, (k, at) in zip(turned, channels, strict=True):
+                    self._when_channel(k, nk, functools.partial(self._store_pixels, vector, e.at(y, at), yr, first))
+
+    def _ended(self, values: list[Any], residual: Any, activation: Any, added: Callable[[], list[Any]]) -> list[Any]:
+        """Return values with the residual, where there is one, and what was left to be done behind it."""
+
+        def end(values: list[Any]) -> list[Any]:
+            return self.e.unless_zero(
+                activation, self._add(values, added()), lambda sums: activate(self.e, sums, activation)
+            )
+
+        return self.e.unless_zero(residual, values, end)
+
+    def _finish_pixels(
+        self, sums: list[Any], y: Any, residual: Any, activation: Any, yr: Any, yq: Any, nk: Any
+    ) -> None:
+        """Finish a tile of which each pixel's channels lie side by side."""
+        e = self.outer
+        masks = [self._vector_mask(v, nk) for v in range(self.vectors)] * len(self.pixels)
+        offsets = [
+            e.at(e.times(yr, r), e.times(yq, q), v * e.lanes * e.bytes)
+            for r, q in self.pixels
+            for v in range(self.vectors)
+        ]
+
+        def added() -> list[Any]:
+            return [e.load_masked(e.at(residual, at), mask) for at, mask in zip(offsets, masks, strict=True)]
+
+        for value, at, mask in zip(self._ended(sums, residual, activation, added), offsets, masks, strict=True):
+            e.store_masked(value, e.at(y, at), mask)
+
+    def _finish_each(
+        self, turned: list[Any], y: Any, residual: Any, activation: Any, yk: Any, yr: Any, nk: Any, v: int, first: int
+    ) -> None:
+        """Finish the channels of a vector in a loop."""
         e = self.outer
         room = e.wide.room(e.lanes)
         for i, vector in enumerate(turned):
             e.wide.store(vector, e.at(room, i * self.width))
 
-        def store(k: Any, _: Any) -> list[Any]:
+        def finish(k: Any, _: Any) -> list[Any]:
             e.rolled()
-            vector = e.wide.load(e.at(room, e.times(k, self.width)))
-            self._store_pixels(vector, e.at(y, e.builder.mul(yk, e.at(k, v * e.lanes))), yr, first)
+            at = e.builder.mul(yk, e.at(k, v * e.lanes))
+            values = [e.wide.load(e.at(room, e.times(k, self.width)))]
+            (vector,) = self._ended(
+                values, residual, activation, lambda: [self._load_pixels(e.at(residual, at), yr, first)]
+            )
+            self._store_pixels(vector, e.at(y, at), yr, first)
             return []
 
-        e.loop(self._channels(v, nk), [], store)
+        e.loop(self._channels(v, nk), [], finish)
 
     def _channels(self, v: int, nk: Any) -> Any:
         """Return how many channels there are in a vector, at least one, for a loop that is to stay one."""
@@ -297,19 +333,28 @@ class _Tile:
                 runs.append((r, low - r * self.cols, low - first, high - low))
         return runs
 
+    def _exists(self, k: int, nk: Any) -> Any:
+        """Return whether there is a channel; None where all are."""
+        return self.e.builder.icmp_signed("<", I64(k), nk) if self.is_partial else None
+
     def _when_channel(self, k: int, nk: Any, action: Any) -> None:
-        if not self.is_partial:
+        exists = self._exists(k, nk)
+        if exists is None:
             action()
             return
-        with self.e.builder.if_then(self.e.builder.icmp_signed("<", I64(k), nk)):
+        with self.e.builder.if_then(exists):
             action()
 
-    def _load_pixels(self, channel: Any, yr: Any, first: int) -> Any:
+    def _load_pixels(self, channel: Any, yr: Any, first: int, exists: Any = None) -> Any:
+        """Load the pixels of a channel, zeros where there is none."""
         e, lanes = self.outer, self.e.lanes
         result = e.zero
         for r, q, lane, length in self._runs(first):
             address = e.at(channel, e.times(yr, r), q * e.bytes)
-            piece = e.load_masked(address, e.first(length) if length < lanes else None)
+            mask = e.first(length) if length < lanes or exists is not None else None
+            if exists is not None:
+                mask = e.builder.select(exists, mask, e.first(0))
+            piece = e.load_masked(address, mask)
             order = [lanes + i - lane if lane <= i < lane + length else i for i in range(lanes)]
             result = piece if length == lanes else e.shuffle(result, piece, order)
         return result
