@@ -9,8 +9,8 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.cuts import Cut, even
-from fastconv.backends.cpu.registers import LINE, Simd
-from fastconv.backends.cpu.work import ConvWork
+from fastconv.backends.cpu.depthwise.channel_lanes import ChannelsWork
+from fastconv.backends.cpu.registers import Simd
 from fastconv.problem import ConvProblem
 
 # Kernel rows that are done together, of rows that follow one another; output rows of a tile: not all, so that the
@@ -20,8 +20,6 @@ _HEIGHTS, _ROWS = (7, 5, 3, 2, 1), (1, 2)
 _OTHERS = 2
 # Output columns of a tile: with more, loads of weights and sums would not become much fewer.
 _COLUMNS = 6
-# Steps of columns that tiles are compiled for, at most.
-_STEPS = 2
 # Bytes of the narrowest vectors.
 _NARROWEST = 16
 # The share of the second-level cache that the weights of channels take that are done together: all, if it holds them,
@@ -43,7 +41,7 @@ class Tile(NamedTuple):
     columns: Cut
 
 
-class Work(ConvWork):
+class Work(ChannelsWork):
     """A problem as the loops take it; see `ConvWork`."""
 
     def __init__(self, problem: ConvProblem, vectors: Simd, workers: int, cache: int) -> None:
@@ -53,36 +51,14 @@ class Work(ConvWork):
             self.lanes //= 2
 
     @property
-    def vector(self) -> int:
-        """Bytes of a vector."""
-        return self.lanes * self.size
-
-    @property
-    def blocks(self) -> int:
-        """Vectors of all channels."""
-        return -(-self.problem.ic // self.lanes)
-
-    @property
-    def part(self) -> int:
-        """Vectors of channels that are done together: neighbours in memory, their weights near."""
-        most = max(1, self.cache // _SHARE // (self.taps * self.vector))
-        return -(-self.blocks // -(-self.blocks // most))
-
-    @property
-    def parts(self) -> int:
-        return -(-self.blocks // self.part)
+    def most_together(self) -> int:
+        return self.cache // _SHARE // (self.taps * self.vector)
 
     @property
     def height(self) -> int:
         """Kernel rows that are done together, so that an input row is loaded once for all of them."""
         rows = self.axes[1]
         return 1 if rows.dilation > 1 else next(count for count in _HEIGHTS if rows.kernel % count == 0)
-
-    @property
-    def steps(self) -> tuple[int, int]:
-        """Columns from one output and from one kernel position to the next as tiles are compiled for, or 0 for any."""
-        width = self.axes[2]
-        return (width.stride, width.dilation) if max(width.stride, width.dilation) <= _STEPS else (0, 0)
 
     @cached_property
     def tile(self) -> Tile:
@@ -125,11 +101,6 @@ class Work(ConvWork):
     def packed_size(self) -> int:
         """Elements of the packed weight."""
         return self.blocks * self.lanes * self.taps
-
-    @property
-    def zero_bytes(self) -> int:
-        """Bytes of zeros that stand for the channels of a pixel of padding."""
-        return self.part * self.vector + LINE
 
     def _edges(self, tile: Tile) -> float:
         """Return about what share of tiles lies at an edge."""

@@ -5,13 +5,11 @@ from __future__ import annotations
 from functools import cached_property
 
 from fastconv.backends.cpu.cuts import Cut, even
-from fastconv.backends.cpu.registers import LINE, Simd
-from fastconv.backends.cpu.work import ConvWork
+from fastconv.backends.cpu.depthwise.channel_lanes import ChannelsWork
+from fastconv.backends.cpu.registers import Simd
 
 # Registers beside the sums: one gradient at least, what it is multiplied with, and one for what is loaded meanwhile.
 _OTHERS = 3
-# Steps of columns that tiles are compiled for, at most.
-_STEPS = 2
 # Output columns of a tile: more would not make loads of sums much fewer.
 _COLUMNS = 8
 # Bytes of the sums of a part's channels, which the first-level cache is to hold besides.
@@ -25,7 +23,7 @@ _SUM, _CHOICE = 3.0, 1.0
 _CALL, _STORE = 15.0, 24.0
 
 
-class Work(ConvWork):
+class Work(ChannelsWork):
     """A problem as the loops take it; see `ConvWork`."""
 
     growth = 0.0
@@ -48,30 +46,8 @@ class Work(ConvWork):
         return even(self.axes[2].out, max(1, min(_COLUMNS, free)))
 
     @property
-    def steps(self) -> tuple[int, int]:
-        """Columns from one output and from one kernel position to the next as tiles are compiled for, or 0 for any."""
-        width = self.axes[2]
-        return (width.stride, width.dilation) if max(width.stride, width.dilation) <= _STEPS else (0, 0)
-
-    @property
-    def vector(self) -> int:
-        """Bytes of a vector."""
-        return self.lanes * self.size
-
-    @property
-    def blocks(self) -> int:
-        """Vectors of all channels."""
-        return -(-self.problem.ic // self.lanes)
-
-    @property
-    def part(self) -> int:
-        """Vectors of channels that are done together: neighbours in memory, and their sums near."""
-        most = max(1, _SUMS // (self.taps * self.vector))
-        return -(-self.blocks // -(-self.blocks // most))
-
-    @property
-    def parts(self) -> int:
-        return -(-self.blocks // self.part)
+    def most_together(self) -> int:
+        return _SUMS // (self.taps * self.vector)
 
     @property
     def lines(self) -> int:
@@ -103,11 +79,6 @@ class Work(ConvWork):
     def sums_bytes(self) -> int:
         # Whole squares are transposed, whatever of them is wanted.
         return self.units * self.part_bytes + self.lanes * self.vector
-
-    @property
-    def zero_bytes(self) -> int:
-        """Bytes of zeros that stand for the channels of a pixel of padding."""
-        return self.part * self.vector + LINE
 
     @property
     def cycles(self) -> float:
