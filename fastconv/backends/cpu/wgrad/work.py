@@ -103,6 +103,7 @@ class Work(ConvWork):
         self.borders = Borders(self.axes[1]), Borders(self.axes[2])
         self.spread = self._spread()
         if self.spread:
+            self.turned = False  # in either role there are as many channels; rows of dw are not told apart by group
             self.groups = problem.oc // self.lanes
             self.inputs = self.outputs = self.lanes
         self.tile, self.channels, self.along = self._choose()
