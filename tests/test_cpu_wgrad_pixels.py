@@ -96,6 +96,18 @@ def test_slices(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
         assert np.array_equal(testing.run(WGRAD, problem, inputs)[0], alone)
 
 
+def test_slices_of_unlike_infinities_are_added_up_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._STEPS", 1)
+    problem = parse_problem("conv2d:wgrad n4 c3 i19 oc5 k1")
+    assert Work(problem, simd(), 1, 1 << 20).slices > 1
+    x, dy = testing.random_inputs(problem)
+    x[0, 0, 0, 0], x[-1, 0, 0, 0] = np.inf, -np.inf
+    dy[[0, -1], :, 0, 0] = 1
+    with np.errstate(all="raise"):
+        (dw,) = testing.run(WGRAD, problem, (x, dy))
+    assert np.isnan(dw[:, 0]).all() and np.isfinite(dw[:, 1:]).all()
+
+
 @pytest.mark.parametrize("text", ["conv2d:wgrad n2 c3 i19 oc20 k3 s2 p1", "conv2d:wgrad n2 c3 i19 oc20 k1"])
 def test_strides(text: str) -> None:
     """Arrays of which neither columns nor rows are neighbours, and a result that is written backwards."""

@@ -92,4 +92,5 @@ class PixelsRunner:
         )  # fmt: skip
         threads.run(self._loops, address(job), work.units, work.workers)
         if not plain:
-            np.add.reduce(result, axis=0, out=dw)
+            with np.errstate(all="ignore"):  # no other sums warn of infinity
+                np.add.reduce(result, axis=0, out=dw)
