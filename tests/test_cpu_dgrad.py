@@ -347,6 +347,12 @@ def test_threads_change_no_gradient_of_all_phases_together(key, text, monkeypatc
         np.testing.assert_array_equal(result, results[0])
 
 
+@pytest.mark.parametrize("key", ["numba/dgrad_gemv", "numba/dgrad_gemv_batch"])
+@pytest.mark.parametrize("text", ["conv2d:dgrad n16 c25 oc6 i1 k3 p2", "conv1d:dgrad n1 c5 oc40 i1 k2 p1 prepacked"])
+def test_gradients_of_one_pixel_read_the_kernel_backwards(key, text):
+    testing.check_problem(registry.find(key), parse_problem(text))
+
+
 @pytest.mark.parametrize("form", ["", " prepacked"])
 @pytest.mark.parametrize(
     ("module", "text"),

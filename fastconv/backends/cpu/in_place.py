@@ -40,9 +40,12 @@ class InPlace(Runner):
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as it is."""
-        flags = w.flags
-        if not ((flags.f_contiguous if self.across else flags.c_contiguous) and flags.aligned):
-            w = ordered(w.T, self._workers, new).T if self.across else ordered(w, self._workers, new)
+        # Where outputs lie together, their rows are in the order of terms: inputs, then kernel positions.
+        rows = w.transpose(*range(1, w.ndim), 0) if self.across else w
+        flags = rows.flags
+        if not (flags.c_contiguous and flags.aligned):
+            rows = ordered(rows, self._workers, new)
+            w = rows.transpose(-1, *range(rows.ndim - 1)) if self.across else rows
         return Packed(w, address(w))
 
 
