@@ -347,6 +347,16 @@ def test_threads_change_no_gradient_of_all_phases_together(key, text, monkeypatc
         np.testing.assert_array_equal(result, results[0])
 
 
+def test_the_workspace_holds_a_weight_that_is_packed_for_all_rounds(monkeypatch):
+    monkeypatch.setattr(channels, "_SHARE", 0)
+    problem = parse_problem("conv2d:dgrad n4 c16 i9 oc32 k3 channels_last")
+    algorithm = registry.find("numba/dgrad_channels")
+    assert channels.steps_of(problem).rounds == 4
+    weight = math.prod(problem.w_shape) * problem.itemsize
+    packed = algorithm.workspace_bytes(problem.replace(prepacked=True))
+    assert algorithm.workspace_bytes(problem) >= packed + weight
+
+
 @pytest.mark.parametrize("key", ["numba/dgrad_gemv", "numba/dgrad_gemv_batch"])
 @pytest.mark.parametrize("text", ["conv2d:dgrad n16 c25 oc6 i1 k3 p2", "conv1d:dgrad n1 c5 oc40 i1 k2 p1 prepacked"])
 def test_gradients_of_one_pixel_read_the_kernel_backwards(key, text):

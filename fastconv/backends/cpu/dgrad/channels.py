@@ -57,7 +57,9 @@ class ChannelsDgrad(Algorithm):
     def workspace_bytes(self, problem: AnyProblem) -> int:
         assert isinstance(problem, ConvProblem)
         product = steps_of(problem).product
-        return math.prod(product.y_shape) * product.itemsize + PRODUCT.workspace_bytes(product)
+        # A weight that is packed once for all rounds takes as much as one that a round packs.
+        working = PRODUCT.workspace_bytes(product.replace(prepacked=problem.prepacked))
+        return math.prod(product.y_shape) * product.itemsize + working
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         assert isinstance(problem, ConvProblem)
