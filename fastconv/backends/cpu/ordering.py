@@ -159,7 +159,7 @@ def _plan(shape: Sizes, strides: Sizes, dtype: str) -> tuple[int, Any, int] | No
     size, lanes = size_of(bits), simd().lanes(size_of(computed(bits)))
     axes = _axes(shape, strides, size)
     near = next((axis for axis in axes if axis.step == size), None)
-    if near is None or len(axes) > 3 or axes[0].apart != size:
+    if near is None or len(axes) > 3:
         return None
     last, one = axes[0], _Axis(1, 0, 0)
     others = sorted((axis for axis in axes if axis not in (near, last)), key=lambda axis: abs(axis.step))

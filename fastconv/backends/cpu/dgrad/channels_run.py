@@ -136,8 +136,6 @@ class ChannelsRunner:
         self._dtype = dtype_named(problem.dtype)
         self._workers = workers_for(problem)
         self._last = (0, *range(2, 2 + problem.ndim), 1)
-        # The memory of the last run, which the next one's most often is, too.
-        self._kept: tuple[Any, tuple[int, Any]] = (None, (0, None))
         lanes = simd().lanes(problem.itemsize)
         self._loops = _loops(lanes, 8 * problem.itemsize).address
         self._tables: list[Any] = []  # the loops look at these by address
@@ -165,16 +163,6 @@ class ChannelsRunner:
         rows = rows.reshape(groups, self.problem.oc // groups, self._columns // groups)
         return rows.swapaxes(1, 2).reshape(self._columns, -1, 1)
 
-    def _place(self) -> tuple[int, Any]:
-        """Return where the product's rows go, and that as the product's output."""
-        memory = scratch.room(self._bytes, "columns")
-        kept, place = self._kept
-        if kept is not memory:
-            rows = memory[: self._bytes].view(self._dtype).reshape(self._images, self._positions, self._columns)
-            place = address(memory), rows.swapaxes(1, 2)
-            self._kept = memory, place
-        return place
-
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
         (dy, w), (dx,) = inputs, outputs
@@ -182,13 +170,14 @@ class ChannelsRunner:
         weight = w if p.prepacked else self._matrix(w)
         if self._product.problem.prepacked and not p.prepacked:
             weight = self._product.pack(weight)
-        where, columns = self._place()
+        rows = scratch.room(self._bytes, "columns")[: self._bytes].view(self._dtype)
+        columns = rows.reshape(self._images, self._positions, self._columns).swapaxes(1, 2)
         pixels = dy.transpose(self._last).reshape(p.n, self._positions, p.oc).swapaxes(1, 2)
         fits = dx.flags.aligned and (dx.strides[1] == p.itemsize or p.ic == 1)
         target = dx if fits else np.moveaxis(np.empty((p.n, *p.input_size, p.ic), dx.dtype), -1, 1)
         job = self._known.copy()
         strides = target.strides
-        job[_ROWS] = where
+        job[_ROWS] = address(rows)
         job[_STRIDES : _STRIDES + 4] = (strides[0], *(0,) * (len(AXES) - p.ndim), *strides[2:])
         for first in range(0, p.n, self._images):
             self._product.run((pixels[first : first + self._images], weight), (columns,))
