@@ -46,3 +46,10 @@ def test_what_others_do_is_refused(change):
     problem = parse_problem("conv2d n1 ic20 i12 oc2 k1 channels_last")
     assert ALGORITHM.refuses(problem) is None
     assert ALGORITHM.refuses(problem.replace(**change)) is not None
+
+
+@pytest.mark.parametrize("text", ["conv2d n1 ic20 i3 oc2 k1 s2 p1", "conv1d n1 ic20 i5 oc1 k1 s2 p2"])
+def test_as_many_outputs_as_pixels_need_not_be_all_pixels(text):
+    problem = parse_problem(text).replace(layout="channels_last")
+    assert problem.output_size == problem.input_size
+    assert ALGORITHM.refuses(problem) is not None

@@ -37,8 +37,10 @@ class GemvPixels(Algorithm):
         assert isinstance(problem, ConvProblem)
         if problem.layout != "channels_last":
             return "needs the channels of a pixel to lie together"
-        if set(problem.kernel_size) != {1} or problem.input_size != problem.output_size or problem.groups > 1:
-            return "needs a kernel of 1, all channels in one group, and every pixel"
+        # As many outputs as pixels are not enough: strides over padding leave some out.
+        whole = problem.input_size == problem.output_size and all(pad == (0, 0) for pad in problem.padding)
+        if set(problem.kernel_size) != {1} or not whole or problem.groups > 1:
+            return "needs a kernel of 1, all channels in one group, every pixel, and no padding"
         if problem.oc > _MOST_OUTPUTS:
             return f"takes at most {_MOST_OUTPUTS} output channels, not {problem.oc}"
         if not problem.n:
