@@ -31,7 +31,7 @@ def _relu6(z: Any) -> None:
 def _sigmoid(z: Any) -> None:
     # In place: passes over temporaries take longer than the exponential. Where that overflows, 1 / inf is right.
     with np.errstate(over="ignore", under="ignore"):
-        np.negative(z, out=z)
+        np.multiply(z, -1, out=z)  # NumPy's `negative` may be wrong in place, of elements that lie some apart
         np.exp(z, out=z)
         np.add(z, 1, out=z)
         np.divide(1, z, out=z)

@@ -16,7 +16,7 @@ import torch
 from fakes import general_backends
 
 import fastconv as fc
-from fastconv import arrays, testing
+from fastconv import arrays, epilogue, testing
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 
@@ -358,6 +358,19 @@ def test_out_may_lie_over_an_input(backend):
     residual = integers(2, 3, 6, 6, seed=1)
     expected = fc.conv2d(x, w, padding=1, residual=residual, backend=backend)
     assert np.array_equal(fc.conv2d(x, w, padding=1, residual=residual, out=residual, backend=backend), expected)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "relu6", "sigmoid", "tanh"])
+def test_activations_in_place_of_elements_that_lie_apart(activation, dtype):
+    values = np.random.default_rng(0).standard_normal((5, 9)).astype(dtype)
+    expected = values.copy()
+    epilogue.apply(activation, expected)
+    for step in range(1, 18):
+        found = np.zeros((5, 9 * step), dtype)[:, ::step]
+        found[...] = values
+        epilogue.apply(activation, found)
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
 @EVERY_BACKEND
