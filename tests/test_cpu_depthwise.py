@@ -88,6 +88,10 @@ def test_planes_in_lanes(text, dtype):
     testing.check_problem(TURNED, problem.replace(prepacked=True))
 
 
+def test_a_single_depth_may_be_padding():
+    testing.check_problem(TURNED, parse_problem("conv3d n3 c4 id1 ih7 iw5 oc4 kd1 kh1 kw5 sd2 pd1:0 pw1 g4 bias"))
+
+
 def test_planes_of_few_channels_follow_one_another():
     plan = TURNED.plan(parse_problem("conv2d n64 c3 i9 oc3 k3 p1 g3"))
     assert plan.run.__self__.work.folded

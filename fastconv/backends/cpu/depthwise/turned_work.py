@@ -59,7 +59,8 @@ class Work(ConvWork):
         self.lanes = self.turned.tile.lanes
         # Bands are of depths, if there are several, be they padding, of rows otherwise: what one reads of a plane is in
         # one piece.
-        self.deep = max(self.axes[0].size, self.axes[0].extent(self.axes[0].out)) > 1
+        depth = self.axes[0]
+        self.deep = max(depth.size, depth.extent(depth.out)) > 1 or not depth.is_inside((0, depth.out))
         self.outer, self.inner = (self.axes[0], self.axes[1:]) if self.deep else (self.axes[1], self.axes[2:])
 
     @property
