@@ -53,6 +53,7 @@ CONV_SHAPES = """
     conv2d n2 c3 i9 oc4 k3 p1 channels_last
     conv2d n2 c8 i9 oc8 k3 p1 s2 g2 channels_last bias residual relu
     conv2d n2 c4 i6 oc5 k1 channels_last
+    conv2d n2 c37 i5 oc3 k1 channels_last bias residual relu
     conv2d n2 c3 i7 oc4 k3 p1:-1 s1 d2
     conv1d n2 c3 i19 oc5 k4 s2 p1 bias
     conv1d n1 c4 i33 oc4 k2 d8 g2 p8:0

@@ -48,7 +48,8 @@ class Direct(Algorithm):
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = _work(problem)
-        packed = 0 if work.problem.prepacked or work.packs_blocks else work.packed_bytes
+        # A weight that was transposed is packed whole, even where blocks of others are when their turn comes.
+        packed = 0 if work.problem.prepacked else work.packed_bytes
         return packed + work.workers * work.scratch_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
