@@ -84,6 +84,7 @@ LARGE = [
         "conv2d:wgrad n4 c32 i28 oc32 k3 p1 g32 channels_last",
         "conv2d n2 c40 i56 oc40 k3 p1 g40 channels_last",
         "conv2d n4 ic128 i56 oc3 k1 bias channels_last",
+        "conv2d:dgrad n4 c64 i40 oc64 k3 s2 p1 channels_last",
         "max_pool2d n2 c32 i56 k3 s2 p1 indices",
         "avg_pool2d:dgrad n2 c32 i56 k3 s1 p1",
         "unfold:dgrad n2 c32 i28 k3 p1",
