@@ -63,7 +63,8 @@ def read(name: str, value: Any) -> tuple[Any, Kind]:
         return value, NUMPY
     if isinstance(value, np.ndarray) and not isinstance(value, np.ma.MaskedArray):
         return value.view(np.ndarray), NUMPY
-    if type(value).__module__.partition(".")[0] == "cupy" and hasattr(value, "__cuda_array_interface__"):
+    # Asked of the type: an array itself would make up all that its interface says.
+    if type(value).__module__.partition(".")[0] == "cupy" and hasattr(type(value), "__cuda_array_interface__"):
         return value, CUPY._replace(gpu=value.device.id)
     if hasattr(value, "__dlpack__") and not isinstance(value, np.ndarray):
         return _from_dlpack(name, value)

@@ -74,6 +74,8 @@ __device__ inline void add(const GroupedWgradParameters& p, const Sum* x, const 
     for (int r = 0; r < rows; ++r) {
         const Sum* read = x + r * p.row.stride * p.line;
         const Sum* from = dy + r * p.columns * padded;
+        // More at a time take more registers than two blocks side by side have.
+#pragma unroll 4
         for (int q = 0; q < columns; ++q) {
             Sum held[OUTPUTS];
             load_all(held, from);

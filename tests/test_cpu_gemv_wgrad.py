@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from fresh import python
+from sharing import check_threads_share
 
 from fastconv import dispatch, registry, testing
 from fastconv.backends.cpu.gemv.wgrad_work import Work
 from fastconv.backends.cpu.registers import Simd
 from fastconv.machine import machine
 from fastconv.notation import parse_problem
-from fastconv.options import current, options
+from fastconv.options import current
 
 WGRAD = registry.find("numba/gemv_wgrad")
 VECTORS = [Simd("avx512", 64, 32, True), Simd("avx2", 32, 16, True), Simd("none", 16, 16, False)]
@@ -67,14 +68,7 @@ def test_a_gradient_that_does_not_lie_in_one_piece():
 
 def test_threads_do_not_change_the_result():
     problem = parse_problem("linear:wgrad n3 c700 oc901")
-    inputs = testing.random_inputs(problem)
-    results = []
-    for threads in range(1, machine().cores + 1):
-        with options(threads=threads):
-            assert Work.of(problem).units > 1 or threads == 1
-            results.append(testing.run(WGRAD, problem, inputs)[0])
-    for result in results[1:]:
-        np.testing.assert_array_equal(result, results[0])
+    check_threads_share(WGRAD, problem, counts=range(1, machine().cores + 1))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])

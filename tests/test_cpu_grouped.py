@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 import pytest
+from sharing import check_threads_share
 
-import fastconv as fc
 from fastconv import registry, testing
 from fastconv.backends.cpu.grouped.work import Work, choose_tile
 from fastconv.backends.cpu.registers import Simd
@@ -65,13 +65,7 @@ def test_input_and_output_may_lie_differently(layouts):
 
 @pytest.mark.parametrize("text", ["conv2d n1 c32 i56 oc32 k3 p1 g8", "conv2d n3 c20 i13 oc30 k3 p1 g10 channels_last"])
 def test_threads_change_no_bit(text):
-    problem = parse_problem(text)
-    inputs = testing.random_inputs(problem)
-    results = []
-    for threads in (1, 2, 5):
-        with fc.options(threads=threads):
-            results.append(testing.run(GROUPED, problem, inputs)[0])
-    assert all(np.array_equal(results[0], other) for other in results[1:])
+    check_threads_share(GROUPED, parse_problem(text), counts=(1, 2, 5))
 
 
 @pytest.mark.parametrize("layout", ["channels_first", "channels_last"])

@@ -8,6 +8,7 @@ import pytest
 from fresh import python
 from numba import njit, types
 from numba.extending import intrinsic
+from sharing import check_threads_share
 
 import fastconv as fc
 from fastconv import registry, testing
@@ -118,13 +119,7 @@ for first, dtype in enumerate(("float16", "bfloat16")):
 
 @pytest.mark.parametrize(("name", "text"), CASES[::3])
 def test_any_number_of_threads_gives_the_same_bits(name, text):
-    problem, algorithm = parse_problem(text).replace(dtype="bfloat16"), registry.find(f"numba/{name}")
-    inputs = testing.random_inputs(problem)
-    results = []
-    for threads in (1, 2):
-        with fc.options(threads=threads):
-            results.append(testing.run(algorithm, problem, inputs)[0])
-    np.testing.assert_array_equal(*results)
+    check_threads_share(registry.find(f"numba/{name}"), parse_problem(text).replace(dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 from fresh import python
+from sharing import check_threads_share
 
 import fastconv as fc
 from fastconv import registry, testing
@@ -76,12 +77,7 @@ for text in SHAPES[4::5]:
 @pytest.mark.parametrize("text", SHAPES[::4])
 def test_any_number_of_threads_gives_the_same_bits(text):
     for problem in directions(text):
-        inputs = testing.random_inputs(problem)
-        results = []
-        for threads in (1, 2):
-            with fc.options(threads=threads):
-                results.append(testing.run(LOCAL, problem, inputs)[0])
-        np.testing.assert_array_equal(*results)
+        check_threads_share(LOCAL, problem)
 
 
 @pytest.mark.parametrize("vectors", VECTORS)

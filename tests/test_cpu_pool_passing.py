@@ -35,7 +35,7 @@ FORMATS = ("float32", "float64", "bfloat16")
 @pytest.fixture(autouse=True)
 def large(monkeypatch):
     """Whatever the machine's caches are, maps are too large for them."""
-    monkeypatch.setattr(gradient_work, "_KEPT", 0)
+    monkeypatch.setattr(gradient_work, "KEPT", 0)
 
 
 def problems():

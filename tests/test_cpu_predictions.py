@@ -43,6 +43,8 @@ def test_what_is_only_read_comes_faster():
         ("numba/pointwise", "conv2d n1 c256 i64 oc8 k1 prepacked", "conv2d n1 c256 i128 oc8 k1 s2 prepacked"),
         # Phases that have to be brought together.
         ("numba/dgrad_direct", "conv2d:dgrad n1 c64 i32 oc8 k2", "conv2d:dgrad n1 c64 i64 oc8 k2 s2"),
+        # Rows of one channel, which lie together, or beside those of others.
+        ("im2col/gemm", "conv2d n1 c96 i64 oc96 k1 g96", "conv2d n1 c96 i64 oc96 k1 g96 channels_last"),
         # Two planes that do, and do not, lie a multiple of the cache's way apart.
         ("numba/wgrad", "conv2d:wgrad n1 c4 i97 oc182 k1", "conv2d:wgrad n1 c4 i96 oc182 k1"),
     ],

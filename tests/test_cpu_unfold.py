@@ -6,8 +6,11 @@ import itertools
 
 import numpy as np
 import pytest
+from sharing import check_threads_share
 
 from fastconv import registry, testing
+from fastconv.backends.cpu.unfold import run as unfold_run
+from fastconv.backends.cpu.unfold import work as unfold_work
 from fastconv.backends.cpu.unfold.work import phases_of
 from fastconv.geometry import Axis
 from fastconv.notation import parse_problem
@@ -81,12 +84,49 @@ def test_nothing_is_written_beside_the_result(problem):
 
 @pytest.mark.parametrize("problem", list(problems()), ids=str)
 def test_threads_do_not_change_a_bit(problem):
+    check_threads_share(algorithm_of(problem), problem)
+
+
+@pytest.mark.parametrize("gap", [0, 3])
+@pytest.mark.parametrize("offset", [0, 5])
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("problem", [p for p in problems() if algorithm_of(p) is FOLD][:6], ids=str)
+def test_patches_of_large_maps_go_past_the_caches(problem, count, offset, gap, monkeypatch):
+    """Wherever the lines of the cache begin, and whether rows of the map follow each other or not."""
     inputs = testing.random_inputs(problem)
-    results = []
-    for count in (1, 2):
-        with options(threads=count):
-            results += testing.run(algorithm_of(problem), problem, inputs)
-    assert np.array_equal(*results)
+    (expected,) = testing.run(FOLD, problem, inputs)
+    monkeypatch.setattr(unfold_work, "KEPT", 0)
+    shape = (*expected.shape[:-1], expected.shape[-1] + gap)
+    buffer = np.full(np.prod(shape) + 128, 77, expected.dtype)
+    whole = buffer[64 + offset :][: np.prod(shape)].reshape(shape)
+    result = whole[..., : expected.shape[-1]]
+    with options(threads=count):
+        assert FOLD._work(problem).passes == (problem.layout == "channels_first")
+        FOLD.plan(problem).run(inputs, (result,))
+    assert np.array_equal(result, expected)
+    result[...] = 77
+    assert (buffer == 77).all()
+
+
+@pytest.mark.parametrize("step", [2, -1])
+@pytest.mark.parametrize("problem", [p for p in problems() if algorithm_of(p) is FOLD][:6], ids=str)
+def test_large_maps_whose_columns_are_no_neighbours_have_room_for_phases(problem, step, monkeypatch):
+    """Their rows do not go past the caches after all."""
+    inputs = testing.random_inputs(problem)
+    (expected,) = testing.run(FOLD, problem, inputs)
+    monkeypatch.setattr(unfold_work, "KEPT", 0)
+    rooms = []
+
+    def take(size):
+        rooms.append(np.full(size + 4096, 77, np.uint8))
+        return rooms[-1].ctypes.data
+
+    monkeypatch.setattr(unfold_run.scratch, "take", take)
+    result = np.empty((*expected.shape[:-1], 2 * expected.shape[-1]), expected.dtype)[..., ::step]
+    result = result[..., : expected.shape[-1]]
+    FOLD.plan(problem).run(inputs, (result,))
+    assert np.array_equal(result, expected)
+    assert rooms and all((memory[-4096:] == 77).all() for memory in rooms)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

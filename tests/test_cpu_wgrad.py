@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sharing import check_threads_share
 
 import fastconv as fc
 from fastconv import registry, testing
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.wgrad.work import Work
 from fastconv.notation import format_problem, parse_problem
-from fastconv.options import options
 
 WGRAD = registry.find("numba/wgrad")
 
@@ -69,12 +69,7 @@ def test_chunks(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("text", PROBLEMS)
 def test_any_number_of_threads(text: str) -> None:
-    problem = parse_problem(text)
-    inputs = testing.random_inputs(problem, seed=3)
-    with options(threads=1):
-        alone = _sums_of(problem, inputs)
-    with options(threads=2):
-        assert np.array_equal(_sums_of(problem, inputs), alone)
+    check_threads_share(WGRAD, parse_problem(text))
 
 
 @pytest.mark.parametrize("pieces", [4, 1e-3])  # with the second, slices of which most are empty

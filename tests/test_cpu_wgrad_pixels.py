@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sharing import check_threads_share
 
 import fastconv as fc
 from fastconv import dispatch, registry, testing
@@ -66,13 +67,9 @@ def test_bands(text: str, far: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_any_number_of_threads(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads share out channels and output channels, in other tiles; the sums stay what they are."""
     problem = parse_problem(text)
-    inputs = testing.random_inputs(problem, seed=3)
-    with options(threads=1):
-        (alone,) = testing.run(WGRAD, problem, inputs)
     monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._UNITS", 8)
     assert Work(problem, simd(), 2, 1 << 20).units > Work(problem, simd(), 1, 1 << 20).units
-    with options(threads=2):
-        assert np.array_equal(testing.run(WGRAD, problem, inputs)[0], alone)
+    check_threads_share(WGRAD, problem)
 
 
 @pytest.mark.parametrize(
@@ -89,11 +86,7 @@ def test_slices(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = parse_problem(text)
     assert Work(problem, simd(), 1, 1 << 20).slices > 1
     testing.check_problem(WGRAD, problem)
-    inputs = testing.random_inputs(problem, seed=3)
-    with options(threads=1):
-        (alone,) = testing.run(WGRAD, problem, inputs)
-    with options(threads=2):
-        assert np.array_equal(testing.run(WGRAD, problem, inputs)[0], alone)
+    check_threads_share(WGRAD, problem)
 
 
 def test_slices_of_unlike_infinities_are_added_up_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:

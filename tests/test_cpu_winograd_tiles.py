@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from sharing import check_threads_share
 
 import fastconv as fc
 from fastconv import dispatch, registry, testing
@@ -54,13 +55,9 @@ def test_bands(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("text", ["conv2d n1 c3 i99 oc30 k7 s2 p3", "conv2d n2 c12 i40 oc36 k3 p1 g2"])
 def test_any_number_of_threads(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     problem = parse_problem(text)
-    inputs = testing.random_inputs(problem, seed=3)
-    with options(threads=1):
-        (alone,) = testing.run(TILES, problem, inputs)
     monkeypatch.setattr("fastconv.backends.cpu.winograd_tiles.work._UNITS", 8)
     assert Work(problem, simd(), 2, 1 << 20).units > Work(problem, simd(), 1, 1 << 20).units
-    with options(threads=2):
-        assert np.array_equal(testing.run(TILES, problem, inputs)[0], alone)
+    check_threads_share(TILES, problem)
 
 
 def test_strided_input_and_output() -> None:

@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 from fresh import python
+from sharing import check_threads_share
 
 from fastconv import registry, testing
 from fastconv.backends.cpu.registers import simd
@@ -99,11 +100,7 @@ def test_blocks_of_tiles(algorithm, monkeypatch):
 @each
 def test_any_number_of_threads(algorithm):
     for problem in _problems(algorithm):
-        inputs = testing.random_inputs(problem, seed=3)
-        with options(threads=1):
-            (alone,) = testing.run(algorithm, problem, inputs)
-        with options(threads=2):
-            assert np.array_equal(testing.run(algorithm, problem, inputs)[0], alone)
+        check_threads_share(algorithm, problem)
 
 
 @each

@@ -9,16 +9,19 @@ from cuda_emulation.compiler import Compiler, compiling_only, usage
 import fastconv
 from fastconv import registry
 from fastconv.backends.cuda import compiling, parameters, sources
+from fastconv.backends.cuda.direct import work as direct
+from fastconv.backends.cuda.tensorcore import work as tensorcore
 from fastconv.notation import parse_problem
 
 # By algorithm: problems that bring it to every one of its sources, tiles and element types.
 PROBLEMS = {
     "cuda/direct": """
         conv2d n16 c64 i56 oc64 k3 p1
-        conv2d n16 c64 i56 oc64 k3 p1 channels_last f16 bias relu
-        conv2d:dgrad n16 c64 i56 oc128 k3 p1 s2
+        conv2d n128 c256 i14 oc256 k3 p1 channels_last f16 bias relu
+        conv2d:dgrad n16 c32 i56 oc64 k3 p1 s2
         conv2d:wgrad n16 c64 i56 oc64 k3 p1 bf16
         conv3d n1 c16 i32 oc24 k3 p1 f64
+        linear n512 c1024 oc1024 f64
         conv2d n1 c32 i28 oc32 k3 p1 reflect
         locally_connected2d n8 c16 i14 oc32 k3
         linear n64 c1024 oc1000 bias
@@ -96,6 +99,8 @@ PROBLEMS = {
         conv2d:wgrad n16 c128 i56 oc128 k3 p1 g32
         conv2d:wgrad n16 c128 i56 oc128 k3 p1 g32 channels_last f16
         conv2d:wgrad n16 c256 i56 oc256 k3 p1 s2 g8 bf16
+        conv2d:wgrad n16 c64 i27 oc64 k5 p2 g64 bf16
+        conv2d:wgrad n16 c64 i27 oc128 k4 p2 g64 f16
         conv2d:wgrad n16 c64 i28 oc64 k7 p3 g8 f64
         conv2d:wgrad n16 c64 i28 oc64 k5 p2 g4 f64 channels_last
     """,
@@ -142,6 +147,14 @@ def test_every_algorithm_and_every_source_is_compiled():
     assert set(TEXTS) == set(cuda_algorithms())
     compiled = {kernel.source for key in TEXTS for kernel in kernels_of(key)}
     assert compiled == {path.name for path in sources.kernel_directory().glob("*.cu")}
+
+
+def test_every_tile_is_compiled():
+    compiled = {dict(kernel.defines).get("TILE") for key in TEXTS for kernel in kernels_of(key)}
+    for tile in (*direct.TILES, *direct.WIDE_TILES):
+        assert ", ".join(map(str, tile)) in compiled
+    for tile in (*tensorcore.TILES, *tensorcore.NARROW_TILES):
+        assert f"{tile.rows}, {tile.columns}, 32, {tile.warp_rows}, {tile.warp_columns}" in compiled
 
 
 def test_mistake_is_reported_with_its_line(monkeypatch):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cuda_emulation import Emulator, emulated
-from cuda_emulation.emulator import PROPERTIES
+from cuda_emulation import emulated
 
 from fastconv import registry, testing
+from fastconv.backends.cuda.depthwise import work
 from fastconv.notation import parse_problem
 
 KEY = "cuda/depthwise"
@@ -50,6 +50,7 @@ def test_single_precision(direction):
         "conv2d n1 c3 i16 oc3 k5 p2 g3 bias relu",
         "conv2d:dgrad n1 c16 i7 oc16 k3 p1 g16 channels_last",
         "conv2d:wgrad n1 c16 i7 oc16 k3 p1 g16 channels_last",
+        "conv2d:wgrad n1 c3 i16 oc3 k3 p1 g3",
     ],
 )
 def test_other_element_types(dtype, text):
@@ -57,13 +58,26 @@ def test_other_element_types(dtype, text):
         testing.check_problem(registry.find(KEY), parse_problem(f"{text} cuda").replace(dtype=dtype))
 
 
+@pytest.mark.parametrize("layout", ["", "channels_last"])
+@pytest.mark.parametrize("size", work.UNROLLED)
+def test_unrolled_kernels(size, layout):
+    with emulated() as emulator:
+        for direction in ("fprop", "dgrad", "wgrad"):
+            text = f"conv2d:{direction} n1 c8 ih9 iw12 oc8 k{size} p{size // 2} g8 {layout} cuda"
+            testing.check_problem(registry.find(KEY), parse_problem(text))
+    assert {dict(kernel.defines)["KERNEL_HEIGHT"] for kernel, _ in emulator.launched} == {str(size)}
+
+
+@pytest.mark.parametrize("rows", work._ROWS)
 @pytest.mark.parametrize("direction", ["fprop", "dgrad", "wgrad"])
-def test_threads_with_many_rows(direction):
-    small = Emulator(properties=PROPERTIES.__class__(**{**vars(PROPERTIES), "multiprocessors": 1}))
-    problem = parse_problem(f"conv2d:{direction} n9 c19 i14 oc19 k3 p1 g19 cuda")
-    with emulated(small) as emulator:
-        testing.check_problem(registry.find(KEY), problem)
-    assert {dict(kernel.defines).get("ROWS") for kernel, _ in emulator.launched} - {None} <= {"4", "7"}
+def test_rows_of_a_thread(direction, rows, monkeypatch):
+    """They do not divide the map's, of which the last would run into the next plane."""
+    monkeypatch.setattr(work, "_ROWS", (rows,))
+    with emulated() as emulator:
+        for kernel in ("k3 p1", "k2"):
+            problem = parse_problem(f"conv2d:{direction} n2 c3 ih17 iw10 oc3 {kernel} g3 cuda")
+            testing.check_problem(registry.find(KEY), problem)
+    assert {dict(kernel.defines).get("ROWS") for kernel, _ in emulator.launched} - {None} == {str(rows)}
 
 
 def test_reduction_of_a_weight_gradient_is_shared():

@@ -11,7 +11,7 @@ from fastconv.backends.cuda import sources
 
 HEADERS = ("async.cuh", "tensorcore.cuh", "epilogue.cuh", "fastdiv.cuh")
 
-# Each kernel reads p.x and writes p.y, p.n elements, by one block of 64 threads.
+# Each kernel reads p.x and writes p.y, p.n elements, by blocks of 64 threads.
 KERNELS = """
 using namespace fastconv;
 struct P { const float* x; float* y; int n; };
@@ -126,6 +126,25 @@ void copied(const P& p) {
 }
 KERNEL(copied_and_awaited, P, 64) { copied<true>(p); }
 KERNEL(copied_not_awaited, P, 64) { copied<false>(p); }
+KERNEL(nan_is_replaced, P, 64) {
+    SHARED_ARRAY(float, tile, 64);
+    tile[threadIdx.x] = p.x[threadIdx.x];
+    const float other = tile[threadIdx.x ^ 1];
+    p.y[threadIdx.x] = other == other ? other : p.x[threadIdx.x ^ 1];
+}
+KERNEL(warps_out_of_step, P, 64) {
+    SHARED_ARRAY(float, tile, 64);
+    tile[threadIdx.x] = p.x[threadIdx.x];
+    __syncthreads();
+    __syncwarp();
+    const float other = tile[threadIdx.x ^ 32];
+    __syncwarp();
+    tile[threadIdx.x] = 0;
+    p.y[threadIdx.x] = other;
+}
+KERNEL(later_block_wins, P, 64) {
+    p.y[threadIdx.x] = blockIdx.x;
+}
 KERNEL(never_arrives, P, 64) {
     SHARED_ARRAY(float, tile, 64);
     copy_async<4>(tile + threadIdx.x, p.x);
@@ -143,10 +162,10 @@ def program():
     return Program(build(sources.inlined(headers + KERNELS, "test.cu")))
 
 
-def run(program, name, x, y=None, order="forward", shared=0, extra=b""):
+def run(program, name, x, y=None, order="forward", shared=0, extra=b"", blocks=1):
     y = np.full(SIZE, np.nan, np.float32) if y is None else y
     parameters = bytes(16) + np.int64(y.size).tobytes() + extra
-    program.run(name, (1,), (64, 1, 1), shared, (order, 0), parameters, (x, y))
+    program.run(name, (blocks,), (64, 1, 1), shared, (order, 0), parameters, (x, y))
     return y
 
 
@@ -191,8 +210,11 @@ def test_size_of_parameters_is_checked(program):
         run(program, "copy", NUMBERS, extra=bytes(8))
 
 
-# A race gives different results in different orders; shared memory that nobody wrote holds NaN.
-RACES = ("turned_without_barrier", "previous_without_barrier", "overwrites_without_barrier", "copied_not_awaited")
+# A race gives different results in different orders; what shared memory holds that nobody wrote differs, too.
+RACES = (
+    *("turned_without_barrier", "previous_without_barrier", "overwrites_without_barrier"),
+    *("copied_not_awaited", "nan_is_replaced", "warps_out_of_step", "later_block_wins"),
+)
 RIGHT = {
     "copy": NUMBERS,
     "turned_in_shared": NUMBERS[::-1],
@@ -211,7 +233,7 @@ def test_right_in_every_order(program, name, order):
 
 @pytest.mark.parametrize("name", RACES)
 def test_race_shows_in_some_order(program, name):
-    results = [run(program, name, NUMBERS, order=order) for order in ORDERS]
+    results = [run(program, name, NUMBERS, order=order, blocks=2) for order in ORDERS]
     assert len({result.tobytes() for result in results}) > 1
 
 

@@ -10,6 +10,8 @@ from cuda_emulation import Emulator, emulated
 from cuda_emulation.emulator import PROPERTIES
 
 from fastconv import registry, testing
+from fastconv.backends.cuda.grouped.wgrad import WgradWork
+from fastconv.backends.cuda.grouped.work import Work
 from fastconv.notation import parse_problem
 from fastconv.options import options
 
@@ -76,6 +78,14 @@ def test_weight_gradients_of_many_units_and_tiles(text):
         testing.check_problem(registry.find("cuda/grouped_wgrad"), problem)
 
 
+@pytest.mark.parametrize("taps", [7, 5, 4])
+def test_taps_of_a_thread(taps):
+    problem = parse_problem(f"conv2d:wgrad n2 c8 i9 oc8 k{taps} p2 g2 cuda")
+    with emulated() as emulator:
+        testing.check_problem(registry.find("cuda/grouped_wgrad"), problem)
+    assert {dict(kernel.defines)["TAPS"] for kernel, _ in emulator.launched} == {str(taps)}
+
+
 def test_weight_gradients_of_any_strides():
     problem = parse_problem("conv2d:wgrad n2 c16 i9 oc16 k3 p1 s2 g4 cuda")
     algorithm = registry.find("cuda/grouped_wgrad")
@@ -91,18 +101,35 @@ def test_weight_gradients_of_any_strides():
             testing.compare(problem, (dw,), exact, algorithm.error_bound(problem))
 
 
-@pytest.mark.parametrize("direction", KEY)
-def test_infinity_stays_where_the_reference_has_it(direction):
-    problem = parse_problem(f"conv2d:{direction} n1 c8 i9 oc8 k3 p1 g2 cuda")
-    source, weight = testing.random_inputs(problem)  # or x and dy
+def check_infinities(problem):
+    """Check that these are where the reference has them: in both operands, of the first in a corner and at an edge."""
+    source, weight = testing.random_inputs(problem)
     source[0, 1, 6:, 6:] = np.inf
-    weight[0 if direction == "wgrad" else 2, 1, 0, 0] = -np.inf
-    algorithm = registry.find(KEY[direction])
+    source[-1, 0, 2, -1] = np.inf  # which the first tap of a row does not reach
+    weight[0 if problem.direction == "wgrad" else 2, 1, 0, 0] = -np.inf
+    algorithm = registry.find(KEY[problem.direction])
     with emulated():
         outputs = testing.run(algorithm, problem, (source, weight))
     with np.errstate(invalid="ignore"):
         expected = testing.exact(problem, (source, weight))
         testing.compare(problem, outputs, expected, algorithm.error_bound(problem))
+
+
+@pytest.mark.parametrize("direction", KEY)
+def test_infinity_stays_where_the_reference_has_it(direction):
+    check_infinities(parse_problem(f"conv2d:{direction} n1 c8 i9 oc8 k3 p1 g2 cuda"))
+
+
+@pytest.mark.parametrize("layout", ["", "channels_last"])
+@pytest.mark.parametrize("direction", KEY)
+def test_tiles_that_nothing_fills(direction, layout, monkeypatch):
+    """Groups, rows and columns are left over, whatever tile would take the least time."""
+    monkeypatch.setattr(Work, "tile", lambda self, *form: self._tile(*form, 5, 2)._replace(groups=2))
+    monkeypatch.setattr(WgradWork, "tile", lambda self, *form: self._tile(*form, 2, 5)._replace(groups=2))
+    problem = parse_problem(f"conv2d:{direction} n2 c12 ih9 iw11 oc12 k3 p1 g3 {layout} cuda")
+    with emulated():
+        testing.check_problem(registry.find(KEY[direction]), problem)
+    check_infinities(problem)
 
 
 @pytest.mark.parametrize(

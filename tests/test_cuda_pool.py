@@ -326,3 +326,16 @@ def test_fastdiv_of_64_bits():
         for n in (0, 1, divisor - 1, divisor, 2**62, 2**64 - 1):
             t = (multiplier * n) >> 64
             assert (t + ((n - t) >> shift1)) >> shift2 == n // divisor
+
+
+def test_what_no_window_reads_has_no_gradient():
+    """Not even where the slope of its power would be infinite."""
+    problem = parse_problem("lp_pool1d:dgrad n1 c1 i5 k2 s2 norm0.5 cuda")
+    x = np.array([[[1, 2, 3, 4, 0]]], np.float32)
+    (y,) = testing.exact(problem.replace(direction="fprop"), (x,)).results
+    given = {"dy": np.ones_like(y, np.float32), "x": x, "y": y.astype(np.float32)}
+    inputs = tuple(given[operand.name] for operand in problem.inputs)
+    with emulated():
+        (dx,) = testing.run(solver(problem), problem, inputs)
+    testing.compare(problem, (dx,), testing.exact(problem, inputs), solver(problem).error_bound(problem))
+    assert dx[0, 0, 4] == 0 < dx[0, 0, 3]

@@ -135,6 +135,8 @@ def test_every_tile(tile, monkeypatch):
     check(f"conv2d n1 c24 ih16 iw{positions} oc{tile.columns + 8} kh3 kw2 f16 channels_last")
     if tile not in NARROW:
         check(f"conv2d:wgrad n2 c{tile.columns // 8 + 4} ih9 iw9 oc{tile.rows + 8} k3 f16")
+    with fastconv.options(tf32=True):
+        check(f"conv2d n1 c12 ih16 iw{positions} oc{tile.columns + 4} kh3 kw1 channels_last")
 
 
 @pytest.mark.parametrize(

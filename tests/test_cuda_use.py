@@ -329,6 +329,20 @@ def test_a_field_of_structured_elements_is_refused():
             plan.run((whole["a"],), (np.empty(problem.y_shape, np.float32),))
 
 
+@pytest.mark.parametrize(("operand", "size"), [(0, 4), (1, 4), (2, 8)])
+def test_elements_between_addresses_are_refused(operand, size):
+    """No GPU reads them: it would be lost to the process. Indices have a size of their own."""
+    problem = parse_problem("max_pool2d n1 c1 i4 k2 indices cuda")
+    arrays = [np.zeros(problem.x_shape, np.float32), np.empty(problem.y_shape, np.float32)]
+    arrays.append(np.empty(problem.y_shape, np.int64))
+    array, shift = arrays[operand], size // 2
+    arrays[operand] = np.zeros(array.nbytes + shift, np.uint8)[shift:].view(array.dtype).reshape(array.shape)
+    with emulated():
+        plan = registry.find("cuda/pool").plan(problem)
+        with pytest.raises(ValueError, match=f"addresses: expected multiples of {size} bytes"):
+            plan.run((arrays[0],), tuple(arrays[1:]))
+
+
 def test_nothing_is_timed_on_a_gpu_yet():
     problem = parse_problem("conv2d n1 c8 i8 oc8 k3 cuda")
     with emulated():

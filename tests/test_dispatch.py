@@ -226,7 +226,7 @@ def test_plan_cache_is_bounded():
     limit = dispatch._planned.cache_info().maxsize
     assert limit is not None
     assert limit <= 1 << 16
-    with registered(Fake("first")):
+    with registered(Fake("first")), fc.options(backend="fake"):
         for n in range(1, limit + 20):
             dispatch.plan_for(PROBLEM.replace(n=n), current())
         info = dispatch._planned.cache_info()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -30,6 +31,13 @@ def test_algorithm(key, text):
     testing.check_problem(ALGORITHMS[key], PROBLEMS[text])
 
 
+@functools.cache
+def candidates(text, limit):
+    """Return what each algorithm says of a problem, if it may use so much scratch memory."""
+    with fc.options(max_workspace=limit):
+        return {c.algorithm: c for c in fc.explain(SINGLE[text]).candidates}
+
+
 @pytest.mark.parametrize("limit", [1 << 10, 1 << 12, 1 << 14])
 @pytest.mark.parametrize("key", ALGORITHMS)
 def test_algorithm_in_little_workspace(key, limit):
@@ -38,10 +46,10 @@ def test_algorithm_in_little_workspace(key, limit):
     Only for those that solve what nothing else may does the limit not hold.
     """
     algorithm = ALGORITHMS[key]
-    kind = [p for p in SINGLE.values() if algorithm.refuses(p) is None]
+    kind = {text: p for text, p in SINGLE.items() if algorithm.refuses(p) is None}
     with fc.options(max_workspace=limit):
-        for problem in kind:
-            (candidate,) = (c for c in fc.explain(problem).candidates if c.algorithm == key)
+        for text, problem in kind.items():
+            candidate = candidates(text, limit)[key]
             if candidate.refusal is None:
                 assert algorithm.fallback or candidate.workspace <= limit
                 testing.check_problem(algorithm, problem)

@@ -208,6 +208,37 @@ def test_a_weight_of_too_few_axes_is_pytorchs_error():
         F.conv2d(x, weight)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shape", [(1024,), (1, 1024), (2, 3, 1024)])
+def test_large_fully_connected_layers_of_few_rows(shape, dtype):
+    generator = torch.Generator().manual_seed(0)
+    layer, x = nn.Linear(1024, 1100, dtype=dtype), torch.randn(shape, dtype=dtype, generator=generator)
+    with torch.no_grad():
+        expected = layer(x)
+        with ft.use():
+            y = layer(x)
+    bound = 2 * ERROR_CONSTANT * EPSILON[str(dtype).removeprefix("torch.")] * math.sqrt(1025)
+    with torch.no_grad():
+        assert ((y - expected).abs() <= bound * F.linear(x.abs(), layer.weight.abs(), layer.bias.abs())).all()
+    assert y.shape == expected.shape and y.dtype == dtype and ft.stats().computed == {"linear": 1}
+
+
+def test_other_fully_connected_layers_are_pytorchs():
+    layer, x = nn.Linear(1024, 1100), torch.randn(2, 1024)
+    with ft.use():
+        layer(x).sum().backward()  # a gradient is recorded
+        with torch.no_grad():
+            layer(torch.randn(100, 1024))
+            nn.Linear(5, 6)(torch.randn(2, 5))
+            with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+                layer(torch.randn(2, 1023))
+            with torch.autocast("cpu"):
+                assert layer(x).dtype == torch.bfloat16
+            assert layer(torch.nested.nested_tensor([x, x[:1]])).is_nested
+            nn.Linear(5, 6, dtype=torch.bfloat16)(torch.randn(2, 5, dtype=torch.bfloat16))
+    assert layer.weight.grad is not None and not ft.stats().computed and not ft.stats().left
+
+
 def test_channels_last_is_kept():
     net = model().to(memory_format=torch.channels_last)
     x = X.contiguous(memory_format=torch.channels_last)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import correctness, timing
+from benchmarks.cases import Case
+from benchmarks.gpu import correctness, timing, use
+from benchmarks.gpu.worker import Worker
 from benchmarks.places import OUT, RESULTS
 from fastconv import info
 from fastconv.backends.cuda import device
@@ -21,6 +25,10 @@ from fastconv.problem import DTYPES
 
 FORMAT, SCHEMA = "fastconv GPU benchmark", 1
 NOTHING_TO_RUN_ON = 3
+# Seconds that a case or a check may take, with starting the process that it is in.
+_PATIENCE = 90.0
+# Whoever ends the run before its time still sees how far it came.
+say = partial(print, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,31 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     deadline = start + 60 * args.minutes
     wrong = False
     if not args.no_check:
+        result["use"] = _use()
         result["correctness"] = _check(args, start + 60 * args.minutes * args.check_share)
         result["unsolved"] = correctness.unsolved(_dtypes())
-        wrong = any(entry["failures"] for entry in result["correctness"].values())
+        wrong = any(result["use"].values()) or any(entry["failures"] for entry in result["correctness"].values())
         _write(path, result)
     if not args.no_timing:
-        timing.allow_tf32(False)
-        result["latency"] = timing.latency()
-        print(f"a call on 1x64x8x8: {result['latency']}")
-        result["copy_bandwidth"] = bandwidth = timing.copy_bandwidth()
-        print(f"a copy: {bandwidth / 1e12:.2f} TB/s")
-        result["rows"] = rows = []
-        for number, case in enumerate(timing.cases(args.batch, args.dtype), 1):
-            if time.monotonic() > deadline:
-                print(f"the time is up after {number - 1} cases")
-                break
-            rows += _timed(case)
-            if number % 20 == 0:
-                result["summary"] = timing.summary(rows, bandwidth)
-                _write(path, result)
-        result["summary"] = timing.summary(rows, bandwidth)
-        wrong |= any(row["failure"] for row in rows)
-        for kind, entry in result["summary"].items():
-            print(f"{kind:24} {entry['best']:.2f} x cuDNN, {entry['faster']} of {entry['cases']} faster")
+        with Worker() as worker:
+            wrong |= _time(args, worker, deadline, path, result)
     _write(path, result)
-    print(f"written to {path}")
+    say(f"written to {path}")
     return 1 if wrong else 0
 
 
@@ -105,37 +98,73 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _use() -> dict[str, str | None]:
+    """Return what is wrong with each way to use arrays on a GPU; None where nothing is."""
+    found: dict[str, str | None] = {}
+    with Worker() as worker:
+        for name in use.CHECKS:
+            try:
+                found[name], lost = worker.run(use.check, name, deadline=time.monotonic() + _PATIENCE)
+            except RuntimeError as error:
+                found[name], lost = str(error), False
+            if lost:
+                worker.end()
+            say(f"{name:32} {found[name] or 'right'}")
+    return found
+
+
 def _check(args: argparse.Namespace, deadline: float) -> dict[str, dict[str, Any]]:
     # Element types in the order of their use, so that a lack of time costs the least.
     ordered = sorted(_dtypes(), key=lambda dtype: dtype not in args.dtype)
     found = correctness.check(ordered, deadline, args.processes)
     for key, entry in found.items():
-        print(f"{key:28} {entry['checked']} checked, {entry['skipped']} skipped, {len(entry['failures'])} failed")
+        say(f"{key:28} {entry['checked']} checked, {entry['skipped']} skipped, {len(entry['failures'])} failed")
         for failure in entry["failures"][:5]:
-            print(f"    {failure}")
+            say(f"    {failure}")
     return found
 
 
-def _timed(case: Any) -> list[dict[str, Any]]:
-    import cupy
-    import torch
+def _time(args: argparse.Namespace, worker: Worker, deadline: float, path: Path, result: dict[str, Any]) -> bool:
+    """Measure until the time is up, into a result that is written now and then; return whether anything failed."""
 
-    torch.backends.cudnn.benchmark = True
-    properties = torch.cuda.get_device_properties(0)
-    room = torch.cuda.mem_get_info()[0] // 4
-    try:
-        rows = timing.measure(case, getattr(properties, "L2_cache_size", 64 << 20), room)
-    except Exception as error:  # noqa: BLE001 - the other cases go on
-        return [{"case": case.name, "entrant": "all", "seconds": None, "failure": f"{type(error).__name__}: {error}"}]
-    finally:
-        torch.cuda.empty_cache()
-        cupy.get_default_memory_pool().free_all_blocks()
+    def asked(job: Callable[..., Any], *given: Any) -> Any:
+        return worker.run(job, *given, deadline=time.monotonic() + _PATIENCE)
+
+    for name, job in (("latency", timing.latency), ("copy_bandwidth", timing.copy_bandwidth)):
+        try:
+            result[name] = asked(job)
+        except RuntimeError as error:
+            result[name], result[f"{name}_failure"] = None, str(error)
+        say(f"{name}: {result[name] or result[f'{name}_failure']}")
+    bandwidth = result["copy_bandwidth"] or math.inf
+    result["rows"] = rows = []
+    for number, case in enumerate(timing.cases(args.batch, args.dtype), 1):
+        if time.monotonic() > deadline:
+            say(f"the time is up after {number - 1} cases")
+            break
+        try:
+            of_case, lost = asked(timing.rows_of, case)
+        except RuntimeError as error:
+            of_case, lost = [timing.failed(case, str(error))], False
+        if lost:
+            worker.end()
+        rows += of_case
+        _show(case, of_case)
+        if number % 20 == 0:
+            result["summary"] = timing.summary(rows, bandwidth)
+            _write(path, result)
+    result["summary"] = timing.summary(rows, bandwidth)
+    for kind, entry in result["summary"].items():
+        say(f"{kind:24} {entry['best']:.2f} x cuDNN, {entry['faster']} of {entry['cases']} faster")
+    return any(row["failure"] for row in rows)
+
+
+def _show(case: Case, rows: Sequence[dict[str, Any]]) -> None:
     timed = {f"{row['entrant']} {row['layout']}": row["seconds"] for row in rows if row["seconds"]}
-    print(case.name, *(f"{name}: {1e6 * seconds:.1f} us" for name, seconds in timed.items()), sep="  ")
+    say(case.name, *(f"{name}: {1e6 * seconds:.1f} us" for name, seconds in timed.items()), sep="  ")
     for row in rows:
         if row["failure"]:
-            print(f"    {row['entrant']} {row['layout']}: {row['failure']}")
-    return rows
+            say(f"    {row['entrant']} {row['layout']}: {row['failure']}")
 
 
 def _versions() -> dict[str, Any]:

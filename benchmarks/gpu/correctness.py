@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
-
+from benchmarks.gpu.placing import Placed
+from benchmarks.gpu.worker import Worker
 from fastconv import dispatch, registry, testing
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.notation import format_problem, parse_problem
@@ -17,6 +16,8 @@ from fastconv.options import Options, applied
 from fastconv.problem import DTYPES, PoolProblem
 
 PROCESSES = 8
+# What one problem may take: a kernel that never ends is given up then.
+_LAST_SECONDS = 60.0
 
 # Larger than the shape sets' problems: several tiles along every side, several parts of a reduction.
 LARGER = """
@@ -49,18 +50,6 @@ def problems(dtype: str) -> Iterator[AnyProblem]:
                 yield problem.replace(direction=direction, **plain)
 
 
-def on_device(array: Any) -> Any:
-    """Return a copy of a NumPy array in GPU memory, of the same strides."""
-    import cupy
-
-    low, high = np.lib.array_utils.byte_bounds(array)
-    start = array.__array_interface__["data"][0]
-    memory = cupy.empty(high - low, np.uint8)
-    view = cupy.ndarray(array.shape, array.dtype, memory.data + (start - low), array.strides)
-    view[...] = cupy.asarray(np.ascontiguousarray(array))
-    return view
-
-
 class OnDevice:
     """An algorithm of the GPU for NumPy arrays: what `testing.check_problem` hands it is copied there and back."""
 
@@ -74,10 +63,12 @@ class OnDevice:
         plan = self.algorithm.plan(problem)
 
         def run(inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
-            there = tuple(on_device(array) for array in outputs)
-            plan.run(tuple(on_device(array) for array in inputs), there)
-            for array, result in zip(outputs, there, strict=True):
-                array[...] = result.get()
+            read, written = ([Placed(array) for array in arrays] for arrays in (inputs, outputs))
+            plan.run(*(tuple(placed.array for placed in some) for some in (read, written)))
+            for placed in read:
+                placed.check_untouched()
+            for placed in written:
+                placed.fetch()
 
         return Plan(problem, self.algorithm, run)
 
@@ -161,29 +152,26 @@ def check(dtypes: Iterable[str], deadline: float, processes: int = PROCESSES) ->
         unit.algorithm: {"checked": 0, "skipped": 0, "failures": []} for unit in waiting
     }
     with ThreadPoolExecutor(processes) as threads:
-        for unit, part in zip(
-            waiting, threads.map(lambda unit: alone(_check_here, unit, deadline), waiting), strict=True
-        ):
+        for unit, part in zip(waiting, threads.map(lambda unit: _alone(unit, deadline), waiting), strict=True):
             for name, value in part.items():
                 found[unit.algorithm][name] += value
     return found
 
 
-def alone(job: Callable[[Unit, float], dict[str, Any]], unit: Unit, deadline: float) -> dict[str, Any]:
-    """Return what a job returns in a process of its own, or that the process has died."""
-    # A pool each: one process that dies takes its whole pool with it.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+def _alone(unit: Unit, deadline: float) -> dict[str, Any]:
+    with Worker() as worker:
         try:
-            return pool.submit(job, unit, deadline).result()
-        except Exception as error:  # noqa: BLE001 - whatever it was, the others go on
-            return {"checked": 0, "skipped": 0, "failures": [f"{unit}: {type(error).__name__}: {error}"[:500]]}
+            checked: dict[str, Any] = worker.run(_check_here, unit, deadline, deadline=deadline + _LAST_SECONDS)
+        except RuntimeError as error:
+            return {"checked": 0, "skipped": 0, "failures": [f"{unit}: {type(error).__name__}: {error}"]}
+        return checked
 
 
 def _check_here(unit: Unit, deadline: float) -> dict[str, Any]:
-    return check_unit(unit, deadline, lost=_lost)
+    return check_unit(unit, deadline, lost=lost)
 
 
-def _lost() -> bool:
+def lost() -> bool:
     """Whether this process can no longer use the device."""
     import cupy
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from benchmarks.peers.torch import Torch
-from fastconv import dispatch, registry
+from fastconv import arrays, dispatch, registry
 from fastconv.algorithm import EPSILON, ERROR_CONSTANT, Algorithm, AnyProblem
 from fastconv.options import Options, applied
 from fastconv.problem import ConvProblem, PoolProblem
@@ -42,8 +42,6 @@ def sets_of(problem: AnyProblem, cache: int, room: int) -> int:
 
 def fastconv_entrants(problem: AnyProblem, tensors: list[list[Any]], options: Options) -> list[Entrant]:
     """Return every CUDA algorithm that accepts a problem, over sets of PyTorch tensors that they share with PyTorch."""
-    import cupy
-
     choice = dispatch.survey(problem, options)
     usable = [c for c in choice.candidates if c.refusal is None]
     inputs = [tuple(_as_cupy(tensor) for tensor in some) for some in tensors]
@@ -70,7 +68,7 @@ def fastconv_entrants(problem: AnyProblem, tensors: list[list[Any]], options: Op
                 candidate.algorithm == choice.winner,
                 run,
                 _cupy_graph,
-                lambda outputs=outputs: cupy.asnumpy(outputs[0][0].astype("float32")),
+                lambda outputs=outputs: _as_numpy(outputs[0][0]),
                 _allowed(algorithm, problem),
             )
         )
@@ -172,21 +170,32 @@ def _pool_indices(problem: AnyProblem, generator: Any) -> Any:
     return pool(x, *where, return_indices=True)[1]
 
 
+# What crosses between the two as integers: DLPack has bfloat16, and not every release of either does.
+_NARROW = "bfloat16"
+
+
 def _as_cupy(tensor: Any) -> Any:
     import cupy
     import torch
 
     if tensor.dtype == torch.bfloat16:
-        import ml_dtypes
-
-        return cupy.from_dlpack(tensor.view(torch.int16)).view(ml_dtypes.bfloat16)
+        return cupy.from_dlpack(tensor.view(torch.int16)).view(arrays.dtype_named(_NARROW))
     return cupy.from_dlpack(tensor)
+
+
+def _as_numpy(array: Any) -> Any:
+    """Return a CuPy array's elements in float32; by way of PyTorch, which needs no compiler for that."""
+    import torch
+
+    if array.dtype.name == _NARROW:
+        tensor = torch.from_dlpack(array.view("int16")).view(torch.bfloat16)
+    else:
+        tensor = torch.from_dlpack(array)
+    return tensor.float().cpu().numpy()
 
 
 def _empty(operand: Any, layout: str) -> Any:
     import cupy
-
-    from fastconv import arrays
 
     return arrays.empty(operand, layout, cupy.empty(0, arrays.dtype_named(operand.dtype)))
 
@@ -195,14 +204,20 @@ def _cupy_graph(work: Callable[[], None]) -> Callable[[], None]:
     """Return what replays a piece of work, captured in a CUDA graph."""
     import cupy
 
-    stream = cupy.cuda.Stream(non_blocking=True)
-    with stream:
+    # The graph writes to its scratch memory whenever it is replayed: that is in a pool which lives as long, and is
+    # nobody else's.
+    stream, pool = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool()
+    with stream, cupy.cuda.using_allocator(pool.malloc):
         work()
         stream.synchronize()
         stream.begin_capture()
         work()
         graph = stream.end_capture()
-    return lambda: graph.launch(cupy.cuda.get_current_stream())
+
+    def replay(pool: Any = pool) -> None:
+        graph.launch(cupy.cuda.get_current_stream())
+
+    return replay
 
 
 def _torch_graph(work: Callable[[], None]) -> Callable[[], None]:

@@ -6,11 +6,13 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from benchmarks.cases import Case, layers
+from benchmarks.gpu.correctness import lost
 from benchmarks.gpu.entrants import Entrant, fastconv_entrants, sets_of, tensors_for, torch_entrant
 from fastconv import networks
 from fastconv.notation import format_problem
@@ -47,10 +49,38 @@ def _on_gpu(problem: Any, dtype: str) -> Any:
     return placed if isinstance(problem, PoolProblem) else placed.replace(prepacked=False)
 
 
+def rows_of(case: Case) -> tuple[list[dict[str, Any]], bool]:
+    """Return a row for each entrant and layout, and whether this process has lost the GPU."""
+    import cupy
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    try:
+        room = torch.cuda.mem_get_info()[0] // 4
+        rows = measure(case, getattr(properties, "L2_cache_size", 64 << 20), room)
+    except Exception as error:  # noqa: BLE001 - the other cases go on
+        rows = [failed(case, f"{type(error).__name__}: {error}"[:500])]
+    gone = lost()
+    if not gone:
+        torch.cuda.empty_cache()
+        cupy.get_default_memory_pool().free_all_blocks()
+    return rows, gone
+
+
+def failed(case: Case, why: str) -> dict[str, Any]:
+    """Return the row of a case that could not be measured."""
+    return {"case": case.name, "entrant": "all", "layout": "", "seconds": None, "failure": why}
+
+
 def measure(case: Case, cache: int, room: int) -> list[dict[str, Any]]:
     """Time all entrants on a case in both layouts, and return a row each."""
+    tf32 = case.name.endswith(TF32)
+    with _settings_of_pytorch(tf32):
+        return _measured(case, tf32, cache, room)
+
+
+def _measured(case: Case, tf32: bool, cache: int, room: int) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
-    tf32 = allow_tf32(case.name.endswith(TF32))
     options = Options(max_workspace=1 << 30, tf32=tf32)
     for layout in ("channels_first", "channels_last"):
         problem = case.problem.replace(layout=layout)
@@ -130,12 +160,19 @@ def _seconds(work: Callable[[], None]) -> float:
     return float(start.elapsed_time(end)) / 1e3
 
 
-def allow_tf32(allowed: bool) -> bool:
-    """Tell PyTorch whether float32 may be computed as TF32; return that."""
+@contextmanager
+def _settings_of_pytorch(tf32: bool) -> Iterator[None]:
+    """Let cuDNN search for its fastest algorithm, and compute float32 as TF32 or not; set back what was before."""
     import torch
 
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-    return allowed
+    products = torch.backends.cuda.matmul
+    before = products.allow_tf32
+    with torch.backends.cudnn.flags(enabled=True, benchmark=True, allow_tf32=tf32):
+        products.allow_tf32 = tf32
+        try:
+            yield
+        finally:
+            products.allow_tf32 = before
 
 
 def copy_bandwidth(size: int = 1 << 30) -> float:
@@ -147,6 +184,7 @@ def copy_bandwidth(size: int = 1 << 30) -> float:
     return 2 * size / min(_seconds(lambda: target.copy_(source)) for _ in range(ROUNDS))
 
 
+@_settings_of_pytorch(tf32=False)
 def latency() -> dict[str, float]:
     """Return the seconds of a call from Python on 1x64x8x8, where launching is all there is."""
     import cupy

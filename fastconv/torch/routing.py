@@ -13,10 +13,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fastconv.torch.counting import leave
+from fastconv.torch.fully_connected import linear
 from fastconv.torch.functional import OFFERS
 from fastconv.torch.tensors import DTYPES
 
-_THEIRS = {name: getattr(functional, name) for name in OFFERS}
+_OURS: dict[str, Callable[..., Any]] = {**OFFERS, "linear": linear}
+_THEIRS = {name: getattr(functional, name) for name in _OURS}
 # Convolutions and some pools are in ``torch`` as well: the very same functions.
 _PLACES = [
     (module, name)
@@ -31,7 +33,7 @@ _dtypes: frozenset[torch.dtype] = frozenset()
 
 
 def _routed(name: str, ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
-    lowered = name.startswith("conv")
+    lowered, counted = name.startswith("conv"), name in OFFERS
 
     @wraps(ours)
     def function(input: Any, *args: Any, **kwargs: Any) -> Any:
@@ -40,14 +42,14 @@ def _routed(name: str, ours: Callable[..., Any], theirs: Callable[..., Any]) -> 
             dtype = torch.get_autocast_dtype("cpu")
         if dtype in _dtypes:
             return ours(input, *args, **kwargs)
-        if torch.compiler.is_compiling() or not isinstance(input, torch.Tensor):
+        if torch.compiler.is_compiling() or not counted or not isinstance(input, torch.Tensor):
             return theirs(input, *args, **kwargs)
         return leave(name, f"dtype {dtype}", theirs, input, *args, **kwargs)
 
     return function
 
 
-_ROUTED = {name: _routed(name, ours, _THEIRS[name]) for name, ours in OFFERS.items()}
+_ROUTED = {name: _routed(name, ours, _THEIRS[name]) for name, ours in _OURS.items()}
 
 
 class _Caught(TorchFunctionMode):
@@ -68,7 +70,9 @@ class use(ContextDecorator):  # noqa: N801 - a verb, as torch.no_grad is
 
     Within the block, `torch.nn.functional`'s convolutions, transposed convolutions, pools, unfold and fold, and the
     modules of `torch.nn` that call them, are computed by fastconv, with their gradients. What it cannot do stays with
-    PyTorch; `stats` tells what, and why. The block holds for the whole process, all its threads; blocks may be nested.
+    PyTorch; `stats` tells what, and why. Fully connected layers are fastconv's where a large weight meets few rows and
+    no gradient is recorded; others are not counted. The block holds for the whole process, all its threads; blocks may
+    be nested.
 
     A parameter's packed form is kept while nothing is learnt (see `forget`). `torch.jit.trace` sees PyTorch's
     operators; `torch.jit.script` reads functions' sources, so call it outside of the block.

@@ -81,7 +81,7 @@ void barrier(Site site);
 int barrier_sum(Site site, int value);
 const Meeting& meet(unsigned int mask, const void* data, std::size_t bytes, Site site);
 int lane();
-// Memory that the block shares, filled with NaN when its first thread asks: one piece a key.
+// Memory that the block shares: one piece a key.
 void* shared(const void* key, std::size_t bytes);
 void* dynamic_shared();
 void copy_later(void* to, const void* from, std::size_t bytes, std::size_t valid);

@@ -36,6 +36,8 @@ FLAGS = (
     "-fno-omit-frame-pointer",
 )
 SANITIZER_OPTIONS = {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0:verify_asan_link_order=0"}
+# Memory of more bytes is passed on in parts: there are arrays whose elements lie far apart.
+_WHOLE = 64 << 20
 # A GPU of no particular kind: what predictions and choices of tiles go by.
 PROPERTIES = Properties(
     name="emulated",
@@ -174,14 +176,14 @@ class Program:
             struct.pack("<I", len(parameters)),
             bytes(parameters),
             struct.pack("<I", len(memory)),
-            *(part for m in memory for part in (struct.pack("<QQ", m.high - m.low, m.shift), m.bytes)),
+            *(part for m in memory for part in (m.described, m.bytes)),
             struct.pack("<I", len(pointers)),
             *pointers,
         ]
-        answers = self._ask(b"".join(request), [m.high - m.low for m in memory])
+        answers = self._ask(b"".join(request), [len(m.bytes) for m in memory])
         for m, answer in zip(memory, answers, strict=True):
             if m.writeable:
-                m.view[...] = np.frombuffer(answer, np.uint8)
+                m.write(answer)
             elif answer != m.bytes:
                 raise EmulationError(f"{name} wrote to memory that it was given to read")
 
@@ -205,7 +207,15 @@ class Program:
 
 
 class _Memory:
-    """The memory that some arrays lie in, from their lowest byte to their highest."""
+    """The memory that some arrays lie in, from their lowest byte to their highest.
+
+    Attributes
+    ----------
+    runs : list of (int, int)
+        The parts of it that are passed on, each from its first byte to its last: all, unless elements lie far apart.
+    bytes : bytes
+        What they hold.
+    """
 
     def __init__(self, arrays: list[Any]) -> None:
         bounds = [np.lib.array_utils.byte_bounds(a) for a in arrays]
@@ -213,8 +223,37 @@ class _Memory:
         self.shift = (self.low - _low(_owner(arrays[0]))) % 256
         self.writeable = any(a.flags.writeable for a in arrays)
         size = self.high - self.low
-        self.view = np.frombuffer((ctypes.c_uint8 * size).from_address(self.low), np.uint8)
-        self.bytes = self.view.tobytes()
+        self.runs = [(0, size)] if size <= _WHOLE else _runs(arrays, self.low)
+        self._view = np.frombuffer((ctypes.c_uint8 * size).from_address(self.low), np.uint8)
+        self.bytes = b"".join(self._view[first:stop].tobytes() for first, stop in self.runs)
+
+    @property
+    def described(self) -> bytes:
+        """Sizes, as the emulator reads them."""
+        runs = (struct.pack("<QQ", first, stop - first) for first, stop in self.runs)
+        return struct.pack("<QQI", self.high - self.low, self.shift, len(self.runs)) + b"".join(runs)
+
+    def write(self, answer: bytes) -> None:
+        at = 0
+        for first, stop in self.runs:
+            self._view[first:stop] = np.frombuffer(answer, np.uint8, stop - first, at)
+            at += stop - first
+
+
+def _runs(arrays: list[Any], low: int) -> list[tuple[int, int]]:
+    """Return where the elements of arrays are, from a byte on: the first byte and the last of each run."""
+    places: list[tuple[int, int]] = []
+    for array in arrays:
+        first = array.__array_interface__["data"][0] - low
+        steps = np.indices(array.shape).reshape(array.ndim, -1).T @ np.array(array.strides, np.int64)
+        places += [(first + step, first + step + array.itemsize) for step in steps.tolist()]
+    found: list[tuple[int, int]] = []
+    for start, stop in sorted(places):
+        if found and start <= found[-1][1]:
+            found[-1] = found[-1][0], max(stop, found[-1][1])
+        else:
+            found.append((start, stop))
+    return found
 
 
 def _extents(arrays: Sequence[Any]) -> list[list[Any]]:

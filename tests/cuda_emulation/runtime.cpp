@@ -12,8 +12,10 @@
 #include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
+#include <deque>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -186,6 +188,17 @@ bool open_barrier() {
     return true;
 }
 
+// Whether any of some threads could go on.
+bool resume_ready(const std::vector<unsigned int>& turns, unsigned int first, unsigned int last) {
+    bool any = false;
+    for (unsigned int i = first; i < last; ++i) {
+        if (block.fibres[turns[i]].state != State::ready) continue;
+        resume(turns[i]);
+        any = true;
+    }
+    return any;
+}
+
 void run_block() {
     const unsigned int threads = static_cast<unsigned int>(block.fibres.size());
     for (unsigned int i = 0; i < threads; ++i) {
@@ -200,17 +213,34 @@ void run_block() {
         if (block.order == Order::shuffled) std::shuffle(turns.begin(), turns.end(), block.random);
         bool progress = false;
         done = 0;
-        for (const unsigned int thread : turns) {
-            if (block.fibres[thread].state == State::ready) {
-                resume(thread);
+        for (unsigned int first = 0; first < threads; first += 32) {
+            const unsigned int last = std::min(first + 32, threads);
+            while (resume_ready(turns, first, last)) {
                 progress = true;
+                // In reverse order a warp runs as far ahead of the others as it can, else all keep pace.
+                if (block.order != Order::reverse) break;
             }
-            done += block.fibres[thread].state == State::done;
         }
+        for (const Fibre& fibre : block.fibres) done += fibre.state == State::done;
         if (!progress && !open_barrier()) stuck();
     }
     for (const auto& [key, memory] : block.shared) std::free(memory);
     block.shared.clear();
+}
+
+// Blocks in the order of threads: none may rely on another.
+void run_grid() {
+    const std::size_t blocks = static_cast<std::size_t>(gridDim.x) * gridDim.y * gridDim.z;
+    std::vector<std::size_t> turns(blocks);
+    std::iota(turns.begin(), turns.end(), 0);
+    if (block.order == Order::reverse) std::reverse(turns.begin(), turns.end());
+    if (block.order == Order::shuffled) std::shuffle(turns.begin(), turns.end(), block.random);
+    for (const std::size_t turn : turns) {
+        blockIdx.x = static_cast<unsigned int>(turn % gridDim.x);
+        blockIdx.y = static_cast<unsigned int>(turn / gridDim.x % gridDim.y);
+        blockIdx.z = static_cast<unsigned int>(turn / gridDim.x / gridDim.y);
+        run_block();
+    }
 }
 
 void read(void* to, std::size_t bytes) {
@@ -224,16 +254,68 @@ T read() {
     return value;
 }
 
-void* filled(std::size_t bytes) {
+// What lies in memory that nobody wrote: NaN, or a large number, since NaN may be what a kernel computes again.
+void* filled(std::size_t bytes, bool finite = false) {
     void* memory = nullptr;
     if (posix_memalign(&memory, 256, bytes ? bytes : 1)) fail("no memory");
-    std::memset(memory, 0xff, bytes);
+    std::memset(memory, finite ? 0x4b : 0xff, bytes);
     return memory;
 }
+
+// A piece of memory that the host has, too.
+struct Run {
+    std::uint64_t first, bytes;
+};
+
+// The memory of some arrays. If their elements lie far apart, only the pages around them are there.
+struct Buffer {
+    char* memory;
+    std::size_t bytes, shift;
+    std::vector<Run> runs;
+
+    Buffer() : bytes(read<std::uint64_t>()), shift(read<std::uint64_t>()), runs(read<std::uint32_t>()) {
+        for (Run& run : runs) run = read<Run>();
+        memory = is_whole() ? static_cast<char*>(filled(shift + bytes)) : mapped();
+        for (const Run& run : runs) read(start() + run.first, run.bytes);
+        if (is_whole()) __asan_poison_memory_region(memory, shift);
+    }
+    Buffer(const Buffer&) = delete;
+
+    ~Buffer() {
+        if (is_whole()) {
+            __asan_unpoison_memory_region(memory, shift);
+            std::free(memory);
+        } else {
+            munmap(memory, shift + bytes);
+        }
+    }
+
+    char* start() const { return memory + shift; }
+
+    void write() const {
+        for (const Run& run : runs) std::fwrite(start() + run.first, 1, run.bytes, stdout);
+    }
+
+  private:
+    bool is_whole() const { return runs.size() == 1 && runs[0].bytes == bytes; }
+
+    char* mapped() const {
+        void* all = mmap(nullptr, shift + bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (all == MAP_FAILED) fail("no room for %zu bytes", shift + bytes);
+        const auto page = static_cast<std::uint64_t>(sysconf(_SC_PAGESIZE));
+        for (const Run& run : runs) {
+            const std::uint64_t first = (shift + run.first) / page * page;
+            mprotect(static_cast<char*>(all) + first, shift + run.first + run.bytes - first, PROT_READ | PROT_WRITE);
+        }
+        return static_cast<char*>(all);
+    }
+};
 
 void prepare_fibres(const uint3& size) {
     const unsigned int threads = size.x * size.y * size.z;
     while (block.fibres.size() > threads) {
+        // What is mapped there next is no stack.
+        __asan_unpoison_memory_region(block.fibres.back().stack, stack_bytes);
         munmap(block.fibres.back().stack, stack_bytes);
         block.fibres.pop_back();
     }
@@ -267,35 +349,17 @@ void answer() {
     if (blockDim.x * blockDim.y * blockDim.z > block.kernel->threads) {
         fail("%s is for blocks of %u threads at most", name.c_str(), block.kernel->threads);
     }
-    struct Buffer {
-        char* memory;
-        std::size_t bytes, shift;
-    };
-    std::vector<Buffer> buffers(read<std::uint32_t>());
-    for (Buffer& buffer : buffers) {
-        buffer.bytes = read<std::uint64_t>();
-        buffer.shift = read<std::uint64_t>();
-        buffer.memory = static_cast<char*>(filled(buffer.shift + buffer.bytes));
-        read(buffer.memory + buffer.shift, buffer.bytes);
-        __asan_poison_memory_region(buffer.memory, buffer.shift);
-    }
+    std::deque<Buffer> buffers;
+    for (auto count = read<std::uint32_t>(); count; --count) buffers.emplace_back();
     for (auto pointers = read<std::uint32_t>(); pointers; --pointers) {
         const auto offset = read<std::uint32_t>(), index = read<std::uint32_t>();
-        const char* address = buffers[index].memory + buffers[index].shift + read<std::uint64_t>();
+        const char* address = buffers[index].start() + read<std::uint64_t>();
         std::memcpy(&parameters[offset], &address, sizeof address);
     }
     block.parameters = parameters.data();
     prepare_fibres(blockDim);
-    for (blockIdx.z = 0; blockIdx.z < gridDim.z; ++blockIdx.z) {
-        for (blockIdx.y = 0; blockIdx.y < gridDim.y; ++blockIdx.y) {
-            for (blockIdx.x = 0; blockIdx.x < gridDim.x; ++blockIdx.x) run_block();
-        }
-    }
-    for (const Buffer& buffer : buffers) {
-        std::fwrite(buffer.memory + buffer.shift, 1, buffer.bytes, stdout);
-        __asan_unpoison_memory_region(buffer.memory, buffer.shift);
-        std::free(buffer.memory);
-    }
+    run_grid();
+    for (const Buffer& buffer : buffers) buffer.write();
     std::fputc('.', stdout);
     std::fflush(stdout);
 }
@@ -364,7 +428,7 @@ const Meeting& meet(unsigned int mask, const void* data, std::size_t bytes, Site
 
 void* shared(const void* key, std::size_t bytes) {
     void*& memory = block.shared[key];
-    if (!memory) memory = filled(bytes);
+    if (!memory) memory = filled(bytes, block.order == Order::reverse);
     return memory;
 }
 

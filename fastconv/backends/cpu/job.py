@@ -22,6 +22,7 @@ from fastconv.backends.cpu import threads
 from fastconv.backends.cpu.compiling import fingerprint, function, inlined
 from fastconv.backends.cpu.memory import copy, integer, word
 from fastconv.backends.cpu.objects import OBJECT, data_of, strides_of
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.scratch import address
 
 # What every run fills in: input, packed weight, output, bias, residual, the workers' scratch.
@@ -30,8 +31,8 @@ HEAD = ("x", "w", "y", "bias", "residual", "slab")
 #: Words of a record, at most.
 MOST_WORDS = 128
 # Bytes of scratch that a start has room for itself, and those of a line of the cache, with which it begins.
-ROOM, _LINE = 4096, 64
-_SLAB_WORDS = (ROOM + _LINE) // 8
+ROOM = 4096
+_SLAB_WORDS = (ROOM + LINE) // 8
 
 # The words of a start: what the job is; what is left of the address of an aligned element; and for x, w, y, bias and
 # residual how many strides each must have, -1 if there is no such array, and which.
@@ -139,7 +140,7 @@ def _doing() -> Any:
         _put(job, 2, _data(start, 2, y))
         _put(job, 3, _data(start, 3, bias))
         _put(job, 4, _data(start, 4, residual))
-        _put(job, 5, slab or on_stack(_SLAB_WORDS) + _LINE & -_LINE)
+        _put(job, 5, slab or on_stack(_SLAB_WORDS) + LINE & -LINE)
         threads.launch(board, word(start, _LOOPS), job, word(start, _UNITS), helpers)
         return 1
 

@@ -60,6 +60,23 @@ def clear(typingctx: Any, target: Any, count: Any) -> Any:
 
 
 @intrinsic
+def fetch(typingctx: Any, source: Any, count: Any) -> Any:
+    """Ask for ``count`` bytes from an address on, which need not exist, to be brought to the second-level cache."""
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        b, (source, count) = builder, args
+        kind = ir.FunctionType(ir.VoidType(), [_BYTES, *(ir.IntType(32),) * 3])
+        prefetch = cgutils.get_or_insert_function(b.module, kind, "llvm.prefetch.p0")
+        lines = b.sdiv(b.add(count, count.type(LINE - 1)), count.type(LINE))
+        with cgutils.for_range(b, lines) as loop:
+            place = b.inttoptr(b.add(source, b.mul(loop.index, count.type(LINE))), _BYTES)
+            b.call(prefetch, [place, *map(ir.IntType(32), (0, 2, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
 def stream(typingctx: Any, target: Any, source: Any, count: Any, begins: Any, ends: Any) -> Any:
     """Copy the next ``count`` bytes of a run past the caches: lines that are written whole are not read before.
 

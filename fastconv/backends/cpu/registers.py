@@ -11,6 +11,11 @@ from fastconv.machine import machine
 LINE = 64
 
 
+def whole_lines(size: int) -> int:
+    """Return a number of bytes rounded up to whole lines of the cache."""
+    return -(-size // LINE) * LINE
+
+
 @dataclass(frozen=True)
 class Simd:
     """A register file: how wide, how many, and whether it multiplies and adds in one instruction, how often."""

@@ -22,26 +22,25 @@ from numba import types
 from fastconv import borrowed
 from fastconv.backends.cpu.calling import call
 from fastconv.backends.cpu.compiling import callback, fingerprint, function, inlined
+from fastconv.backends.cpu.registers import LINE, whole_lines
 from fastconv.backends.cpu.shared_words import add, call_integer, get, pause, put, replace
 from fastconv.backends.cpu.steering import BYTES, THREAD, addresses, settle, steer_away
 from fastconv.machine import available_cores
-
-_LINE = 64  # bytes of a cache line: words that different threads write lie apart
 
 # Rounds of spinning before a worker sleeps, a fraction of a millisecond: as long as Python takes between two layers.
 _PATIENCE = 10000
 
 # The board that caller and workers share, in lines: the number of the job that is open to workers, 0 if none is; what
 # the job is, which the caller alone writes; how many workers are at it.
-_OPEN, _ACTIVE = 0, 2 * _LINE
-_FUNCTION, _JOB, _UNITS, _CHUNK, _HELPERS, _NUMBER = (_LINE + 8 * i for i in range(6))
+_OPEN, _ACTIVE = 0, 2 * LINE
+_FUNCTION, _JOB, _UNITS, _CHUNK, _HELPERS, _NUMBER = (LINE + 8 * i for i in range(6))
 # What never changes: addresses of functions. Those of a borrowed team are 0 if these are our own workers.
-_WAIT, _POST, _PARALLEL, _SHARE, _THREAD, _MOST = (3 * _LINE + 8 * i for i in range(6))
-_STEERING = 4 * _LINE
+_WAIT, _POST, _PARALLEL, _SHARE, _THREAD, _MOST = (3 * LINE + 8 * i for i in range(6))
+_STEERING = 4 * LINE
 # From there on some lines for the caller and each worker: the next unit of its portion, whether it sleeps, its
 # semaphore, and on which cores it may run.
-_WORKERS, _LINES = 5 * _LINE, 3 * _LINE + -(-BYTES // _LINE) * _LINE
-_NEXT, _ASLEEP, _SEMAPHORE, _CORES = (_LINE * i for i in range(4))
+_WORKERS, _LINES = 5 * LINE, 3 * LINE + whole_lines(BYTES)
+_NEXT, _ASLEEP, _SEMAPHORE, _CORES = (LINE * i for i in range(4))
 # A worker that sleeps is called once, by whoever finds it sleeping, and wakes up when it was called: so its cores are
 # the caller's to change before it is called, and the worker's own after.
 _AWAKE, _SLEEPS, _CALLED = range(3)
@@ -183,9 +182,9 @@ class Board:
 
     def __init__(self, workers: int) -> None:
         # Kept for ever: workers look at it until the process ends.
-        self._memory = np.zeros((_WORKERS + (workers + 1) * _LINES + _LINE) // 8, np.int64)
+        self._memory = np.zeros((_WORKERS + (workers + 1) * _LINES + LINE) // 8, np.int64)
         address = self._memory.ctypes.data
-        self.address = address + -address % _LINE
+        self.address = address + -address % LINE
         self.size = 0
         self.lock = threading.Lock()
 

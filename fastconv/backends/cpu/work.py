@@ -17,6 +17,8 @@ from fastconv.problem import ConvProblem, Problem
 WORTH_SHARING = 6e-6
 # Seconds of handing over a packed weight for which a problem must take as many seconds more.
 _HANDED = 3e-6
+#: Second-level caches' worth of bytes, a worker, beyond which a map is out of the caches before anybody reads it.
+KEPT = 8
 
 _ONLY = {
     "fprop": "computes forward only",

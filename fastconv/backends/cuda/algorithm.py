@@ -78,7 +78,10 @@ class CudaAlgorithm(Algorithm):
             arrays = inputs + outputs
             together = 16
             for array in arrays:
-                together |= launcher.address(array)
+                address, size = launcher.address(array), array.itemsize
+                if address % size:
+                    raise ValueError(f"addresses: expected multiples of {size} bytes, an element's size")
+                together |= address
             with launcher.on(inputs[0]):
                 form = tuple([strides_of(array) for array in arrays]), together & -together
                 (forms.get(form) or prepared(form))(inputs, outputs)

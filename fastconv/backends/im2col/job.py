@@ -172,6 +172,14 @@ class Job:
         """Whether a matrix is one row of many that lie side by side, which BLAS does not take."""
         return not matrix.by_row and rows == 1 and channels > 1
 
+    @property
+    def picked(self) -> int:
+        """Elements of maps that are copied one by one since their rows are of that kind, beside copied columns."""
+        n, g, c, m, *o = self.whole
+        columns = not self.native_needs.columns and self._is_vector(self.form.columns, c * self.taps, self.problem.ic)
+        result = self._is_vector(self.form.result, m, self.problem.oc)
+        return n * g * math.prod(o) * (columns * c * self.taps + result * m)
+
     def _lasting(self, block: Block, needs: Needs, in_parts: bool) -> int:
         n, g, c, m, *o = block
         weight = g * m * c * self.taps * (math.prod(o) if self.is_local else 1)

@@ -27,6 +27,8 @@ _MATRIX_SECONDS = 0.2e-6
 _VECTOR_EFFICIENCY = 0.9
 # NumPy copies and adds line by line.
 _LINE_SECONDS = 6e-9
+# One of many rows that lie side by side is copied element by element, each from a line of its own.
+_PICK_SECONDS = 1.5e-9
 
 # BLAS's threads spin after their work, and take cores from what comes next: as much is lost there as this (measured
 # with OpenBLAS: one to two milliseconds). Products of fewer multiply-adds it leaves to one thread.
@@ -60,7 +62,7 @@ def convolution_seconds(job: Job, machine: Machine) -> float:
     # What goes through memory and what BLAS computes overlap; copies stand between them.
     through = max(_gemm_seconds(job, machine), machine.moving(p.bytes))
     lines = copied / size / (c if job.is_last else o[-1] if o else 1)
-    copying = lines * _LINE_SECONDS + copied / (rate * machine.bandwidth)
+    copying = lines * _LINE_SECONDS + copied / (rate * machine.bandwidth) + job.picked * _PICK_SECONDS
     return _DOUBT * (overhead + widened + copying + through)
 
 

@@ -5,10 +5,24 @@ from __future__ import annotations
 from abc import abstractmethod
 
 from fastconv.backends.cpu.registers import LINE
-from fastconv.backends.cpu.work import ConvWork
+from fastconv.backends.cpu.work import ConvWork, refuses_halves
+from fastconv.problem import ConvProblem
 
 # Steps of columns that tiles are compiled for, at most.
 _STEPS = 2
+
+
+def refuses_other_channels(problem: ConvProblem) -> str | None:
+    """Return why not, if channels are not in the lanes as they lie in memory, each on its own."""
+    if problem.ndim == 0:
+        return "slides over spatial axes, of which a linear layer has none"
+    if problem.layout != "channels_last":
+        return "takes channels that are neighbours in memory"
+    if not problem.groups == problem.ic == problem.oc:
+        return f"takes a channel a group, not {problem.ic // problem.groups} and {problem.oc // problem.groups}"
+    if problem.padding_mode != "zeros":
+        return f"pads with zeros, not in mode {problem.padding_mode!r}"
+    return refuses_halves(problem)
 
 
 class ChannelsWork(ConvWork):

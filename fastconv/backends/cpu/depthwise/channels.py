@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.depthwise.channel_lanes import refuses_other_channels
 from fastconv.backends.cpu.depthwise.channels_work import Work
-from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -12,19 +13,6 @@ from fastconv.problem import ConvProblem
 _OVERHEAD = 3e-6
 # Columns of a kernel whose weights registers are to hold.
 _MOST_COLUMNS = 11
-
-
-def refuses_other_channels(problem: ConvProblem) -> str | None:
-    """Return why not, if channels are not in the lanes as they lie in memory, each on its own."""
-    if problem.ndim == 0:
-        return "slides over spatial axes, of which a linear layer has none"
-    if problem.layout != "channels_last":
-        return "takes channels that are neighbours in memory"
-    if not problem.groups == problem.ic == problem.oc:
-        return f"takes a channel a group, not {problem.ic // problem.groups} and {problem.oc // problem.groups}"
-    if problem.padding_mode != "zeros":
-        return f"pads with zeros, not in mode {problem.padding_mode!r}"
-    return refuses_halves(problem)
 
 
 class DepthwiseChannels(Algorithm):

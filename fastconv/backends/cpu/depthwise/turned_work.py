@@ -12,7 +12,7 @@ import math
 from functools import cached_property
 
 from fastconv.backends.cpu.depthwise import work as forward
-from fastconv.backends.cpu.registers import LINE, Simd
+from fastconv.backends.cpu.registers import Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem, Sizes
 
@@ -142,7 +142,7 @@ class Work(ConvWork):
     def slab_bytes(self) -> int:
         """Bytes of a worker's scratch memory: turned planes, a vector of biases, sums and what is read behind them."""
         sums = (self.band * self.inner_out + self.lanes) * self.item
-        return -(-(self.input_bytes + self.item + sums) // LINE) * LINE
+        return whole_lines(self.input_bytes + self.item + sums)
 
     @property
     def cycles(self) -> float:

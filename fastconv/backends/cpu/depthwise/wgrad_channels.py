@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.depthwise.channel_lanes import refuses_other_channels
 from fastconv.backends.cpu.depthwise.wgrad_channels_work import Work
 from fastconv.backends.cpu.registers import simd
-from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.backends.cpu.work import refuses_all_but
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -24,18 +25,13 @@ class ChannelsWgrad(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if problem.ndim == 0:
-            return "slides over spatial axes, of which a linear layer has none"
-        if problem.layout != "channels_last":
-            return "takes channels that are neighbours in memory"
-        if not problem.groups == problem.ic == problem.oc:
-            return f"takes a channel a group, not {problem.ic // problem.groups} and {problem.oc // problem.groups}"
-        if problem.padding_mode != "zeros":
-            return f"pads with zeros, not in mode {problem.padding_mode!r}"
+        other = refuses_other_channels(problem)
+        if other is not None:
+            return other
         most = Work.most_columns(simd())
         if problem.kernel_size[-1] > most:
             return f"holds the sums of a kernel's row in registers, at most {most}, not {problem.kernel_size[-1]}"
-        return refuses_halves(problem)
+        return None
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = Work.of(problem)

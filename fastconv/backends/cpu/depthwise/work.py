@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.phases import MOST_WAYS, dealing_cycles
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
 
@@ -16,7 +16,6 @@ from fastconv.problem import ConvProblem
 _SLAB = 24 << 10
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
-_LINE = 64
 
 # Kernel rows that are done together, and the output rows and vectors that a tile may have: not all, so that the
 # number of compiled functions stays small.
@@ -146,7 +145,7 @@ class Work(ConvWork):
         rate = self.simd.fma_per_cycle if whole else 2.0
         loads = self.rows_read(rows) * vectors * self.phases
         # Vectors of columns begin anywhere: most of them, as wide as a cache line, lie in two.
-        crossing = 1.0 if self.last else lanes * self.size / _LINE
+        crossing = 1.0 if self.last else lanes * self.size / LINE
         column = max(
             rows * vectors * self.kernel_rows / rate,
             (loads * (1 + crossing) / 2 + self.kernel_rows + loads * (1 - 1 / self.phases) / 2) / rate,
@@ -164,7 +163,7 @@ class Work(ConvWork):
         rate = self.simd.fma_per_cycle if lanes * self.size == self.simd.vector_bytes else 2.0
         loads = self.rows_read(rows) * vectors * self.phases
         # Loads that cross lines take two turns; of every second column, vectors are picked from two.
-        crossing = 0.0 if self.last else lanes * self.size / _LINE
+        crossing = 0.0 if self.last else lanes * self.size / LINE
         column = max(
             rows * vectors * self.kernel_rows / rate,
             (loads * (1 + crossing) + self.kernel_rows / 2 + loads * (1 - 1 / self.phases)) / rate,
@@ -185,7 +184,7 @@ class Work(ConvWork):
         """Lines of output that tiles write piece below piece, where no tile writes whole rows."""
         if self.last or self.tiles_across == 1 or self.tile.rows == 1:
             return 0.0
-        piece = 1 + self.tile.vectors * self.tile.lanes * self.size / _LINE
+        piece = 1 + self.tile.vectors * self.tile.lanes * self.size / LINE
         return self.problem.n * self.problem.oc * self.depth.out * self.height.out * self.tiles_across * piece
 
     @property
@@ -209,7 +208,7 @@ class Work(ConvWork):
         """Cycles of planes that are taken as lines: most vectors lie in two cache lines."""
         p, rows, cols = self.problem, self.height.kernel, self.width.kernel
         vectors = -(-self.height.out * self.width.out // self.flat_lanes)
-        loads = (rows + cols) * (1 + self.flat_lanes * self.size / _LINE)
+        loads = (rows + cols) * (1 + self.flat_lanes * self.size / LINE)
         step = max(rows * cols, loads) / self.simd.fma_per_cycle + 1
         return p.n * p.oc * (vectors * step + _START)
 
@@ -220,7 +219,7 @@ class Work(ConvWork):
         whole = lanes * self.size == self.simd.vector_bytes
         rate = self.simd.fma_per_cycle if whole else 2.0
         # Vectors that cross lines load twice; of every second column, they are picked from two.
-        lines = lanes * self.size / _LINE
+        lines = lanes * self.size / LINE
         loads = self.kernel_cols * self.rows_read(rows) * self.phases + rows
         picks = self.kernel_cols * self.rows_read(rows) * (self.phases - 1)
         cells = self.kernel_cols * self.kernel_rows
@@ -228,7 +227,7 @@ class Work(ConvWork):
         # Planes that the first-level cache does not hold are walked down line by line: each time, or only once
         # where it holds a column of vectors.
         columns, passes = self.depth.out * -(-self.width.out // lanes), self.taps / cells
-        touched = _LINE * (self.rows_read(rows) * (self.phases * lines + 1) + rows * (lines + 1))
+        touched = LINE * (self.rows_read(rows) * (self.phases * lines + 1) + rows * (lines + 1))
         rounds = self.height.out / rows
         far = 0.0 if self._plane_bytes <= _SLAB else 1.0 if rounds * touched <= _SLAB else passes
         summing = far * max(cycles, touched / _L2_RATE) + (passes - far) * cycles
@@ -264,7 +263,7 @@ class Work(ConvWork):
     @property
     def sums_bytes(self) -> int:
         """Bytes of a vector for each kernel position, which the weight gradient keeps."""
-        return -(-self.taps * self.tile.lanes * self.size // _LINE) * _LINE
+        return whole_lines(self.taps * self.tile.lanes * self.size)
 
     @property
     def blocks(self) -> int:
@@ -338,7 +337,7 @@ class Work(ConvWork):
         """Bytes of a phase of a slab's row."""
         size = -(-(self._skipped + self.width.extent(self.width.out)) // self.slab_phases) * self.item
         # Vectors of the first columns then lie in one line of the cache each.
-        return size if self.slab_phases == 1 else -(-size // _LINE) * _LINE
+        return size if self.slab_phases == 1 else whole_lines(size)
 
     @property
     def row_bytes(self) -> int:
@@ -351,7 +350,7 @@ class Work(ConvWork):
         if not self.slab:
             return 0
         beyond = self.tile.vectors * self.tile.lanes * self.size
-        return -(-(self.height.extent(self.band) * self.row_bytes + beyond) // _LINE) * _LINE
+        return whole_lines(self.height.extent(self.band) * self.row_bytes + beyond)
 
     @property
     def zero_bytes(self) -> int:

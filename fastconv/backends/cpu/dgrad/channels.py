@@ -11,15 +11,14 @@ import math
 from typing import NamedTuple
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
+from fastconv.backends.cpu.dgrad.rounds import images_a_round
 from fastconv.backends.cpu.dgrad.shifts import refuses_all_but_plain
 from fastconv.backends.cpu.pointwise.algorithm import Pointwise
 from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.work import workers_for
-from fastconv.machine import Machine, machine
+from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-# Of the caches of all workers, how much rows may take until they are added up.
-_SHARE = 0.5
 # Seconds of a call beyond the product's.
 _OVERHEAD = 4e-6
 # Cycles of an element of the map, of one of a row's runs, and of a vector of it.
@@ -85,11 +84,9 @@ class ChannelsDgrad(Algorithm):
 
 
 def steps_of(problem: ConvProblem) -> Steps:
-    """Return the steps of a gradient: as many images a round as the caches hold the rows of."""
+    """Return the steps of a gradient."""
     taps, positions = math.prod(problem.kernel_size), math.prod(problem.output_size)
-    image = problem.ic * taps * positions * problem.itemsize
-    most = max(1, int(_SHARE * machine().l2_bytes * workers_for(problem)) // image)
-    images = max(k for k in range(1, problem.n + 1) if problem.n % k == 0 and k <= most)
+    images = images_a_round(problem)
     product = ConvProblem(
         op="conv1d",
         direction="fprop",

@@ -11,14 +11,12 @@ from typing import NamedTuple
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.dgrad.algorithm import DgradPointwiseInPlace
+from fastconv.backends.cpu.dgrad.rounds import images_a_round
 from fastconv.backends.cpu.dgrad.shifts import refuses_all_but_plain
 from fastconv.backends.cpu.unfold.algorithm import Fold
-from fastconv.backends.cpu.work import workers_for
-from fastconv.machine import Machine, machine
+from fastconv.machine import Machine
 from fastconv.problem import ConvProblem, PoolProblem
 
-# Of the caches of all workers, how much columns may take until they are folded.
-_SHARE = 0.5
 # Bytes a second of a weight that outgrows a core's cache: it is copied across its rows, a few channels at a time.
 _FETCH_RATE = 28e9
 # How much longer both steps take where the columns were not in the caches before.
@@ -75,11 +73,9 @@ class FoldedDgrad(Algorithm):
 
 
 def steps_of(problem: ConvProblem) -> Steps:
-    """Return the steps of a gradient: as many images a round as the caches hold the columns of."""
+    """Return the steps of a gradient."""
     taps, positions = math.prod(problem.kernel_size), math.prod(problem.output_size)
-    image = problem.ic * taps * positions * problem.itemsize
-    most = max(1, int(_SHARE * machine().l2_bytes * workers_for(problem)) // image)
-    images = max(k for k in range(1, problem.n + 1) if problem.n % k == 0 and k <= most)
+    images = images_a_round(problem)
     product = ConvProblem(
         op="conv1d",
         direction="dgrad",

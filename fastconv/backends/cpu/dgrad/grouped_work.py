@@ -6,10 +6,9 @@ import math
 
 from fastconv.backends.cpu.axes import lifted_axes
 from fastconv.backends.cpu.dgrad.shifts import stacked_problem
-from fastconv.backends.cpu.direct.work import whole_lines
 from fastconv.backends.cpu.grouped import work as forward
 from fastconv.backends.cpu.phases import shuffles
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import Simd, whole_lines
 from fastconv.problem import ConvProblem
 
 

@@ -7,11 +7,11 @@ from functools import cached_property
 
 from fastconv.backends.cpu.dgrad.phases import forward_problem, groups_of
 from fastconv.backends.cpu.formats import format_of
+from fastconv.backends.cpu.registers import whole_lines
 from fastconv.problem import ConvProblem, Sizes
 
 # Bytes of a block of the weight that is transposed, so that it stays in the first-level cache.
 _BLOCK_BYTES = 16 << 10
-_LINE = 64  # bytes of a cache line, with which everything in scratch memory begins
 
 # Of the caches, how much phases may take that are not yet interleaved.
 _SHARE = 1.0
@@ -137,7 +137,7 @@ class Work:
         """Shape and bytes of what lies in scratch memory: phases that are not yet interleaved, and weights turned."""
         shapes = [forward.y_shape for forward in self.forward] if self.interleaved else []
         shapes += [forward.w_shape for forward in self.forward] if self.turns else []
-        return [(shape, -(-math.prod(shape) * self.size // _LINE) * _LINE) for shape in shapes]
+        return [(shape, whole_lines(math.prod(shape) * self.size)) for shape in shapes]
 
     @property
     def weight_bytes(self) -> int:

@@ -8,9 +8,8 @@ from functools import cached_property
 from fastconv.backends.cpu.dgrad.phases import Group, Line, forward_problem, groups_of
 from fastconv.backends.cpu.dgrad.shifts import window_problem
 from fastconv.backends.cpu.direct import work as direct
-from fastconv.backends.cpu.direct.work import whole_lines
 from fastconv.backends.cpu.phases import shuffles
-from fastconv.backends.cpu.registers import LINE, Simd
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
 from fastconv.problem import AXES, ConvProblem
 
 # Of the second-level cache, what results take until they are woven.

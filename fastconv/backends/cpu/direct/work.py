@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 from fastconv.backends.cpu.cuts import Cut, even
 from fastconv.backends.cpu.direct.borders import Borders
 from fastconv.backends.cpu.formats import computed
-from fastconv.backends.cpu.registers import LINE, Simd
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem, Sizes
@@ -491,8 +491,3 @@ class Work(ConvWork):
 def _read_places(axis: Axis, outputs: int) -> int:
     """Return how many padded positions so many neighbouring windows read."""
     return min(axis.extent(outputs), outputs * axis.kernel)
-
-
-def whole_lines(size: int) -> int:
-    """Return a number of bytes rounded up to whole lines of the cache."""
-    return -(-size // LINE) * LINE

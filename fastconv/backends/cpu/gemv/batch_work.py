@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fastconv.backends.cpu.cuts import even
-from fastconv.backends.cpu.gemv.work import LATENCY, OVERHEAD, SIDE_BY_SIDE, RowsWork, whole_lines
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.gemv.work import LATENCY, OVERHEAD, SIDE_BY_SIDE, RowsWork
+from fastconv.backends.cpu.registers import Simd, whole_lines
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 

@@ -43,8 +43,6 @@ class GemvPixels(Algorithm):
             return "needs a kernel of 1, all channels in one group, every pixel, and no padding"
         if problem.oc > _MOST_OUTPUTS:
             return f"takes at most {_MOST_OUTPUTS} output channels, not {problem.oc}"
-        if not problem.n:
-            return "needs an image"
         return refuses_halves(problem)
 
     def workspace_bytes(self, problem: AnyProblem) -> int:

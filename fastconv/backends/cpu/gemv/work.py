@@ -9,12 +9,11 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.formats import computed
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-_LINE = 64  # bytes of a cache line
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
 OVERHEAD = 3.2e-6
 # Rows that are read side by side come slower than a weight that was packed for reading in one go.
@@ -170,8 +169,3 @@ class Work(RowsWork):
         times = self.outputs / self.tile.rows if images > self.cache // 2 else 0.0
         moving = SIDE_BY_SIDE * machine.reading(self.problem.bytes) + times * machine.moving(images)
         return OVERHEAD + max(computing, moving) / min(self.workers, self.units)
-
-
-def whole_lines(size: int) -> int:
-    """Return the bytes of the lines of the cache that so many take."""
-    return -(-size // _LINE) * _LINE

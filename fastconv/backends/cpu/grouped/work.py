@@ -13,13 +13,12 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import inside
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
-_LINE = 64
 # Output channels that a tile takes at most.
 _MOST_CHANNELS = 8
 # The share of the second-level cache that a slab and its sums take.
@@ -143,12 +142,12 @@ class Work(ConvWork):
     def input_bytes(self, band: int) -> int:
         """Bytes of the padded input that a band of a bundle of groups reads."""
         channels = self.bundle * self.inputs
-        return _whole(channels * math.prod(self.phases) * self.phase_bytes(band) + self.most_read * self.size)
+        return whole_lines(channels * math.prod(self.phases) * self.phase_bytes(band) + self.most_read * self.size)
 
     @property
     def zeros_bytes(self) -> int:
         """Bytes of a pixel of padding."""
-        return _whole(self.bundle * self.inputs * self.size)
+        return whole_lines(self.bundle * self.inputs * self.size)
 
     @property
     def slab_bytes(self) -> int:
@@ -168,7 +167,7 @@ class Work(ConvWork):
         """Bytes of a bundle's sums: whole vectors of channels are read."""
         # A line's last rows are read by whole vectors, too.
         spare = self.lanes * self.size
-        return _whole(-(-self.bundle * self.outputs // self.lanes) * self.lanes * self.line + spare)
+        return whole_lines(-(-self.bundle * self.outputs // self.lanes) * self.lanes * self.line + spare)
 
     @cached_property
     def band(self) -> int:
@@ -243,7 +242,3 @@ class Work(ConvWork):
         else:
             moving += _GATHER * self.lanes * into + _STORE * out
         return groups * (self.terms * self.step_cycles + moving) + self.units * _UNIT
-
-
-def _whole(size: int) -> int:
-    return -(-size // _LINE) * _LINE

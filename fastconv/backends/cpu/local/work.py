@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import NamedTuple
 
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
-_LINE = 64  # bytes of a cache line
 _UNITS = 4  # units of work a thread, so that an uneven end costs little
 _OVERHEAD = 8e-6
 # Rows of the weight that are read side by side, images at once, vectors of a row: more is of no use.
@@ -182,7 +181,7 @@ class Work(ConvWork):
         places, end = {}, 0
         for name, size in sizes.items():
             places[name] = end
-            end += -(-size // _LINE) * _LINE + 2 * _LINE  # vectors may reach beyond
+            end += whole_lines(size) + 2 * LINE  # vectors may reach beyond
         return places | {"scratch_bytes": end}
 
     @property

@@ -8,16 +8,14 @@ from functools import cached_property
 
 from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.phases import dealing_cycles
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.problem import ConvProblem
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 4
-_LINE = 64
 # Bytes a cycle from the second-level cache.
 _L2_RATE = 32
-# bytes of a cache line
 _NEAR = 1 << 14  # half of a first-level cache
 
 # Cycles of a vector that is stored, of a tile beside its terms, and of a unit of work.
@@ -122,7 +120,7 @@ class Work(ConvWork):
     def slab_bytes(self) -> int:
         """Bytes of what a band reads, and what lies behind, which lanes that are not stored read."""
         beyond = (self.vectors + 1) * self.lanes * self.size
-        return -(-(self.problem.ic * self.steps(self.band)[0] + beyond) // _LINE) * _LINE
+        return whole_lines(self.problem.ic * self.steps(self.band)[0] + beyond)
 
     @property
     def spilled(self) -> int:

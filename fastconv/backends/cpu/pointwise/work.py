@@ -9,7 +9,7 @@ from itertools import product
 from typing import NamedTuple
 
 from fastconv.backends.cpu.cuts import Cut, even
-from fastconv.backends.cpu.registers import LINE, Simd
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -207,7 +207,7 @@ class Work(ConvWork):
     @property
     def panel_bytes(self) -> int:
         """Bytes from one panel to the next."""
-        return -(-self.stride * self.inputs * self.size // 64) * 64
+        return whole_lines(self.stride * self.inputs * self.size)
 
     @cached_property
     def band(self) -> int:
@@ -216,6 +216,8 @@ class Work(ConvWork):
         if self.is_small:
             # The more tiles follow one another, the longer is what they write of a channel; but workers share bands.
             room = self.cache // (4 if self.workers == 1 and self.outputs > self.inputs else 16)
+            if self.tile.blocks == 1:  # pixels are read once, where they are, each worker's apart from the others'
+                room = self.cache // 2
             share = -(-total * self.problem.groups // (_UNITS * self.workers))
         else:
             room, share = self.cache // 2, total
@@ -259,7 +261,7 @@ class Work(ConvWork):
         images = -(-self.band // self.tile.cut.pieces) + 1
         left = images * self.tile.left * self.left_bytes
         taken = self.left_at + left + 4 * self.simd.vector_bytes
-        return -(-taken // 64) * 64
+        return whole_lines(taken)
 
     @property
     def block_at(self) -> int:
@@ -269,12 +271,12 @@ class Work(ConvWork):
     @property
     def left_at(self) -> int:
         """Where in a worker's memory the channels of pixels go that are done on their own."""
-        return -(-self.block_at // 64) * 64
+        return whole_lines(self.block_at)
 
     @property
     def left_bytes(self) -> int:
         """Bytes of the channels of a pixel that is done on its own."""
-        return -(-self.inputs * self.size // 64) * 64
+        return whole_lines(self.inputs * self.size)
 
     @property
     def cycles(self) -> float:
@@ -327,7 +329,7 @@ class InPlaceWork(Work):
     @property
     def left_at(self) -> int:
         """See `Work.left_at`; blocks that were copied come before."""
-        return -(-(self.block_at + self.copies * self.block_bytes) // 64) * 64
+        return whole_lines(self.block_at + self.copies * self.block_bytes)
 
     @property
     def chunk(self) -> int:

@@ -8,7 +8,8 @@ from functools import cached_property
 from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.pool.windows import Picks, Windows, alike, cover, dense, lifted, picks
 from fastconv.backends.cpu.pool.work import LONGEST, PERMUTED_BYTES, POWER, ROOT, WIDEST, joined
-from fastconv.backends.cpu.registers import LINE, Simd
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
+from fastconv.backends.cpu.work import KEPT
 from fastconv.geometry import Axis, UnevenAxis
 from fastconv.machine import machine
 from fastconv.problem import PoolProblem, Sizes
@@ -34,9 +35,8 @@ _VECTORS = 4
 _STRIPS = 2
 # Cycles of an element that goes where an index says, and bytes a cycle that are cleared before.
 _SCATTERED, _CLEARED = 3.0, 16
-# Second-level caches' worth of bytes: beyond these everything comes from afar; beyond those, a worker, a map is out of
-# the caches before anybody reads it.
-_AFAR, _KEPT = 4, 8
+# Second-level caches' worth of bytes beyond which everything comes from afar.
+_AFAR = 4
 # Bytes, at most, of rows that are made in scratch before they go past the caches.
 _PASSING = 128 << 10
 # Planes, or channels, that take turns in going where indices say.
@@ -328,7 +328,7 @@ class GradientWork:
             return 0
         axis = self.axes[2]
         longest = max(axis.out, axis.size // (axis.stride if isinstance(axis, Axis) else 1) + 1)
-        return -(-(longest + 3 * self.lanes + self.lead) * self.size // 64) * 64
+        return whole_lines((longest + 3 * self.lanes + self.lead) * self.size)
 
     @property
     def lead(self) -> int:
@@ -339,7 +339,7 @@ class GradientWork:
     def passes(self) -> bool:
         """Whether maps go past the caches, their rows in scratch first: large ones, row by row without gaps."""
         row = self.problem.itemsize * self.axes[2].size if self.axes else 0
-        return 0 < self._passing <= _PASSING and row >= LINE and self._is_beyond(_KEPT * self.workers)
+        return 0 < self._passing <= _PASSING and row >= LINE and self._is_beyond(KEPT * self.workers)
 
     @property
     def _passing(self) -> int:
@@ -355,7 +355,7 @@ class GradientWork:
             "maps": (self.block + 1) * stride + kernel,
         }[self.loops]
         behind = max(kernel, stride) * self.simd.vector_bytes
-        return -(-(rows * width.size * self.problem.itemsize + behind) // LINE) * LINE
+        return whole_lines(rows * width.size * self.problem.itemsize + behind)
 
     @property
     def ready(self) -> int:
@@ -370,14 +370,14 @@ class GradientWork:
     def _working_bytes(self) -> int:
         if self.loops == "recorded":
             channels = -(-self.problem.c // (self._line * self.bands)) * self._line if self.last else self.planes
-            return 64 + -(-self.apart * channels * self._sum_bytes // 64) * 64
+            return 64 + whole_lines(self.apart * channels * self._sum_bytes)
         if self.loops == "maps":
-            return -(-self._groups(self.lanes) * self.waiting // 64) * 64
+            return whole_lines(self._groups(self.lanes) * self.waiting)
         if self.loops in ("fills", "shares"):
             return 0
         if self.loops == "covers":
-            return -(-self.axes[2].out * self.problem.c * self.size // 64) * 64
-        return self.plane + (-(-self.axes[2].size * self.size // 64) * 64 if self.norm else 0)
+            return whole_lines(self.axes[2].out * self.problem.c * self.size)
+        return self.plane + (whole_lines(self.axes[2].size * self.size) if self.norm else 0)
 
     @property
     def table_bytes(self) -> int:

@@ -7,7 +7,7 @@ from functools import cached_property
 
 from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.pool.windows import Picks, Windows, dense, lifted, picks, span
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import Simd, whole_lines
 from fastconv.geometry import Axis, UnevenAxis
 from fastconv.problem import PoolProblem
 
@@ -187,7 +187,7 @@ class Work:
             return 0
         else:
             line = self.axes[2].size * (self.size + 8 * self.indexed) + 2 * self.lanes * 8
-        return -(-line // 64) * 64
+        return whole_lines(line)
 
     @property
     def table_bytes(self) -> int:

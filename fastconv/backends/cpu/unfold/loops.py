@@ -10,7 +10,8 @@ from fastconv.backends.cpu.dgrad.interleave import weave
 from fastconv.backends.cpu.elements import get, put
 from fastconv.backends.cpu.formats import computed, size_of
 from fastconv.backends.cpu.job import fields_of, job_type, task_type
-from fastconv.backends.cpu.memory import clear, copy, move, record, word
+from fastconv.backends.cpu.memory import clear, copy, fetch, move, record, stream, word
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.unfold.rows import copy_rows, every_other, gather_row, turn
 
 # Addresses, sizes and (in bytes) strides.
@@ -32,6 +33,7 @@ _FIELDS = """
     column_phase row_phase      | bytes from phase to phase
     taps_h taps_w               | tables: of an unfold, bytes to a kernel position; of a fold, the taps of the phases
     ahead                       | bytes from what is read to what is read soon
+    passes                      | whether rows go past the caches, and are made in scratch before
     taps_d                      | table: the taps of depths
     from_d from_h from_w        | tables: the first entry among the taps, for each depth, row, or phase of columns
     reads_d reads_h reads_w     | tables: how many entries
@@ -271,6 +273,19 @@ def _patch_row(lanes, bits, job, y, d, h, x):
         _turn(lanes, bits, size, size, source, job.yc, job.kw, x, job.kw * size, job.ow)
 
 
+@inlined
+def _patch_rows(lanes, bits, job, y, soon, d, first, end, x, slab):
+    """Write some rows of the map, in the order of memory, and ask for as much from ``soon`` on, unless that is 0."""
+    row = job.width * (bits // 8)
+    for h in range(first, end):
+        to = x + h * job.xh
+        if soon:
+            fetch(soon + (d * job.heights + h) * row, row)
+        _patch_row(lanes, bits, job, y, d, h, slab + LINE if job.passes else to)
+        if job.passes:
+            stream(to, slab + LINE, row, h == first, h + 1 == end)
+
+
 @cache
 def folds(how: int, lanes: int, format: int) -> Any:
     """Return compiled loops of fold: ``run(job, start, stop, worker)`` does a range of units."""
@@ -290,6 +305,10 @@ def folds(how: int, lanes: int, format: int) -> Any:
             end = min(first + job.band, job.heights)
             x = job.x + n * job.xn + c * job.xc + d * job.xd
             y = job.y + n * job.yn + c * taps * job.yc
+            if how == PATCHES:
+                another = job.ahead > 0 and unit + job.bands * job.depths < stop
+                _patch_rows(lanes, wide, job, y, y + job.ahead if another else 0, d, first, end, x, slab)
+                continue
             # Rows that the same kernel positions read follow each other, in what these hold as well.
             if channels == 1:
                 for phase in range(min(job.sh, end - first)):
@@ -297,8 +316,6 @@ def folds(how: int, lanes: int, format: int) -> Any:
                         to = x + h * job.xh
                         if how == ROWS:
                             _fold_line(1, lanes, format, size, job, y, d, h, 0, to)
-                        elif how == PATCHES:
-                            _patch_row(lanes, wide, job, y, d, h, to)
                         else:
                             _fold_row(lanes, format, wide_size, job, y, d, h, slab)
                             _spread(how, lanes, format, wide, size, wide_size, job, slab, 1, to)

@@ -65,7 +65,7 @@ class _Runner(ABC):
         """Return the fields that do not depend on strides; the tables that they point to are kept."""
         work, p = self._work, self.problem
         f: dict[str, int] = {"channels": p.c, "block": work.block, "blocks": work.blocks}
-        f |= {"bands": work.bands, "band": work.band, "slab_bytes": work.slab_bytes}
+        f |= {"bands": work.bands, "band": work.band, "slab_bytes": work.slab_bytes, "passes": int(work.passes)}
         for names, values in (
             (("depths", "heights", "width"), [axis.size for axis in work.axes]),
             (("od", "oh", "ow"), [axis.out for axis in work.axes]),
@@ -108,7 +108,10 @@ class _Runner(ABC):
         if y[2] == self._work.size or self.problem.y_shape[2] == 1:
             missing = (0,) * (3 - self.problem.ndim)
             strides = dict(zip(("xn", "xc", "xd", "xh", "xw"), (*x[:2], *missing, *x[2:]), strict=True))
-            record = record_of(FIELDS, {**self._fields, **strides, "yn": y[0], "yc": y[1]})
+            f = {**self._fields, **strides, "yn": y[0], "yc": y[1]}
+            # One row after the other, without gaps.
+            f["passes"] &= f["heights"] == 1 or f["xh"] == f["width"] * f["xw"]
+            record = record_of(FIELDS, f)
             loops = self._loops(self._how(x[1], x[-1])).address
         self._records[x, y] = record, loops
         return record, loops

@@ -10,16 +10,19 @@ import math
 from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import lifted_axes
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
+from fastconv.backends.cpu.work import KEPT
 from fastconv.geometry import Axis
 from fastconv.problem import DTYPES, PoolProblem
 
 # Units of work a thread, so that an uneven end costs little.
 _UNITS = 8
-# Bytes that stay in the first-level cache, and of a cache line.
-_NEAR, _LINE = 16 << 10, 64
+# Bytes that stay in the first-level cache.
+_NEAR = 16 << 10
 # Bytes that are written in one go at least, if the cache allows.
 _RUN = 1 << 10
+# Lines of memory that are read side by side and come by themselves, since the processor sees where each goes on.
+_PATTERNS = 8
 # Cycles of bringing the phases of a row of a fold back to the map, beside those of its elements.
 _SPREAD = 30.0
 
@@ -65,7 +68,7 @@ class Work:
         self.computed = DTYPES[problem.accumulator]
         self.last = problem.layout == "channels_last"
         # Neighbouring channels are in the same lines of the cache.
-        self.block = min(problem.c, _LINE // self.size) if self.last else 1
+        self.block = min(problem.c, LINE // self.size) if self.last else 1
         self.blocks = -(-problem.c // self.block)
 
     @property
@@ -102,6 +105,11 @@ class Work:
     def slab_bytes(self) -> int:
         """Scratch of a worker."""
         raise NotImplementedError
+
+    @property
+    def passes(self) -> bool:
+        """Whether rows of the map go past the caches."""
+        return False
 
     @property
     def table_bytes(self) -> int:
@@ -149,7 +157,7 @@ class UnfoldWork(Work):
 
     @property
     def slab_bytes(self) -> int:
-        return -(-self.block * self._channel_bytes // _LINE) * _LINE
+        return whole_lines(self.block * self._channel_bytes)
 
     @property
     def cycles(self) -> float:
@@ -205,13 +213,25 @@ class FoldWork(Work):
 
     @property
     def ahead(self) -> int:
-        """Bytes to the same kernel position of the next channel, which no pattern tells; 0 if the way is too long."""
+        """Bytes to the same kernel position of the next channel, which no pattern tells; 0 if the way is too long.
+
+        The few kernel positions of small patches are patterns of their own.
+        """
         channel = math.prod(self.problem.kernel_size + self.problem.output_size) * self.size
-        return channel if channel <= self.cache // 4 else 0
+        found = self.patches and (math.prod(self.problem.kernel_size) <= _PATTERNS or self.problem.bytes <= self.cache)
+        return channel if channel <= self.cache // 4 and not found else 0
+
+    @property
+    def passes(self) -> bool:
+        """Whether rows of the map go past the caches, which could not keep them until somebody reads them."""
+        far = self.problem.bytes > KEPT * self.workers * self.cache
+        return self.patches and far and self.axes[2].size * self.size >= LINE
 
     @property
     def slab_bytes(self) -> int:
-        return self.block * self._row_bytes * (self.band if self.block > 1 else 1)
+        phases = self.block * self._row_bytes * (self.band if self.block > 1 else 1)
+        # Rows of a map whose columns have gaps do not go past the caches.
+        return max(phases, LINE + whole_lines(self.axes[2].size * self.size)) if self.passes else phases
 
     @property
     def cycles(self) -> float:

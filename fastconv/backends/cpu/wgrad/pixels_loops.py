@@ -72,19 +72,28 @@ def _fill(job, lanes, bits, apart, slab, x, depth, row, rows):
 
 
 @inlined
-def _sum(job, vector, slab, sums, y, count, add):
+def _sum(job, vector, slab, sums, y, size, count, add):
     """Add a piece of a band to all sums of a unit."""
     k, row = 0, job.cells * vector
     while k < job.filters:
         short = k >= job.kfull * job.high
-        c = 0
+        following = k + (job.high - 1 if short else job.high)
+        here = y + k * job.yk
+        # The lines of dy that are read next lie far apart: each tile asks for one, as long as there are any.
+        ahead = following * job.yk if following < job.filters else count * size
+        c, asked = 0, 0
         while c < job.cells:
             narrow = c >= job.cfull * job.wide
             wide, narrower = (job.tile10, job.tile11) if short else (job.tile00, job.tile01)
             at = sums + k * row + c * vector
-            call(narrower if narrow else wide, (y + k * job.yk, job.yk, slab, job.places + 8 * c, count, at, row, add))
+            soon = y + ahead + asked * job.yk if asked < job.high else here
+            call(
+                narrower if narrow else wide,
+                (here, job.yk, slab, job.places + 8 * c, count, at, row, add, soon),
+            )
+            asked += 1
             c += job.wide - 1 if narrow else job.wide
-        k += job.high - 1 if short else job.high
+        k = following
 
 
 @cache
@@ -126,7 +135,7 @@ def loops(lanes: int, bits: int, apart: int) -> Any:
                 pixels = rows * job.ow
                 for first in range(0, pixels, job.piece):
                     at = y + (row * job.ow + first) * size
-                    _sum(job, vector, source + first * size, sums, at, min(job.piece, pixels - first), add)
+                    _sum(job, vector, source + first * size, sums, at, size, min(job.piece, pixels - first), add)
                     add = 1
             dw = job.dw + share * job.slice_bytes
             for k in range(job.filters):

@@ -13,14 +13,14 @@ from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
-def _pixels_tile(typingctx, outputs, cells, lanes, bits, fused, y, yk, x, places, count, sums, row, add):
+def _pixels_tile(typingctx, outputs, cells, lanes, bits, fused, y, yk, x, places, count, sums, row, add, soon):
     """Sum the products of ``outputs`` lines of dy and ``cells`` lines of x.
 
     Literal integers: outputs, cells, lanes, bits (of an element), fused (multiply-add exists).
 
     Values, addresses and strides in bytes: y, yk (the first line of dy; from line to line), x, places (address of the
     offset of every cell's line), count (elements of a line), sums (a vector for each cell), row (from an output
-    channel's sums to the next), add (0 if the sums begin).
+    channel's sums to the next), add (0 if the sums begin), soon (a line that is asked for).
     """
     given = (outputs, cells, lanes, bits, fused)
     known = literals(*given)
@@ -29,7 +29,7 @@ def _pixels_tile(typingctx, outputs, cells, lanes, bits, fused, y, yk, x, places
     height, width, nlanes, element, has_fma = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        y, yk, x, places, count, sums, row, add = args[len(known) :]
+        y, yk, x, places, count, sums, row, add, soon = args[len(known) :]
         e = Emitter(builder, element, nlanes, bool(has_fma))
         step = nlanes * e.bytes
         left = [e.at(y, e.times(yk, k)) for k in range(height)]
@@ -47,7 +47,12 @@ def _pixels_tile(typingctx, outputs, cells, lanes, bits, fused, y, yk, x, places
             return total
 
         def rounds(values: list[Any]) -> list[Any]:
-            return e.loop(whole, values, lambda index, total: products(total, e.times(index, step), None))
+            def one(index: Any, total: list[Any]) -> list[Any]:
+                offset = e.times(index, step)
+                e.prefetch(e.at(soon, offset), level=2)
+                return products(total, offset, None)
+
+            return e.loop(whole, values, one)
 
         def rest(values: list[Any]) -> list[Any]:
             # Beyond the lines' end nothing is multiplied: zero times infinity would be NaN.
@@ -62,7 +67,7 @@ def _pixels_tile(typingctx, outputs, cells, lanes, bits, fused, y, yk, x, places
             e.store(value, target)
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 8), codegen
+    return types.void(*given, *(types.int64,) * 9), codegen
 
 
 @cache
@@ -70,11 +75,11 @@ def compiled_tile(outputs: int, cells: int, lanes: int, bits: int, fused: int) -
     """Return the compiled tile; its arguments are those of `_pixels_tile` that are no literals."""
     sources = fingerprint()
 
-    @callback(types.void(*(types.int64,) * 8))
-    def run(y, yk, x, places, count, sums, row, add):
+    @callback(types.void(*(types.int64,) * 9))
+    def run(y, yk, x, places, count, sums, row, add, soon):
         if sources == 0:
             return
-        _pixels_tile(outputs, cells, lanes, bits, fused, y, yk, x, places, count, sums, row, add)
+        _pixels_tile(outputs, cells, lanes, bits, fused, y, yk, x, places, count, sums, row, add, soon)
 
     return run
 

@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.cuts import Cut, even
-from fastconv.backends.cpu.registers import LINE, Simd
+from fastconv.backends.cpu.registers import Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem
@@ -134,7 +134,7 @@ class Work(ConvWork):
     def plane_bytes(self, band: int) -> int:
         """Bytes of a phase of a channel for a kernel column, and of what is stored beyond the last row's end."""
         elements = (band + self.overhang) * self.cols.out + self.lanes
-        return -(-elements * self.size // LINE) * LINE
+        return whole_lines(elements * self.size)
 
     def slab_bytes(self, channels: int, band: int) -> int:
         """Bytes of all that a band reads of so many channels, if that is put together."""

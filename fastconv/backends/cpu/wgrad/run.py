@@ -9,6 +9,7 @@ import numpy as np
 from fastconv.backends.cpu import scratch
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.job import record_of
+from fastconv.backends.cpu.registers import whole_lines
 from fastconv.backends.cpu.scratch import address, aligned
 from fastconv.backends.cpu.wgrad.loops import FIELDS, merging, packing, sums
 from fastconv.backends.cpu.wgrad.start import start
@@ -45,7 +46,7 @@ class Runner:
         self._chunks = list(work.chunks())
         self._slab_bytes = work.groups * work.cblocks * work.slab_block(work.chunk)
         panel = work.groups * work.kblocks * work.panel_block(work.chunk)
-        self._places = (0, self._slab_bytes, self._slab_bytes + -(-panel // 64) * 64)
+        self._places = (0, self._slab_bytes, self._slab_bytes + whole_lines(panel))
         self._rows = np.arange(lanes, dtype=np.int64)
         self._lines = [np.ascontiguousarray(source_line(line.axis)[:: line.gap], np.int64) for line in work.lines]
         self._order = self._sum_of_element()

@@ -12,7 +12,7 @@ from fastconv.backends.cpu.direct.borders import Borders
 from fastconv.backends.cpu.direct.work import Tile, choose_tile
 from fastconv.backends.cpu.formats import computed
 from fastconv.backends.cpu.phases import shuffles
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis
 from fastconv.machine import Machine
@@ -174,7 +174,7 @@ class Work(ConvWork):
         depth, rows, cols = self.lines
         pixels = chunk.images * depth.extent(chunk.depths) * rows.extent(chunk.rows) * cols.extent(cols.axis.out)
         slack = self.simd.vector_bytes + self.tile.cols * self.size
-        return -(-(pixels * self.item + slack) // 64) * 64
+        return whole_lines(pixels * self.item + slack)
 
     def panel_block(self, chunk: Chunk) -> int:
         """Bytes of a block of packed dy."""

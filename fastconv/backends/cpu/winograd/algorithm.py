@@ -8,7 +8,7 @@ depth, stride and dilation along it are: planes that an output sees at another d
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from fastconv.algorithm import EPSILON, Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.axes import lifted_axes
@@ -22,10 +22,8 @@ from fastconv.problem import ConvProblem, Sizes
 
 _OVERHEAD, _PACKING = 6e-6, 3e-6
 _EXPOSED = 0.5  # of the time that input and output take to move: what arithmetic does not hide
-# Second-level caches' worth of input and output, and of weights, that does not come from memory.
-_CACHED, _CACHED_WEIGHT = 4, 4
-# Instructions to transform a vector of the weight: of kernels of one phase, and of several, which go to as many places.
-_FILTER, _PHASES = 8.0, 14.0
+# Second-level caches' worth of input and output that does not come from memory.
+_CACHED = 4
 
 # A problem is asked about more than once, and phases of a gradient ask about the same.
 _work_of = lru_cache(maxsize=64)(Work)
@@ -71,23 +69,18 @@ class Winograd(Algorithm):
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = self._work(problem)
-        packed = 0 if work.problem.prepacked else work.packed_size * work.size
-        return packed + work.room
+        if work.problem.prepacked:
+            return work.room
+        # The rounds of an input gradient share a weight that is transformed whole.
+        packed = self._work(work.problem.replace(prepacked=True))
+        return max(work.weight_room + work.room, packed.packed_size * packed.size + packed.room)
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = self._work(problem)
-        packing = 0.0 if work.problem.prepacked else self._packing_seconds(work, machine)
+        packing = 0.0 if work.problem.prepacked else _PACKING
         maps = sum(math.prod(shape) for shape in (work.problem.x_shape, work.problem.y_shape)) * problem.itemsize
         moving = _EXPOSED * max(0, maps - _CACHED * work.cache) / machine.bandwidth / work.workers
-        packing += work.handing_over(machine)
         return _OVERHEAD + packing + work.block.cycles / machine.hertz + moving
-
-    def _packing_seconds(self, work: Work, machine: Machine) -> float:
-        vector = _FILTER if len(work.phases.order) == 1 else _PHASES
-        computing = work.packed_size / work.lanes * vector / work.simd.fma_per_cycle / machine.hertz
-        # Memory is read before it is written.
-        moving = 2 * max(0, work.packed_size * work.size - _CACHED_WEIGHT * work.cache) / machine.bandwidth
-        return _PACKING + max(computing, moving) / work.workers
 
     def error_bound(self, problem: AnyProblem) -> float:
         return self.constant * EPSILON[problem.accumulator] * math.sqrt(problem.reduction)
@@ -101,7 +94,12 @@ class Winograd(Algorithm):
     def _work(self, problem: AnyProblem) -> Work:
         assert isinstance(problem, ConvProblem)
         workers = workers_for(problem, packed_in_a_run(problem, plane_phases(problem, self.m).growth))
-        return _work_of(self.m, problem, simd(), workers, machine().l2_bytes)
+        make = partial(_work_of, self.m, problem, simd(), cache=machine().l2_bytes)
+        if workers == 1 and (more := workers_for(problem)) > 1:
+            shared = make(workers=more)
+            if shared.packs_blocks:  # nobody waits for what another has transformed
+                return shared
+        return make(workers=workers)
 
 
 # Outputs of a tile and taps of kernels that are lines, and their error constants.

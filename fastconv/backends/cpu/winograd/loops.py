@@ -30,8 +30,9 @@ from fastconv.backends.cpu.winograd.transforms import (
 
 # What every run fills in, addresses: input, output, transformed weight and bias, the constants of an activation and of
 # one after the residual, 0 for none, and how far from the output the residual lies; where the transformed input is, and
-# where the workers' scratch begins.
-HEAD = ("x", "y", "w", "bias", "residual", "activation", "last_activation", "v", "scratch")
+# where the workers' scratch begins; what transforms a block of the weight when its turn comes, and its record: 0 if all
+# were before.
+HEAD = ("x", "y", "w", "bias", "residual", "activation", "last_activation", "v", "scratch", "pack", "packing")
 
 # Sizes and (in bytes) strides.
 _FIELDS = """
@@ -45,6 +46,7 @@ _FIELDS = """
     table_h table_w             | input index of each padded position, -1 for zero
     before first last           | padding before a row; the padded columns that are the input itself
     wblock wpoint wlast         | of the transformed weight: a block of output channels, a point of it, and of the last
+    wworker                     | how far apart the workers' blocks are, where each is transformed when its turn comes
     yn yk yd yh yw              | strides of the output: image, channel, depth, row, column
     oc oh ow                    | output channels of a group, output sizes
     vectors tail                | vectors of output channels in a block, and in a group's last block
@@ -241,7 +243,11 @@ def loops() -> Any:
                 product, plane, vectors = job.product, job.wpoint, job.vectors
                 if block == job.blocks - 1:
                     product, plane, vectors = job.product_last, job.wlast, job.tail
-                w = job.w + (group * job.blocks + block) * job.wblock
+                at = group * job.blocks + block
+                w = job.w + at * job.wblock
+                if job.pack:
+                    w = job.w + worker * job.wworker
+                    call(job.pack, (job.packing, at, at + 1, worker))
                 call(product, (
                     job.points, tiles, job.spans, job.chunk, v, job.v_plane, w, plane, scratch, job.m_plane,
                 ))  # fmt: skip

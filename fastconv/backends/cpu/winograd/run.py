@@ -14,17 +14,16 @@ from fastconv.backends.cpu.axes import are_contiguous, inside
 from fastconv.backends.cpu.direct.algorithm import Direct
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.ordering import ordered
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.scratch import address, aligned, contiguous
 from fastconv.backends.cpu.winograd import loops, packing
 from fastconv.backends.cpu.winograd.product import products
+from fastconv.backends.cpu.winograd.transforms import separates
 from fastconv.backends.cpu.winograd.work import Work
 from fastconv.problem import AXES
 
 # Where the fields are in a record.
 _AT = {name: i for i, name in enumerate(loops.JOB.names or ())}
-
-# Bytes of a line of the cache.
-_LINE = 64
 
 # Records that are kept, one for each layout of arrays in memory.
 _RECORDS = 64
@@ -59,20 +58,26 @@ class Runner:
         self._turned = tuple(-math.prod(shape[axis:]) * work.size for axis in range(3, len(shape) + 1))
         self._forwards = (slice(None),) * 2 + (slice(None, None, -1),) * work.problem.ndim
         self._has_bias = work.problem.bias != "none"
-        self._room, self._v_room, self._packed_bytes = work.room, work.v_room, work.packed_size * work.size
+        self._room, self._v_room, self._weight_room = work.room, work.v_room, work.weight_room
+        self._packs_blocks, self._block_bytes = work.packs_blocks, work.weight_strides["wblock"]
         self._records: dict[Any, np.ndarray] = {}
 
     def pack(self, w: Any) -> Packed:
         """Return the weight with every filter transformed."""
         # A vector that crosses a line of the cache takes two loads.
-        spare = _LINE // self.work.size
+        spare = LINE // self.work.size
         packed = np.empty(self.work.packed_size + spare, self.work.problem.dtype)
-        start = -packed.ctypes.data % _LINE // self.work.size
+        start = -packed.ctypes.data % LINE // self.work.size
         packed = packed[start : start + self.work.packed_size]
         self._transform(w, packed.ctypes.data, scratch.take(self.work.workers * self.work.filters))
         return Packed(packed, w)
 
     def _transform(self, w: Any, packed: int, room: int) -> None:
+        kernel, job, _ = self._transforming(w, packed, room)
+        threads.run(kernel, address(job), self.work.problem.groups * self.work.blocks, self.work.workers)
+
+    def _transforming(self, w: Any, packed: int, room: int) -> tuple[int, np.ndarray, Any]:
+        """Return the address of what transforms a weight, its record, and the array that this points to."""
         work = self.work
         turned = w.strides[2:] == self._turned and w.flags.aligned
         if turned:
@@ -85,8 +90,9 @@ class Runner:
         job = self._packing.copy()
         job[: len(packing.HEAD)] = (address(w), stride, down, address(self._places[turned]), packed, room)
         elements = math.prod(work.phases.kernel)
-        kernel = packing.pack_kernel(*work.m, *work.extent, elements, *self._kind, int(turned)).address
-        threads.run(kernel, address(job), work.problem.groups * work.blocks, work.workers)
+        together = elements if turned and separates(elements, work.lanes) else 0
+        kernel = packing.pack_kernel(*work.m, *work.extent, together, *self._kind, int(turned)).address
+        return kernel, job, w
 
     def run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...]) -> None:
         """Compute; see `fastconv.algorithm` for inputs and outputs."""
@@ -94,13 +100,15 @@ class Runner:
         x, w = aligned(inputs[0]), inputs[1]
         bias = contiguous(inputs[2]) if self._has_bias else None
         residual = inputs[-1] if problem.residual else None
+        # The transformed weight lies there too: fresh memory would cost more than to fill it.
+        room, plain, pack, packing_job = scratch.take(self._room + self._weight_room), w, 0, None
+        weight = room + self._room
         if problem.prepacked:
-            room, (transformed, plain) = scratch.take(self._room), w
+            transformed, plain = w
             weight = address(transformed)
+        elif self._packs_blocks:
+            pack, packing_job, w = self._transforming(w, weight, weight + self._block_bytes)
         else:
-            # The transformed weight lies there too: fresh memory would cost more than to fill it.
-            room, plain = scratch.take(self._room + self._packed_bytes), w
-            weight = room + self._room
             self._transform(w, weight, room)
         target = y if work.size in (y.strides[1], y.strides[-1]) else np.empty(y.shape, y.dtype)
         job = self._record(x.strides, target.strides).copy()
@@ -111,7 +119,7 @@ class Runner:
             0 if bias is None else address(bias),
             0 if residual is None or not adds else address(residual) - address(target),
             constants if residual is None else 0, 0 if residual is None else constants,
-            room, room + self._v_room,
+            room, room + self._v_room, pack, 0 if packing_job is None else address(packing_job),
         )  # fmt: skip
         self._compute(job)
         if job[_AT["special"]]:
@@ -154,8 +162,12 @@ class Runner:
         work = self.work
         f = {"ic": work.inputs, "padded": work.pieces * work.chunk, "depths": work.axes[0].kernel}
         f |= {"oc": work.outputs, "blocks": work.blocks, "vectors": work.tile.vectors, "tail": work.tile.tail}
-        f |= {"scratch_bytes": work.filters, "phases": len(work.phases.order), "points": work.points}
-        return record_of(packing.FIELDS, f | work.weight_strides)
+        f |= {"phases": len(work.phases.order), "points": work.points, "elements": math.prod(work.phases.kernel)}
+        if work.packs_blocks:
+            f |= {"wunit": 0, "wworker": work.block_room, "scratch_bytes": work.block_room}
+        else:
+            f |= {"wunit": work.weight_strides["wblock"], "wworker": 0, "scratch_bytes": work.filters}
+        return record_of(packing.FIELDS, f | {name: work.weight_strides[name] for name in ("wpoint", "wlast")})
 
     def _describe(self) -> dict[str, int]:
         """Return the fields that are the same for all arrays."""
@@ -178,4 +190,5 @@ class Runner:
         f |= {"down": work.down, "across": work.across, "all_rows": work.all_rows}
         f |= {"row_bands": work.row_bands, "col_bands": work.col_bands}
         f["v_bytes"] = 0 if block.shared else work.v_bytes
+        f["wworker"] = work.block_room
         return f | work.scratch | work.weight_strides

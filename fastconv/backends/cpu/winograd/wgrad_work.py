@@ -10,13 +10,11 @@ from typing import NamedTuple
 import numpy as np
 
 from fastconv.backends.cpu.direct.work import Tile
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
 from fastconv.backends.cpu.winograd.phases import plane_phases, read_line
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import source_line
 from fastconv.problem import ConvProblem
-
-_LINE = 64
 
 # Tiles of a block at most; below so many, the sums would be loaded and stored too often. What of a block is
 # transformed may take so many caches of a core, or as much as the sums.
@@ -29,11 +27,11 @@ _SHARE, _UNITS = 0.25, 4
 # A step of the micro-kernel takes its multiply-adds, but no fewer than are in flight, and a little more; to begin.
 _STEP, _IN_FLIGHT, _BEGIN = 0.5, 4, 20.0
 # A point of a transform: of x, of dy, and of the sums.
-_OF_X, _OF_DY, _OF_SUMS = 4.5, 4.0, 4.5
+_OF_X, _OF_DY, _OF_SUMS = 4.5, 6.0, 8.0
 # Beside the shuffles, when a square is transposed.
 _TURN = 2.0
 # Cycles for a vector from beyond the core's own cache, and from that of another core.
-_FAR_CYCLES, _SHARED_CYCLES = 2.0, 20.0
+_FAR_CYCLES, _SHARED_CYCLES = 6.0, 20.0
 
 
 class Block(NamedTuple):
@@ -108,7 +106,7 @@ class Work(ConvWork):
     @property
     def all_sums(self) -> int:
         """Bytes of all sums of a group."""
-        return self.kblocks * (self.points * (self.chunks * self.unit_sums + _LINE))
+        return self.kblocks * (self.points * (self.chunks * self.unit_sums + LINE))
 
     @cached_property
     def blocks(self) -> list[Block]:
@@ -152,21 +150,21 @@ class Work(ConvWork):
         """Strides of a point in transformed x and dy, and in the sums, in bytes."""
         # A line more than needed: planes a power of two apart would share the few places of one cache set.
         return {
-            "v": self.tiles * self.chunks * self.width + _LINE,
-            "u": self.tiles * self.needed * self.width + _LINE,
-            "m": (self.part if self.alone else self.together) * len(self.phases.order) * self.unit_sums + _LINE,
+            "v": self.tiles * self.chunks * self.width + LINE,
+            "u": self.tiles * self.needed * self.width + LINE,
+            "m": (self.part if self.alone else self.together) * len(self.phases.order) * self.unit_sums + LINE,
         }
 
     @cached_property
     def rooms(self) -> dict[str, int]:
         """Bytes of transformed x and dy, of the sums, and of the workers' scratch."""
         squares = self.lanes * self.width
-        slab = _lines(self.extent * self.phases.stride[0] * self.slab_row + squares)
-        strip = _lines(self.chunk * math.prod(self.problem.kernel_size[-2:]) * self.width + squares)
-        sums = _lines(self.points * self.planes["m"])
+        slab = whole_lines(self.extent * self.phases.stride[0] * self.slab_row + squares)
+        strip = whole_lines(self.chunk * math.prod(self.problem.kernel_size[-2:]) * self.width + squares)
+        sums = whole_lines(self.points * self.planes["m"])
         return {
-            "v": _lines(self.points * self.planes["v"]),
-            "u": _lines(self.points * self.planes["u"]),
+            "v": whole_lines(self.points * self.planes["v"]),
+            "u": whole_lines(self.points * self.planes["u"]),
             "sums": (self.workers if self.alone else self.kblocks) * sums,
             "scratch": self.workers * (slab + strip),
             "slab": slab,
@@ -233,7 +231,3 @@ class Work(ConvWork):
     @property
     def launches(self) -> int:
         return self.problem.groups * (2 * len(self.blocks) + (0 if self.alone else 1))
-
-
-def _lines(size: int) -> int:
-    return -(-size // _LINE) * _LINE

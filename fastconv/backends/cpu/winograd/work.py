@@ -9,13 +9,12 @@ from typing import NamedTuple
 import numpy as np
 
 from fastconv.backends.cpu.direct.work import Tile
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
 from fastconv.backends.cpu.winograd.phases import plane_phases, read_line
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import source_line
+from fastconv.machine import machine
 from fastconv.problem import ConvProblem, Sizes
-
-_LINE = 64
 
 # Tiles of a block at most, and what their transformed input may take, in caches of a core.
 _TILES, _CACHES = 112, 4
@@ -29,6 +28,8 @@ _NEAR_CYCLES, _FAR_CYCLES, _EXPOSED = 2.0, 7.0, 0.15
 # What follows is counted in instructions on vectors, of which as many start in a cycle as multiply-adds do.
 # A step of the micro-kernel takes its multiply-adds, or its loads, but no fewer than are in flight, and a little more.
 _STEP, _IN_FLIGHT = 1.0, 4
+# How much longer it takes where each value that is broadcast is used for one vector only: measured on Zen 4.
+_ALONE = 1.5
 # A tile of the micro-kernel, beside its steps: to begin, and to store a vector.
 _BEGIN, _STORE = 10.0, 2.0
 # A transform, a point: a load and a store; arithmetic along an axis of so many inputs; and for one that finds no
@@ -37,6 +38,17 @@ _MOVE, _COMBINE, _SPILL = 2.5, {1: 0.0, 3: 0.25, 4: 0.25, 5: 0.5, 6: 0.75, 8: 1.
 
 # Instructions on a vector, beside its shuffles, when a square is transposed.
 _TURN = 2.0
+# How much longer than so counted what products are takes to become output: it is stored channel by channel, in parts.
+_LEAVE = 2.0
+
+# Instructions to transform the filters of a vector: for a tap, a point, and a phase that is one of several.
+_TAP, _POINT, _PHASE = 10.0, 3.0, 34.0
+# Cycles of a point that does not stay near until its turn comes; of one that goes to memory, where it is read before it
+# is written, and second-level caches' worth of them that do not.
+_LEFT_CYCLES, _MEMORY_CYCLES, _CACHED_WEIGHT = 3.0, 26.0, 4
+# How much of the cache a block that is transformed when its turn comes may take until what reads it waits, the next
+# point of it being fetched ahead.
+_FETCHED = 1.25
 
 # Cycles until two stages of a block have begun and ended on all workers.
 _MEETING = 6000.0
@@ -48,7 +60,8 @@ _VECTORS = 3
 class Block(NamedTuple):
     """Tiles that are done together: so many rows of so many, by one worker or by all.
 
-    ``cycles`` are those of one worker for the whole problem, all doing their share of it.
+    ``cycles`` are those of one worker for the whole problem, all doing their share of it; those of transforming the
+    weight are among them, unless that was done before.
     """
 
     rows: int
@@ -63,7 +76,8 @@ def _choose_tile(tiles: int, needed: int, terms: int, vectors: Simd) -> tuple[Ti
 
     def cycles(tile: Tile) -> float:
         whole, last = (
-            terms * (_STEP + max(tile.cols * v, tile.cols + 2 * v + 1, _IN_FLIGHT * vectors.fma_per_cycle))
+            terms * (_STEP + max(tile.cols * v, tile.cols + 2 * v + 1, _IN_FLIGHT * vectors.fma_per_cycle)
+                     * (_ALONE if v == 1 else 1.0))
             + _BEGIN + _STORE * tile.cols * v
             for v in (tile.vectors, tile.tail)
         )  # fmt: skip
@@ -138,13 +152,20 @@ class Work(ConvWork):
     def _cycles(self, rows: int, cols: int, shared: bool) -> float:
         tiles, needed, terms = rows * cols, -(-self.outputs // self.lanes), self.terms
         tile, products = _choose_tile(tiles, needed, terms, self.simd)
-        weight = self.points * terms * needed * self.width
+        blocks = -(-needed // tile.vectors)
+        bands = -(-self.all_rows // rows) * -(-self.across // cols)
+        # Of a weight that is transformed in turns, there is one block at a time.
+        in_turns = self._in_turns(rows, cols)
+        weight = self.points * terms * (tile.vectors if in_turns else needed) * self.width
         fits = weight < self.cache // 2
-        stream = terms * needed * self._fetching(weight, -(-self.all_rows // rows) * -(-self.across // cols))
+        if in_turns:
+            fetching = _NEAR_CYCLES if weight < self.cache * _FETCHED else _FAR_CYCLES
+        else:
+            fetching = self._fetching(weight, bands)
+        stream = terms * needed * fetching
         products = self.points * (max(products, stream) + _EXPOSED * stream)
         transformed = self.points * tiles * self.chunks
         work = transformed * self.width + self.points * tiles * tile.vectors * self.width + (weight if fits else 0)
-        blocks = -(-needed // tile.vectors)
         if work > self.cache * _KEPT or shared:
             products += _FAR_CYCLES * transformed * _EXPOSED * blocks
         per_cycle, turn = self.simd.fma_per_cycle, math.log2(self.lanes) + _TURN
@@ -158,8 +179,8 @@ class Work(ConvWork):
         leave += turn * self.lanes * rows * high * written * needed
         if work > self.cache * _KEPT:
             enter += _FAR_CYCLES * transformed
-        units = self.problem.groups * -(-self.all_rows // rows) * -(-self.across // cols)
-        enter, leave = enter / per_cycle, products + leave / per_cycle
+        units = self.problem.groups * bands
+        enter, leave = enter / per_cycle, products + _LEAVE * leave / per_cycle
         if shared:
             enter, leave = (
                 cycles * _uneven(pieces, self.workers)
@@ -168,7 +189,26 @@ class Work(ConvWork):
             both: float = units * (_MEETING + enter + leave)
         else:
             both = units * _uneven(units, self.workers) * (enter + leave)
-        return both
+        return both + self._packing_cycles(in_turns, blocks if shared else units)
+
+    def _in_turns(self, rows: int, cols: int) -> bool:
+        """Whether blocks of the weight are transformed in turns, since each has but one: they are near then."""
+        return not self.problem.prepacked and rows >= self.all_rows and cols >= self.across
+
+    def _packing_cycles(self, in_turns: bool, pieces: int) -> float:
+        """Return the cycles of one worker for transforming the weight in a run: in turns, by who has so many pieces."""
+        if self.problem.prepacked:
+            return 0.0
+        filters, phases = self.problem.groups * self.chunks * self.chunk * -(-self.outputs // self.lanes), self.phases
+        vectors = filters * self.points
+        filter_ = _TAP * math.prod(phases.kernel) / len(phases.order) + (_PHASE if len(phases.order) > 1 else 0.0)
+        computing = (filters * filter_ + vectors * _POINT) / self.simd.fma_per_cycle
+        if in_turns:
+            return computing * _uneven(pieces, self.workers)
+        computing += vectors * _LEFT_CYCLES
+        moving = max(0.0, vectors - _CACHED_WEIGHT * self.cache / self.width) * _MEMORY_CYCLES
+        here = machine()
+        return max(computing, moving) / self.workers + self.handing_over(here) * here.hertz
 
     def _fetching(self, weight: int, blocks: int) -> float:
         """Return the cycles to bring a vector of a group's weight, for one of its blocks of tiles as for another."""
@@ -208,7 +248,7 @@ class Work(ConvWork):
         """Bytes of the transformed weight: a block of output channels, a point of it, a point of the last block."""
         vector = self.chunks * self.chunk * self.width
         # A line more than needed, as in `scratch`: a filter is written to all points at once.
-        whole, last = (vector * count + _LINE for count in (self.tile.vectors, self.tile.tail))
+        whole, last = (vector * count + LINE for count in (self.tile.vectors, self.tile.tail))
         return {"wblock": whole * self.points, "wpoint": whole, "wlast": last}
 
     @property
@@ -223,8 +263,8 @@ class Work(ConvWork):
         (high, wide), (tall, long) = self.m, self.extent
         columns = self.block.cols * wide
         # A line more than needed: planes a power of two apart would share the few places of one cache set.
-        v_plane = self.chunks * tiles * self.width + _LINE
-        m_plane = tiles * self.tile.vectors * self.width + _LINE
+        v_plane = self.chunks * tiles * self.width + LINE
+        m_plane = tiles * self.tile.vectors * self.width + LINE
         down, across = self.phases.stride
         slab_row = (columns + long - wide) * across * self.width
         # Whole squares are transposed, whatever of them is wanted.
@@ -237,14 +277,14 @@ class Work(ConvWork):
         }
         end, places = 0, {}
         for name, size in sizes.items():
-            end += -(-size // _LINE) * _LINE
+            end += whole_lines(size)
             places[name] = end
         return {"v_plane": v_plane, "m_plane": m_plane, "slab_row": slab_row, **places}
 
     @property
     def v_bytes(self) -> int:
         """Bytes of the transformed input of a block of tiles."""
-        return -(-self.scratch["v_plane"] * self.points // _LINE) * _LINE
+        return whole_lines(self.scratch["v_plane"] * self.points)
 
     @property
     def v_room(self) -> int:
@@ -255,6 +295,23 @@ class Work(ConvWork):
     def filters(self) -> int:
         """Bytes of the filters of a vector of output channels and as many input channels, not yet transformed."""
         return (self.taps + 1) * self.lanes * self.width
+
+    @property
+    def packs_blocks(self) -> bool:
+        """Whether a block of the weight is transformed when its turn comes."""
+        return self._in_turns(self.block.rows, self.block.cols)
+
+    @property
+    def block_room(self) -> int:
+        """Bytes of a worker's block of the weight that is transformed when its turn comes, and of its filters."""
+        return self.weight_strides["wblock"] + self.filters
+
+    @property
+    def weight_room(self) -> int:
+        """Bytes of scratch for what every run transforms of the weight."""
+        if self.problem.prepacked:
+            return 0
+        return self.workers * self.block_room if self.packs_blocks else self.packed_size * self.size
 
     @property
     def room(self) -> int:
