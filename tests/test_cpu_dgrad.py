@@ -14,6 +14,7 @@ from fastconv import registry, testing
 from fastconv.backends.cpu.dgrad import channels, folded
 from fastconv.backends.cpu.dgrad.depthwise_work import Work
 from fastconv.backends.cpu.dgrad.phases import contributions, groups_of, line_of
+from fastconv.backends.cpu.dgrad.run import Runner
 from fastconv.backends.cpu.direct import work as direct
 from fastconv.machine import machine
 from fastconv.notation import parse_problem
@@ -345,6 +346,18 @@ def test_the_workspace_holds_a_weight_that_is_packed_for_all_rounds(monkeypatch)
     weight = math.prod(problem.w_shape) * problem.itemsize
     packed = algorithm.workspace_bytes(problem.replace(prepacked=True))
     assert algorithm.workspace_bytes(problem) >= packed + weight
+
+
+def test_the_workspace_holds_a_winograd_weight_that_all_rounds_share():
+    problem = parse_problem("conv2d:dgrad n16 c64 i56 oc64 k4 s2 p1")
+    algorithm = registry.find("numba/dgrad_winograd2_2x2")
+    work = algorithm._work(problem)
+    assert work.rounds > 1 and all(forward.prepacked for forward in work.forward)
+    runner = Runner(work, algorithm.forward)
+    shared = sum(weight.transformed.nbytes for weight in runner.pack(np.ones(problem.w_shape, np.float32)).weights)
+    working = max(map(algorithm.forward.workspace_bytes, work.forward))
+    turned = sum(size for _, size in work.places)
+    assert algorithm.workspace_bytes(problem) >= shared + working + turned
 
 
 @pytest.mark.parametrize("key", ["numba/dgrad_gemv", "numba/dgrad_gemv_batch"])

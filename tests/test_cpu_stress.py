@@ -83,7 +83,7 @@ for _ in range(1500):
     one()
 gc.collect()
 before, compiled = resident(), compiling.count()
-for _ in range(4500):  # with those before more than any cache keeps
+for _ in range(8500):  # with those before more than any cache keeps
     one()
 gc.collect()
 print(compiled, compiling.count(), resident() - before)
@@ -104,4 +104,4 @@ def test_forked_children_compute():
 def test_thousands_of_shapes_take_bounded_memory_and_few_kernels():
     first, last, grown = map(int, python(MANY_SHAPES).stdout.split())
     assert 0 < first <= last < 300
-    assert grown < 130 << 20
+    assert grown < 200 << 20

@@ -23,9 +23,11 @@ def _on_host():
 
 
 NEEDS_A_GPU = {"graphs_hold_all_of_a_call", "tensors_of_pytorch"}
+# Of smaller arrays below.
+MUCH_MEMORY = {"more_than_2_to_the_31_elements"}
 
 
-@pytest.mark.parametrize("name", sorted(use.CHECKS.keys() - NEEDS_A_GPU))
+@pytest.mark.parametrize("name", sorted(use.CHECKS.keys() - NEEDS_A_GPU - MUCH_MEMORY))
 def test_what_a_user_does(name, monkeypatch):
     monkeypatch.setattr(use, "lost", lambda: False)
     assert use.check(name) == (None, False)
@@ -35,7 +37,14 @@ def test_last_of_many_images(monkeypatch):
     monkeypatch.setattr(use, "_IMAGE", (4, 5, 7))
     monkeypatch.setattr(use, "_MANY", 300)
     monkeypatch.setattr(cupy.cuda.runtime, "memGetInfo", lambda: (1 << 40, 1 << 40))
-    use.CHECKS["more_than_2_to_the_31_elements"]()
+    monkeypatch.setattr(use, "lost", lambda: False)
+    assert use.check("more_than_2_to_the_31_elements") == (None, False)
+
+
+def test_what_memory_is_too_small_for_is_said_not_to_be_checked(monkeypatch):
+    monkeypatch.setattr(use, "lost", lambda: False)
+    wrong, _ = use.check("more_than_2_to_the_31_elements")
+    assert wrong.startswith("MemoryError: not checked")
 
 
 @pytest.mark.parametrize(

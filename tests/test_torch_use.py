@@ -229,6 +229,7 @@ def test_other_fully_connected_layers_are_pytorchs():
         layer(x).sum().backward()  # a gradient is recorded
         with torch.no_grad():
             layer(torch.randn(100, 1024))
+            nn.functional.linear(x, torch.randn(1024, 1100).T)
             nn.Linear(5, 6)(torch.randn(2, 5))
             with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
                 layer(torch.randn(2, 1023))

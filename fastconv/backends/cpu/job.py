@@ -30,7 +30,7 @@ HEAD = ("x", "w", "y", "bias", "residual", "slab")
 
 #: Words of a record, at most.
 MOST_WORDS = 128
-# Bytes of scratch that a start has room for itself, and those of a line of the cache, with which it begins.
+# Bytes of scratch that a start has room for itself; they begin with a line of the cache.
 ROOM = 4096
 _SLAB_WORDS = (ROOM + LINE) // 8
 

@@ -30,8 +30,9 @@ from fastconv.machine import available_cores
 # Rounds of spinning before a worker sleeps, a fraction of a millisecond: as long as Python takes between two layers.
 _PATIENCE = 10000
 
-# The board that caller and workers share, in lines: the number of the job that is open to workers, 0 if none is; what
-# the job is, which the caller alone writes; how many workers are at it.
+# The board that caller and workers share, in lines, since words that different threads write lie apart: the number of
+# the job that is open to workers, 0 if none is; what the job is, which the caller alone writes; how many workers are
+# at it.
 _OPEN, _ACTIVE = 0, 2 * LINE
 _FUNCTION, _JOB, _UNITS, _CHUNK, _HELPERS, _NUMBER = (LINE + 8 * i for i in range(6))
 # What never changes: addresses of functions. Those of a borrowed team are 0 if these are our own workers.

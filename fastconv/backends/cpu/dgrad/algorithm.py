@@ -37,6 +37,13 @@ _COPY_RATE = 20e9
 _ROW_CYCLES, _WEAVE_CYCLES, _MOVE_CYCLES = 22.0, 10.0, 4.0
 
 
+class Rooms(NamedTuple):
+    """Bytes that a forward convolution takes for its packed weight, and beside it."""
+
+    packing: int
+    working: int
+
+
 class Dgrad(Algorithm):
     """Phases of the stride, each a forward convolution of stride 1; any stride, dilation and padding with zeros."""
 
@@ -63,7 +70,7 @@ class Dgrad(Algorithm):
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = self._work(problem)
-        rooms = {forward: _rooms(self.forward, forward) for forward in set(work.forward)}
+        rooms = {forward: self._rooms(forward) for forward in set(work.forward)}
         packed = 0
         if not work.problem.prepacked:
             packing = [rooms[forward].packing for forward in work.forward]
@@ -72,6 +79,12 @@ class Dgrad(Algorithm):
         turning = work.room_bytes * work.workers if work.turns else 0
         working = max(turning, *(room.working for room in rooms.values()))
         return sum(size for _, size in work.places) + packed + working
+
+    def _rooms(self, forward: ConvProblem) -> Rooms:
+        other = self.forward.workspace_bytes(forward.replace(prepacked=not forward.prepacked))
+        own = self.forward.workspace_bytes(forward)
+        every, working = (other, own) if forward.prepacked else (own, other)
+        return Rooms(max(0, every - working), working)
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = self._work(problem)
@@ -148,20 +161,6 @@ _work_of = lru_cache(maxsize=16)(Work)
 def _packing_seconds(algorithm: Algorithm, forward: ConvProblem, machine: Machine) -> float:
     every, once = (algorithm.predict(forward.replace(prepacked=packed), machine) for packed in (False, True))
     return max(0.0, every - once)
-
-
-class _Rooms(NamedTuple):
-    """Bytes that a forward convolution takes for its packed weight, and beside it."""
-
-    packing: int
-    working: int
-
-
-def _rooms(algorithm: Algorithm, forward: ConvProblem) -> _Rooms:
-    other = algorithm.workspace_bytes(forward.replace(prepacked=not forward.prepacked))
-    own = algorithm.workspace_bytes(forward)
-    every, working = (other, own) if forward.prepacked else (own, other)
-    return _Rooms(max(0, every - working), working)
 
 
 class DgradDirect(Dgrad):

@@ -69,11 +69,12 @@ class Winograd(Algorithm):
 
     def workspace_bytes(self, problem: AnyProblem) -> int:
         work = self._work(problem)
-        if work.problem.prepacked:
-            return work.room
-        # The rounds of an input gradient share a weight that is transformed whole.
-        packed = self._work(work.problem.replace(prepacked=True))
-        return max(work.weight_room + work.room, packed.packed_size * packed.size + packed.room)
+        return work.weight_room + work.room
+
+    def packed_bytes(self, problem: ConvProblem) -> int:
+        """Return how much a weight takes that is transformed whole: for all runs, or for rounds of one."""
+        work = self._work(problem.replace(prepacked=True))
+        return work.packed_size * work.size
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = self._work(problem)

@@ -73,6 +73,7 @@ class Runner:
         return Packed(packed, w)
 
     def _transform(self, w: Any, packed: int, room: int) -> None:
+        assert not self._packs_blocks, "blocks would be written over one another"
         kernel, job, _ = self._transforming(w, packed, room)
         threads.run(kernel, address(job), self.work.problem.groups * self.work.blocks, self.work.workers)
 
