@@ -27,6 +27,7 @@ _BUILT_IN = (
     "fastconv.backends.cpu.depthwise.algorithm:Depthwise",
     "fastconv.backends.cpu.depthwise.channels:DepthwiseChannels",
     "fastconv.backends.cpu.depthwise.turned:DepthwiseTurned",
+    "fastconv.backends.cpu.depthwise.walked:DepthwiseWalked",
     "fastconv.backends.cpu.fft.algorithm:Fft",
     "fastconv.backends.cpu.gemv.algorithm:Gemv",
     "fastconv.backends.cpu.gemv.algorithm:GemvBatch",

@@ -28,6 +28,7 @@ CONV_SHAPES = """
     conv2d n1 c5 i8 oc7 k1 bias
     conv2d n3 c8 i6 oc8 k1 s2 g4
     conv2d n2 c6 i9 oc6 k3 p1 g6 bias leaky_relu
+    conv2d n1 c3 ih9 iw21 oc3 k3 s2 p1 g3 residual
     conv2d n1 c4 i6 oc130 k3 p1 g2 bias
     conv2d n2 c10 i4 oc70 k1 g2 bias
     conv2d n2 c4 i10 oc8 k3 s2 psame g4

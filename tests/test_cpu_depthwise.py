@@ -8,13 +8,17 @@ from sharing import check_threads_share
 
 import fastconv as fc
 from fastconv import registry, testing
+from fastconv.backends.cpu.depthwise.walked_work import Work as WalkedWork
 from fastconv.backends.cpu.depthwise.work import Work
-from fastconv.backends.cpu.registers import Simd
+from fastconv.backends.cpu.registers import Simd, simd
 from fastconv.notation import parse_problem
 
 ALGORITHM = registry.find("numba/depthwise")
 TURNED = registry.find("numba/depthwise_turned")
+WALKED = registry.find("numba/depthwise_walked")
 WGRAD = registry.find("numba/depthwise_wgrad")
+
+needs_avx512 = pytest.mark.skipif(simd().name != "avx512", reason="strips are walked down with AVX-512 only")
 
 SHAPES = """
     conv2d n2 c3 i10 oc3 k3 p1 g3
@@ -100,6 +104,108 @@ def test_planes_of_few_channels_follow_one_another():
     assert not lone.run.__self__.work.folded
 
 
+# Of what is walked down, every number of vectors, both widths of them, pairs of planes and lone ones, strips that
+# overlap, every border, and maps of which nothing is inside.
+STRIPS = """
+    conv2d n2 c5 i7 oc5 k3 p1 g5 bias residual relu
+    conv2d n1 c1 i13 oc1 k3 p1
+    conv2d n2 c3 i10 oc3 k3 p1 g3 residual
+    conv2d n1 c3 i14 oc3 k3 g3 leaky_relu
+    conv2d n1 c3 ih5 iw1 oc3 k3 p1 g3 bias
+    conv2d n1 c3 ih1 iw5 oc3 k3 p1 g3 bias
+    conv2d n1 c2 ih1 iw1 oc2 k3 p1 g2
+    conv2d n1 c2 ih2 iw20 oc2 k3 ph3 pw1 g2 bias sigmoid
+    conv2d n1 c2 ih4 iw20 oc2 k3 ph4:0 pw0:1 g2
+    conv2d n1 c2 ih9 iw19 oc2 k3 p1 g2
+    conv2d n1 c2 ih9 iw28 oc2 k3 p1:0 g2
+    conv2d n1 c2 ih9 iw37 oc2 k3 p1 g2
+    conv2d n1 c2 ih9 iw56 oc2 k3 p1 g2 bias residual
+    conv2d n1 c2 ih9 iw74 oc2 k3 p0:1 g2
+    conv2d n1 c2 ih9 iw112 oc2 k3 p1 g2
+    conv2d n1 c2 ih9 iw129 oc2 k3 p1 g2 bias
+    conv2d n1 c2 ih9 iw260 oc2 k3 p1 g2 residual
+    conv2d n2 c5 i13 oc5 k3 s2 p1 g5 bias residual relu
+    conv2d n1 c3 i28 oc3 k3 s2 p0:1 g3
+    conv2d n1 c3 i28 oc3 k3 s2 p1:0 g3
+    conv2d n1 c3 ih2 iw1 oc3 k3 s2 p1 g3
+    conv2d n1 c3 ih3 iw9 oc3 k3 s2 ph4 pw0 g3
+    conv2d n1 c2 ih11 iw56 oc2 k3 s2 p1 g2
+    conv2d n1 c2 ih11 iw75 oc2 k3 s2 p1 g2 bias
+    conv2d n1 c2 ih11 iw112 oc2 k3 s2 p1 g2 residual
+    conv2d n1 c2 ih11 iw150 oc2 k3 s2 p1 g2
+""".strip().splitlines()
+
+
+@needs_avx512
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("text", STRIPS)
+def test_strips_walked_down(text, dtype):
+    problem = parse_problem(text).replace(dtype=dtype)
+    testing.check_problem(WALKED, problem)
+    testing.check_problem(WALKED, problem.replace(prepacked=True))
+
+
+@pytest.mark.parametrize("workers", [1, 2, 16])
+@pytest.mark.parametrize("vectors", [Simd("avx512", 64, 32, True, rate) for rate in (1.0, 2.0)])
+@pytest.mark.parametrize("text", STRIPS)
+def test_strips_fit_registers_and_map(text, vectors, workers):
+    work = WalkedWork(parse_problem(text), vectors, workers, 1 << 20)
+    strip, out = work.strip, work.axes[2].out
+    sums = strip.planes * strip.vectors * -(-3 // work.axes[1].stride)
+    assert strip.planes * work.taps + sums < vectors.registers
+    # All vectors but the last are whole.
+    assert (strip.vectors - 1) * strip.lanes < out
+    assert strip.planes <= work.problem.ic
+    assert work.bands * work.band >= work.axes[1].out >= work.band
+
+
+def test_strips_are_of_many_forms():
+    vectors = Simd("avx512", 64, 32, True, 1.0)
+    forms = {WalkedWork(parse_problem(text), vectors, 1, 1 << 20).strip[:3] for text in STRIPS}
+    assert {1, 2} == {planes for planes, _, _ in forms}
+    assert {1, 2, 3, 4, 5, 7} == {count for _, count, _ in forms}
+    assert {8, 16} == {lanes for _, _, lanes in forms}
+
+
+@needs_avx512
+@pytest.mark.parametrize("stride", [1, 2])
+def test_strips_read_nothing_beyond_the_maps(stride):
+    """What lies around the planes is not a number, and comes out nowhere."""
+    problem = parse_problem(f"conv2d n1 c3 i37 oc3 k3 s{stride} p1 g3 prepacked")
+    x, w = testing.random_inputs(problem)
+    around = np.full((1, 3, 41, 41), np.nan, np.float32)
+    around[:, :, 2:39, 2:39] = x
+    plan = WALKED.plan(problem)
+    y = np.full((1, 3, 80, 80), 7, np.float32)
+    inside = y[:, :, 3 : 3 + problem.output_size[0], 3 : 3 + problem.output_size[1]]
+    plan.run(plan.packed((around[:, :, 2:39, 2:39], w)), (inside,))
+    testing.compare(problem, (inside.copy(),), testing.exact(problem, (x, w)), WALKED.error_bound(problem))
+    inside[...] = 7
+    assert (y == 7).all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kernel_size": (5, 5)},
+        {"dilation": (2, 2)},
+        {"stride": (1, 2)},
+        {"stride": (3, 3)},
+        {"padding": ((1, 1), (2, 1))},
+        {"padding_mode": "reflect"},
+        {"layout": "channels_last"},
+        {"oc": 6},
+        {"groups": 1},
+        {"dtype": "float16"},
+    ],
+    ids=str,
+)
+def test_what_is_not_walked_down(change):
+    problem = parse_problem("conv2d n1 c3 i37 oc3 k3 p1 g3")
+    assert (WALKED.refuses(problem) is None) == (simd().name == "avx512")
+    assert WALKED.refuses(problem.replace(**change)) is not None
+
+
 def gradient_of(text: str):
     """Return the weight gradient of a forward problem."""
     return parse_problem(text).replace(direction="wgrad", bias="none", residual=False, activation=None)
@@ -139,7 +245,16 @@ def test_weight_gradients_on_any_number_of_threads(text):
     ("algorithm", "text"),
     [(ALGORITHM, text) for text in SHAPES if "n2" in text]
     + [(TURNED, text.replace("n2", "n40")) for text in PLANES if "n2" in text]
-    + [(TURNED, "conv2d n4 c20 i40 oc20 k3 s3 p1 g20"), (TURNED, "conv3d n1 c20 i16 oc20 k3 p1 g20")],
+    + [(TURNED, "conv2d n4 c20 i40 oc20 k3 s3 p1 g20"), (TURNED, "conv3d n1 c20 i16 oc20 k3 p1 g20")]
+    + [
+        pytest.param(WALKED, text, marks=needs_avx512)
+        for text in (
+            "conv2d n1 c3 i97 oc3 k3 p1 g3 bias",
+            "conv2d n3 c33 i14 oc33 k3 p1 g33 residual",
+            "conv2d n1 c3 i197 oc3 k3 s2 p1 g3 relu",
+            "conv2d n5 c35 i28 oc35 k3 s2 p1 g35",
+        )
+    ],
 )
 def test_any_number_of_threads_gives_the_same_bits(algorithm, text):
     check_threads_share(algorithm, parse_problem(text))
@@ -163,7 +278,9 @@ def test_specials_at_borders_come_out_where_the_reference_has_them(text, operand
     inputs = testing.random_inputs(problem)
     for corner in ((0,) * problem.ndim, (-1,) * problem.ndim):
         inputs[operand][(slice(None), 0, *corner)] = special
-    for algorithm in (ALGORITHM, TURNED) if layout == "channels_first" else (ALGORITHM,):
+    for algorithm in (ALGORITHM, TURNED, WALKED):
+        if algorithm.refuses(problem) is not None:
+            continue
         outputs = testing.run(algorithm, problem, inputs)
         testing.compare(problem, outputs, testing.exact(problem, inputs), algorithm.error_bound(problem))
 

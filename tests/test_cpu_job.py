@@ -36,6 +36,7 @@ LIES = {
         ("direct", "conv2d n2 c5 ih7 iw9 oc18 k3 p1 bias tanh"),
         ("grouped", "conv2d n2 c6 ih7 iw9 oc6 k3 p1 g2 bias residual"),
         ("depthwise", "conv2d n2 c6 ih7 iw9 oc6 k3 p1 g6 bias residual"),
+        ("depthwise_walked", "conv2d n2 c5 ih7 iw9 oc5 k3 p1 g5 bias residual"),
         ("gemv", "linear n3 c17 oc9 bias residual"),
         ("gemv_batch", "linear n17 c19 oc9 bias residual"),
         ("wgrad", "conv2d:wgrad n2 c5 ih7 iw9 oc18 k3 p1"),

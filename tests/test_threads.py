@@ -82,6 +82,7 @@ LARGE = [
         "linear:dgrad n192 c50 oc300",
         "linear:wgrad n9 c1000 oc300",
         "conv2d n2 c32 i29 oc32 k3 p1 g32",
+        "conv2d n2 c40 i58 oc40 k3 s2 p1 g40",
         "conv2d:dgrad n4 c32 i28 oc32 k3 p1 g32",
         "conv2d:wgrad n4 c32 i28 oc32 k3 p1 g32",
         "conv2d:wgrad n4 c32 i28 oc32 k3 p1 g32 channels_last",
