@@ -14,7 +14,8 @@ from fastconv.backends.cpu.memory import record
 _FIELDS = """
     x xn xc xh heights widths   | the input, its strides and sizes
     y yn yk yh oh ow            | the output, its strides and sizes
-    w wc bias residual activation   | the weight of a channel; addresses, 0 for none
+    w wc wstep                  | the weight, a channel of it, a tap
+    bias residual activation    | addresses, 0 for none
     channels pairs bands band   | channels, those that are done together; bands of rows
     before_h before_w zeros     | padding before; address of zeros that stand for a row of it
 """
@@ -50,7 +51,7 @@ def loops(planes: int, vectors: int, lanes: int, bits: int, fused: int, stride: 
                 walk(
                     planes, vectors, lanes, bits, fused, stride,
                     (x + across * size, job.xc, job.xh, row * stride - job.before_h, job.heights, across, job.widths,
-                     job.w + channel * job.wc, job.wc, job.y + at, job.yk, job.yh, job.band, job.ow - col,
+                     job.w + channel * job.wc, job.wc, job.wstep, job.y + at, job.yk, job.yh, job.band, job.ow - col,
                      bias, job.residual + at if job.residual else 0, job.activation, job.zeros),
                 )  # fmt: skip
             band += 1

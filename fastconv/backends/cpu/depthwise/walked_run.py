@@ -16,11 +16,18 @@ from fastconv.problem import Sizes
 
 
 class WalkedRunner(Runner):
-    """Runs one problem on arrays whose columns are neighbours, others by way of copies."""
+    """Runs one problem on arrays whose columns are neighbours, others by way of copies.
+
+    Parameters
+    ----------
+    work : Work
+    backwards : bool, optional
+        Whether kernels are read from their last position to the first.
+    """
 
     fields = FIELDS
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, backwards: bool = False) -> None:
         super().__init__(work.problem, work.units, work.workers, 0)
         self.work = work
         strip, (_, height, width) = work.strip, work.axes
@@ -28,14 +35,17 @@ class WalkedRunner(Runner):
         self._loops = loops(*form).address
         self._zeros = np.zeros(work.zero_bytes, np.uint8)
         f = {"heights": height.size, "widths": width.size, "oh": height.out, "ow": width.out}
-        f |= {"wc": work.taps * work.size, "channels": work.problem.ic, "pairs": work.groups}
+        # Where the first tap is in a channel's weight.
+        self._first = (work.taps - 1) * work.size if backwards else 0
+        f |= {"wc": work.taps * work.size, "wstep": -work.size if backwards else work.size}
+        f |= {"channels": work.problem.ic, "pairs": work.groups}
         f |= {"bands": work.bands, "band": work.band, "before_h": height.before, "before_w": width.before}
         self._known = f | {"zeros": address(self._zeros), "activation": self.activation}
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:
         """Return the weight as the micro-kernel reads it: as it is, if it is in one piece."""
         rows = ordered(w, self.work.workers, new)
-        return Packed(rows, address(rows))
+        return Packed(rows, address(rows) + self._first)
 
     def describe(self, x: Sizes, y: Sizes) -> tuple[dict[str, int], int, Any] | None:
         """See `Runner`."""

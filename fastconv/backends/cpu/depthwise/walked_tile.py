@@ -22,7 +22,7 @@ from fastconv.backends.cpu.depthwise.walked_work import KERNEL
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # The values that `walk` is given, in order.
-_VALUES = "x xc xh row heights col widths w wc y yk yh rows left bias residual activation zeros"
+_VALUES = "x xc xh row heights col widths w wc wstep y yk yh rows left bias residual activation zeros"
 
 
 class _Columns:
@@ -82,9 +82,9 @@ def walk(typingctx, planes, vectors, lanes, bits, fused, stride, values):
     element), fused (multiply-add exists), stride.
 
     A tuple of values, addresses and strides in bytes: x (the first plane's first column, be it read or not), its planes
-    and rows; row (input row of the first kernel row, of ``heights``); col (input column of the first kernel
-    column, of ``widths``); w, and from plane to plane; y, its planes and rows; rows (to do); left (columns to store);
-    bias, residual, activation: addresses, 0 for none; zeros (address of as many as the strip reads of a row).
+    and rows; row (input row of the first kernel row, of ``heights``); col (input column of the first kernel column, of
+    ``widths``); w, its planes and taps; y, its planes and rows; rows (to do); left (columns to store); bias, residual,
+    activation: addresses, 0 for none; zeros (address of as many as the strip reads of a row).
     """
     given = (planes, vectors, lanes, bits, fused, stride)
     known = literals(*given)
@@ -98,7 +98,7 @@ def walk(typingctx, planes, vectors, lanes, bits, fused, stride, values):
         columns = _Columns(e, nvectors, step, v)
         cells = [(p, n) for p in range(nplanes) for n in range(nvectors)]
         weights = [
-            [e.load_splat(e.at(v["w"], e.times(v["wc"], p), i * e.bytes)) for i in range(KERNEL * KERNEL)]
+            [e.load_splat(e.at(v["w"], e.times(v["wc"], p), e.times(v["wstep"], i))) for i in range(KERNEL * KERNEL)]
             for p in range(nplanes)
         ]
 

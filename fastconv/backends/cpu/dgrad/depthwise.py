@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.depthwise import work as forward
+from fastconv.backends.cpu.depthwise import walked_work
+from fastconv.backends.cpu.depthwise import work as tiled_work
 from fastconv.backends.cpu.depthwise.algorithm import Depthwise
+from fastconv.backends.cpu.depthwise.walked import DepthwiseWalked
 from fastconv.backends.cpu.dgrad.depthwise_work import Work
 from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_woven, stacked_problem
 from fastconv.machine import Machine
@@ -18,7 +20,7 @@ _OVERHEAD, _LOOKING = 8e-6, 4e-6
 # What a tile's code unrolls, at most.
 _MOST_TAPS, _MOST_PHASES = 96, 64
 
-_FORWARD = Depthwise()
+_TILED, _WALKED = Depthwise(), DepthwiseWalked()
 
 
 class DepthwiseDgrad(Algorithm):
@@ -45,33 +47,40 @@ class DepthwiseDgrad(Algorithm):
     def workspace_bytes(self, problem: AnyProblem) -> int:
         assert isinstance(problem, ConvProblem)
         if _is_forward(problem):
-            return _FORWARD.workspace_bytes(stacked_problem(problem))
+            return _forward(problem).workspace_bytes(stacked_problem(problem))
         return Work.of(problem).zero_bytes
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         assert isinstance(problem, ConvProblem)
         if _is_forward(problem):
-            return _LOOKING + _FORWARD.predict(stacked_problem(problem), machine)
+            return _LOOKING + _forward(problem).predict(stacked_problem(problem), machine)
         work = Work.of(problem)
         workers = work.units / -(-work.units // work.workers)
         return _OVERHEAD + max(work.cycles / machine.hertz, machine.moving(problem.bytes)) / workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.dgrad.depthwise_loops import CellsRunner
-        from fastconv.backends.cpu.dgrad.depthwise_run import BackwardsRunner
+        from fastconv.backends.cpu.dgrad.depthwise_run import BackwardsRunner, BackwardsWalkedRunner
 
         assert isinstance(problem, ConvProblem)
-        runner: BackwardsRunner | CellsRunner
-        if _is_forward(problem):
-            runner = BackwardsRunner(problem, forward.Work.of(stacked_problem(problem)))
-        else:
+        runner: BackwardsRunner | BackwardsWalkedRunner | CellsRunner
+        if not _is_forward(problem):
             runner = CellsRunner(Work.of(problem))
+        elif _forward(problem) is _WALKED:
+            runner = BackwardsWalkedRunner(problem, walked_work.Work.of(stacked_problem(problem)))
+        else:
+            runner = BackwardsRunner(problem, tiled_work.Work.of(stacked_problem(problem)))
         return Plan(problem, self, runner.run, runner.pack)
 
 
 def _is_forward(problem: AnyProblem) -> bool:
     """Whether the gradient is a forward convolution of ``dy``."""
     return isinstance(problem, ConvProblem) and math.prod(problem.stride) == 1
+
+
+def _forward(problem: ConvProblem) -> Algorithm:
+    """Return which forward algorithm computes the gradient."""
+    return _WALKED if _WALKED.refuses(stacked_problem(problem)) is None else _TILED
 
 
 def _refuses_forward(problem: ConvProblem) -> str | None:
