@@ -11,8 +11,6 @@ from fastconv.problem import ConvProblem
 
 # Seconds a call takes beside its loops.
 _OVERHEAD = 2e-6
-# How much of the shorter one of computing and moving is seen, too: rows are fetched while others are summed.
-_EXPOSED = 0.1
 
 
 class DepthwiseWalked(Algorithm):
@@ -47,9 +45,8 @@ class DepthwiseWalked(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
-        computing, moving = work.cycles / machine.hertz, machine.moving(problem.bytes)
-        together = max(computing, moving) + _EXPOSED * min(computing, moving)
-        return _OVERHEAD + together / work.workers
+        # Rows follow one another in memory: they are fetched while others are summed.
+        return _OVERHEAD + max(work.cycles / machine.hertz, machine.moving(problem.bytes)) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.walked_run import WalkedRunner
