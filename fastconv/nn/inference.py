@@ -117,7 +117,8 @@ class Inference:
         array = arrays.read_as("x", x, self._kind, "the example")
         if array.shape != self._input.shape:
             raise ValueError(f"x: expected the example's shape {self._input.shape}, got {array.shape}")
-        arrays.check_dtype("x", array, self._input.dtype.name)
+        if array.dtype != self._input.dtype:  # to tell names takes as long as a small layer
+            arrays.check_dtype("x", array, self._input.dtype.name)
         with applied(self._options):
             self._input[...] = array
             for step in self.steps:

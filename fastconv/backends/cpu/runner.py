@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastconv import arrays, epilogue
+from fastconv import arrays
 from fastconv.backends.cpu import job, scratch
 from fastconv.backends.cpu.activation import FUSED
+from fastconv.backends.cpu.exponential import Finish
 from fastconv.backends.cpu.scratch import address, contiguous
 from fastconv.buffers import aligned
 from fastconv.problem import AXES, ConvProblem, Sizes
@@ -67,6 +68,7 @@ class Runner(ABC):
             problem.prepacked,
         )
         self._fused = problem.activation is None or problem.activation in FUSED
+        self._finish = Finish(problem.activation, workers)
         self._constants = np.array(FUSED.get(problem.activation or "", (0, 0, 0)), problem.accumulator)
         #: Address of the activation's constants, 0 if it has none or is not fused.
         self.activation = address(self._constants) if problem.activation in FUSED else 0
@@ -109,7 +111,7 @@ class Runner(ABC):
         if not self._start(inputs[0], w, y, bias, residual, packed[1], slab):
             self._run_otherwise(inputs, y, packed, slab)
         elif not self._fused:
-            epilogue.apply(self.problem.activation, y)
+            self._finish(y)
 
     def _run_otherwise(self, inputs: tuple[Any, ...], y: Any, packed: Any, slab: int) -> None:
         """Run on arrays that lie otherwise than those of the last run."""
@@ -127,7 +129,7 @@ class Runner(ABC):
         self._start = start
         start(x, None, y, bias, residual, packed[1], slab)
         if not self._fused:
-            epilogue.apply(self.problem.activation, y)
+            self._finish(y)
 
     def _look(self, *arrays: Any) -> job.Start | None:
         """Return what does the job on x, w, y, bias and residual, None if the loops cannot read or write them."""

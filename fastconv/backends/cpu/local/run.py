@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from fastconv import epilogue
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.axes import inside
+from fastconv.backends.cpu.exponential import Finish
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.local.batch_loops import forward_batch, input_gradient_batch
 from fastconv.backends.cpu.local.job import FIELDS
@@ -28,7 +28,7 @@ class Runner:
         self.work, p = work, work.problem
         self._tables = [np.ascontiguousarray(source_line(axis), np.int64) for axis in (work.rows, work.cols)]
         self._constants = np.array(FUSED.get(p.activation or "", (0, 0, 0)), p.accumulator)
-        self._is_fused = p.activation is None or p.activation in FUSED
+        self._finish = Finish(p.activation, work.workers)
         self._offsets = self._window()
         self._task = self._compile().address
         fields = self._fields() | work.places
@@ -101,8 +101,7 @@ class Runner:
         if residual is not None:
             fields["residual"] = address(residual)
         self._launch(x, y, contiguous(w), fields)
-        if not self._is_fused:
-            epilogue.apply(p.activation, y)
+        self._finish(y)
 
     def _dgrad(self, inputs: tuple[Any, ...], dx: Any) -> None:
         dy, w = inputs

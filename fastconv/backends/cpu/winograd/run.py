@@ -12,6 +12,7 @@ from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.activation import FUSED
 from fastconv.backends.cpu.axes import are_contiguous, inside
 from fastconv.backends.cpu.direct.algorithm import Direct
+from fastconv.backends.cpu.exponential import Finish
 from fastconv.backends.cpu.job import record_of
 from fastconv.backends.cpu.ordering import ordered
 from fastconv.backends.cpu.registers import LINE
@@ -47,6 +48,7 @@ class Runner:
         self._products = [products(work.tile.cols, vectors, *kind) for vectors in (work.tile.vectors, work.tile.tail)]
         activation = work.problem.activation
         self._activation = np.array(FUSED[activation], work.problem.dtype) if activation in FUSED else None
+        self._finish = Finish(activation, work.workers)
         # The loops look at these by address.
         self._tables = work.tables()
         self._starts, self._spans = work.starts(), work.spans()
@@ -130,7 +132,7 @@ class Runner:
         if not adds:
             epilogue.apply(problem.activation, target, None, residual)
         elif self._activation is None:
-            epilogue.apply(problem.activation, target)
+            self._finish(target)
         if target is not y:
             y[...] = target
 
