@@ -27,6 +27,53 @@ def normal(rng, *shape):
     return jnp.asarray(rng.standard_normal(shape))
 
 
+CHANNELS_LAST = ("NHWC", "HWIO", "NHWC")
+STORED = {
+    "convolution": lambda m, x, w: m.conv_general_dilated(x, w, (2, 1), "SAME", dimension_numbers=CHANNELS_LAST),
+    "transposed": lambda m, x, w: m.conv_transpose(x, w, (2, 2), "SAME"),
+    "turned": lambda m, x, w: m.conv_transpose(x, w.swapaxes(2, 3), (2, 2), "SAME", transpose_kernel=True),
+    "groups": lambda m, x, w: m.conv_general_dilated(
+        x, w[:, :, :3], (1, 1), [(2, 1)] * 2, (2, 1), dimension_numbers=CHANNELS_LAST, feature_group_count=2
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ["convolution", "transposed"])
+def test_weights_are_read_where_they_lie_in_whatever_order(name):
+    x, w, function = jnp.ones((1, 8, 9, 6)), jnp.ones((3, 3, 6, 4)), STORED[name]
+    dy = jnp.ones(function(lax, x, w).shape)
+    programs = {
+        "forward": (lambda x, w: function(fj, x, w), (x, w)),
+        "gradient": (lambda w, dy: jax.linear_transpose(lambda x: function(fj, x, w), x)(dy), (w, dy)),
+    }
+    for what, (program, arguments) in programs.items():
+        text = jax.jit(program).lower(*arguments).compile().as_text()
+        assert "custom-call(" in text
+        assert not any(f" {op}(" in text for op in ("copy", "transpose", "reverse", "fusion")), what
+
+
+@pytest.mark.parametrize("name", STORED)
+def test_derivatives_and_batches_with_weights_in_other_orders(name):
+    function, rng = STORED[name], RNG(3)
+    x, w, dx, dw = (integers(rng, *shape) for shape in 2 * [(2, 5, 6, 6), (3, 3, 6, 4)])
+    ours, theirs = ((lambda x, w, m=m: function(m, x, w)) for m in (fj, lax))
+    assert np.array_equal(ours(x, w), theirs(x, w))
+    for got, right in zip(*(jax.jvp(f, (x, w), (dx, dw)) for f in (ours, theirs)), strict=True):
+        assert np.array_equal(got, right)
+    dy = integers(rng, *theirs(x, w).shape)
+    for got, right in zip(*(jax.vjp(f, x, w)[1](dy) for f in (ours, theirs)), strict=True):
+        assert np.array_equal(got, right)
+    # A gradient of a gradient, of what is linear in each of its arguments.
+    second = [jax.grad(lambda w, f=f: (jax.vjp(f, x, w)[1](dy)[0] * dx).sum())(w) for f in (ours, theirs)]
+    assert np.array_equal(*second)
+    many = jnp.stack([w, dw, 2 * w], axis=1), jnp.stack([x, dx, -x], axis=2)
+    for f, axes in ((ours, (None, 1)), (ours, (2, None)), (ours, (2, 1))):
+        given = (x if axes[0] is None else many[1], w if axes[1] is None else many[0])
+        loop = [theirs(*(a if axis is None else jnp.take(a, i, axis) for a, axis in zip(given, axes, strict=True)))
+                for i in range(3)]  # fmt: skip
+        assert np.array_equal(jax.vmap(f, axes)(*given), jnp.stack(loop))
+
+
 def random_convolution(seed):
     """Return the arrays and other arguments of a call of ``conv_general_dilated`` with integer data."""
     rng = RNG(seed)

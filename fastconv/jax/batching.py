@@ -14,15 +14,30 @@ from jax.interpreters import batching
 
 from fastconv.jax.derivatives import push_p
 from fastconv.jax.primitive import run, run_p
+from fastconv.jax.stored import Stored
 from fastconv.options import Options
 from fastconv.problem import ConvProblem
 
 
-def _batch(inputs: Any, axes: Any, *, problem: Any, options: Options) -> tuple[Any, Any]:
+def _batch(inputs: Any, axes: Any, *, problem: Any, options: Options, stored: Stored | None) -> tuple[Any, Any]:
     (size,) = {a.shape[axis] for a, axis in zip(inputs, axes, strict=True) if axis is not None}
+    if stored is not None:
+        inputs, axes = _taken(inputs, axes, problem, stored)
     rule = _rule(problem, {o.name for o, axis in zip(problem.inputs, axes, strict=True) if axis is not None})
     outputs, axis = rule(inputs, axes, size, problem, options)
     return outputs, [axis] * len(outputs)
+
+
+def _taken(inputs: Any, axes: Any, problem: Any, stored: Stored) -> tuple[list[Any], list[Any]]:
+    """Return inputs with the weight in the problem's own order, and which axes are mapped."""
+    arrays, mapped = list(inputs), list(axes)
+    place = [operand.name for operand in problem.inputs].index("w")
+    if mapped[place] is None:
+        arrays[place] = stored.take(arrays[place])
+    else:
+        arrays[place] = jax.vmap(stored.take, in_axes=mapped[place])(arrays[place])
+        mapped[place] = 0
+    return arrays, mapped
 
 
 def _rule(problem: Any, mapped: set[str]) -> Any:

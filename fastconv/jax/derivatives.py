@@ -18,6 +18,7 @@ from jax.interpreters import ad, mlir
 
 from fastconv.epilogue import LEAKY_SLOPE
 from fastconv.jax.primitive import run, run_p
+from fastconv.jax.stored import Stored
 from fastconv.options import Options
 from fastconv.problem import ConvProblem, PoolProblem
 
@@ -62,14 +63,18 @@ def _bends(problem: PoolProblem) -> bool:
     return problem.is_max or problem.kind == "lp_pool"
 
 
-def _jvp(primals: Any, tangents: Any, *, problem: Any, options: Options) -> tuple[Any, Any]:
-    rule = _jvp_conv if isinstance(problem, ConvProblem) else _jvp_pool
-    outputs, tangent = rule(primals, tangents, problem, options)
+def _jvp(primals: Any, tangents: Any, *, problem: Any, options: Options, stored: Stored | None) -> tuple[Any, Any]:
+    if isinstance(problem, ConvProblem):
+        outputs, tangent = _jvp_conv(primals, tangents, problem, options, stored)
+    else:
+        outputs, tangent = _jvp_pool(primals, tangents, problem, options)
     return outputs, [tangent, *map(_zero, outputs[1:])]
 
 
-def _jvp_conv(primals: Any, tangents: Any, problem: ConvProblem, options: Options) -> tuple[list[Any], Any]:
-    (result,) = run(problem, options, *primals)
+def _jvp_conv(
+    primals: Any, tangents: Any, problem: ConvProblem, options: Options, stored: Stored | None
+) -> tuple[list[Any], Any]:
+    (result,) = run(problem, options, *primals, stored=stored)
     plain = problem.replace(bias="none", activation=None, residual=False)
     terms = []
     for place, (operand, tangent) in enumerate(zip(problem.inputs, tangents, strict=True)):
@@ -82,7 +87,7 @@ def _jvp_conv(primals: Any, tangents: Any, problem: ConvProblem, options: Option
         else:
             factors = list(primals[:2])
             factors[place] = tangent
-            terms += run(plain, options, *factors)
+            terms += run(plain, options, *factors, stored=stored)
     total = _sum(terms, result)
     if problem.activation is None or _is_zero(total):
         return [result], total
@@ -119,7 +124,7 @@ def _jvp_pool(primals: Any, tangents: Any, problem: PoolProblem, options: Option
     return outputs, _sum(terms, outputs[0])
 
 
-def _transpose(cotangents: Any, *inputs: Any, problem: Any, options: Options) -> list[Any]:
+def _transpose(cotangents: Any, *inputs: Any, problem: Any, options: Options, stored: Stored | None) -> list[Any]:
     (place,) = (i for i, value in enumerate(inputs) if ad.is_undefined_primal(value))
     result: list[Any] = [None] * len(inputs)
     cotangent = cotangents[0]
@@ -129,7 +134,9 @@ def _transpose(cotangents: Any, *inputs: Any, problem: Any, options: Options) ->
         roles = [operand.name for operand in problem.inputs]
         factors = dict(zip(roles, inputs, strict=True)) | {_ROLES[problem.direction]: cotangent}
         other = problem.replace(direction=_DIRECTIONS[roles[place]])
-        (result[place],) = run(other, options, *(factors[operand.name] for operand in other.inputs))
+        given, of_weight = [factors[operand.name] for operand in other.inputs], roles[place] == "w"
+        (found,) = run(other, options, *given, stored=None if of_weight else stored)
+        result[place] = stored.store(found) if of_weight and stored is not None else found
     elif problem.direction == "dgrad" and _bends(problem):
         result[place] = push_p.bind(cotangent, *inputs[1:], problem=problem, options=options)
     else:

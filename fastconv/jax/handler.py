@@ -17,7 +17,7 @@ import json
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from functools import cache, lru_cache
 from pathlib import Path
@@ -28,6 +28,7 @@ import numpy as np
 from fastconv import arrays, dispatch
 from fastconv.algorithm import AnyProblem, Plan
 from fastconv.jax import gate
+from fastconv.jax.stored import Stored
 from fastconv.notation import format_problem, parse_problem
 from fastconv.options import Options
 from fastconv.record import Operand
@@ -57,7 +58,10 @@ class Slot(NamedTuple):
     ----------
     memory : ctypes type
         As many bytes as the buffer has.
-    shape, strides : tuple of int
+    shape : tuple of int
+    start : int
+        Where in the buffer the first element is, in bytes.
+    strides : tuple of int
     dtype : numpy dtype
     wide : numpy dtype or None
         What the problem has instead, if it is another: JAX has no 64 bit integers unless they are switched on.
@@ -65,13 +69,14 @@ class Slot(NamedTuple):
 
     memory: Any
     shape: tuple[int, ...]
+    start: int
     strides: tuple[int, ...]
     dtype: Any
     wide: Any
 
     def over(self, address: int) -> Any:
         """Return the array over a buffer."""
-        return np.ndarray(self.shape, self.dtype, self.memory.from_address(address), 0, self.strides)
+        return np.ndarray(self.shape, self.dtype, self.memory.from_address(address), self.start, self.strides)
 
 
 class Job(NamedTuple):
@@ -95,29 +100,36 @@ def order_in_memory(operand: Operand, layout: str) -> tuple[int, ...]:
     return (0, *axes[2:], 1) if operand.spatial and layout == "channels_last" else axes
 
 
-def describe(problem: AnyProblem, options: Options) -> str:
+def describe(problem: AnyProblem, options: Options, stored: Stored | None = None) -> str:
     """Return what is to be computed, as the text that the handler reads."""
     default = asdict(Options())
     changed = {name: value for name, value in asdict(options).items() if value != default[name]}
-    return f"{format_problem(problem)} | {json.dumps(changed)}"
+    text = f"{format_problem(problem)} | {json.dumps(changed)}"
+    return text if stored is None else f"{text} | {json.dumps(stored)}"
 
 
-def _slot(operand: Operand, layout: str) -> Slot:
+def _slot(operand: Operand, layout: str, stored: Stored | None) -> Slot:
+    turned: Sequence[int] = ()
     order, dtype = order_in_memory(operand, layout), dtype_in_jax(operand)
-    strides, size = [0] * len(operand.shape), int(dtype.itemsize)
+    if stored is not None and operand.name == "w":
+        order, turned = stored.order, stored.turned_axes
+    strides, start, size = [0] * len(operand.shape), 0, int(dtype.itemsize)
     for axis in reversed(order):
-        strides[axis] = size
+        strides[axis] = -size if axis in turned else size
+        start += (operand.shape[axis] - 1) * size if axis in turned else 0
         size *= operand.shape[axis]
     wide = np.dtype(operand.dtype) if operand.dtype == "int64" else None
-    return Slot(ctypes.c_char * size, operand.shape, tuple(strides), dtype, wide)
+    return Slot(ctypes.c_char * size, operand.shape, start, tuple(strides), dtype, wide)
 
 
 @lru_cache(maxsize=4096)
 def _job(text: bytes, generation: int) -> Job:
-    words, _, changed = text.decode().partition(" | ")
+    words, changed, *rest = text.decode().split(" | ")
     problem, options = parse_problem(words), Options(**json.loads(changed))
+    stored = Stored.of(*json.loads(rest[0])) if rest else None
     inputs, outputs = (
-        tuple(_slot(operand, problem.layout) for operand in operands) for operands in (problem.inputs, problem.outputs)
+        tuple(_slot(operand, problem.layout, stored) for operand in operands)
+        for operands in (problem.inputs, problem.outputs)
     )
     limit = int(np.prod(problem.output_size))
     check = None

@@ -13,6 +13,7 @@ from jax import lax
 
 from fastconv.arrays import float_dtype
 from fastconv.jax.primitive import run
+from fastconv.jax.stored import Stored
 from fastconv.options import current
 from fastconv.problem import ConvProblem, PoolProblem
 from fastconv.sizes import Padding, Sizes
@@ -21,6 +22,17 @@ _MOST_AXES = 3
 
 # JAX's own, whatever stands in its namespace meanwhile: they tell the shapes of results, and what is wrong with calls.
 _conv_general_dilated, _reduce_window = lax.conv_general_dilated, lax.reduce_window
+
+
+class _Weight(NamedTuple):
+    """A weight (K, C / groups, kernel), as it is stored."""
+
+    array: Any
+    stored: Stored
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.array.shape[self.stored.order.index(axis)] for axis in range(self.array.ndim))
 
 
 class _Window(NamedTuple):
@@ -72,9 +84,25 @@ def conv_general_dilated(
     """
     lhs, rhs = jnp.asarray(lhs), jnp.asarray(rhs)
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers)
-    ndim = lhs.ndim - 2
-    ones = (1,) * ndim
-    strides, dilation = tuple(window_strides), tuple(rhs_dilation or ones)
+    ones = (1,) * (lhs.ndim - 2)
+    dilations = tuple(lhs_dilation or ones), tuple(rhs_dilation or ones)
+    groups = feature_group_count, batch_group_count
+    return _general(lhs, rhs, tuple(window_strides), padding, dilations, numbers, groups, preferred_element_type)
+
+
+def _general(
+    lhs: jax.Array,
+    rhs: jax.Array,
+    strides: Sizes,
+    padding: Any,
+    dilations: tuple[Sizes, Sizes],
+    numbers: Any,
+    groups: tuple[int, int] = (1, 1),
+    preferred_element_type: Any = None,
+    turned: bool = False,
+) -> jax.Array:
+    """Convolve as `conv_general_dilated` does, with a kernel that may be stored ``turned`` over."""
+    ndim, (lhs_dilation, dilation), (feature_groups, batch_groups) = lhs.ndim - 2, dilations, groups
     expected = jax.eval_shape(
         lambda x, w: _conv_general_dilated(
             x,
@@ -84,8 +112,8 @@ def conv_general_dilated(
             lhs_dilation,
             dilation,
             numbers,
-            feature_group_count,
-            batch_group_count,
+            feature_groups,
+            batch_groups,
             preferred_element_type=preferred_element_type,
         ),
         lhs,
@@ -98,12 +126,11 @@ def conv_general_dilated(
         return jnp.zeros(expected.shape, expected.dtype)
     wide = jnp.promote_types(lhs.dtype, expected.dtype)
     x = lhs.transpose(numbers.lhs_spec).astype(wide)
-    w = rhs.transpose(numbers.rhs_spec).astype(wide)
-    groups = feature_group_count
-    if batch_group_count > 1:
-        x, groups = _batches_as_channels(x, batch_group_count), batch_group_count
+    w = _Weight(rhs.astype(wide), Stored.of(np.argsort(numbers.rhs_spec), turned))
+    if batch_groups > 1:
+        x = _batches_as_channels(x, batch_groups)
     pads = _pairs(padding, x.shape[2:], [d * (k - 1) + 1 for k, d in zip(w.shape[2:], dilation, strict=True)], strides)
-    window = _Window(strides, tuple(lhs_dilation or ones), dilation, pads, groups)
+    window = _Window(strides, lhs_dilation, dilation, pads, max(groups))
     layout = "channels_last" if numbers.lhs_spec[1] == lhs.ndim - 1 else "channels_first"
     y = _convolve(x, w, window, layout)
     return y.transpose(np.argsort(numbers.out_spec)).astype(expected.dtype)
@@ -121,8 +148,8 @@ def _batches_as_channels(x: jax.Array, count: int) -> jax.Array:
     return jnp.moveaxis(x.reshape(count, n // count, c, *size), 0, 1).reshape(n // count, count * c, *size)
 
 
-def _convolve(x: jax.Array, w: jax.Array, window: _Window, layout: str) -> jax.Array:
-    """Convolve (N, C, spatial) with (K, C / groups, kernel)."""
+def _convolve(x: jax.Array, w: _Weight, window: _Window, layout: str) -> jax.Array:
+    """Convolve (N, C, spatial) with a weight."""
     if any(d > 1 for d in window.lhs_dilation):
         if all(s == 1 for s in window.stride):
             return _convolve_dilated(x, w, window, layout)
@@ -144,7 +171,7 @@ def _convolve(x: jax.Array, w: jax.Array, window: _Window, layout: str) -> jax.A
         dtype=str(x.dtype),
         layout=layout,
     )
-    return run(problem, current(), x, w)[0]
+    return run(problem, current(), x, w.array, stored=w.stored)[0]
 
 
 def _cropped(x: jax.Array, padding: Padding) -> jax.Array:
@@ -153,14 +180,17 @@ def _cropped(x: jax.Array, padding: Padding) -> jax.Array:
     return lax.pad(x, jnp.zeros((), x.dtype), cut) if any(map(any, cut)) else x
 
 
-def _convolve_dilated(dy: jax.Array, w: jax.Array, window: _Window, layout: str) -> jax.Array:
+def _convolve_dilated(dy: jax.Array, w: _Weight, window: _Window, layout: str) -> jax.Array:
     """Convolve a dilated input at stride 1: what a convolution of stride ``lhs_dilation`` has as input gradient.
 
     Its kernel is turned over, its sides are exchanged, and its padding is what the kernel's span leaves.
     """
     (k, c, *kernel), groups = w.shape, window.groups
-    turned = jnp.flip(w, range(2, w.ndim)).reshape(groups, k // groups, c, *kernel)
-    turned = jnp.swapaxes(turned, 1, 2).reshape(groups * c, k // groups, *kernel)
+    turned = _Weight(w.array, w.stored.transposed)
+    if groups > 1:
+        weight = w.stored.transposed.take(w.array).reshape(c, groups, k // groups, *kernel)
+        weight = jnp.swapaxes(weight, 0, 1).reshape(groups * c, k // groups, *kernel)
+        turned = _Weight(weight, Stored.of(range(weight.ndim)))
     size, padding, missing = [], [], []
     for i, s, r, d, (before, after) in zip(
         dy.shape[2:], window.lhs_dilation, kernel, window.dilation, window.padding, strict=True
@@ -186,7 +216,7 @@ def _convolve_dilated(dy: jax.Array, w: jax.Array, window: _Window, layout: str)
         dtype=str(dy.dtype),
         layout=layout,
     )
-    (dx,) = run(problem, current(), dy, turned)
+    (dx,) = run(problem, current(), dy, turned.array, stored=turned.stored)
     return lax.pad(dx, jnp.zeros((), dx.dtype), [(0, 0, 0)] * 2 + missing) if any(map(any, missing)) else dx
 
 
@@ -258,17 +288,17 @@ def conv_transpose(
         each = [padding] * len(spans) if isinstance(padding, str) else padding
         pads = [_transposed_padding(*axis) for axis in zip(spans, strides, each, strict=True)]
     if transpose_kernel:
-        rhs = jnp.swapaxes(jnp.flip(rhs, numbers.rhs_spec[2:]), *numbers.rhs_spec[:2])
-    return conv_general_dilated(
+        outputs, inputs, *rest = numbers.rhs_spec
+        numbers = numbers._replace(rhs_spec=(inputs, outputs, *rest))
+    return _general(
         lhs,
         rhs,
         (1,) * len(kernel),
         pads,
-        strides,
-        dilation,
+        (tuple(strides), dilation),
         numbers,
-        precision=precision,
         preferred_element_type=preferred_element_type,
+        turned=transpose_kernel,
     )
 
 
