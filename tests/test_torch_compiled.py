@@ -415,3 +415,48 @@ def test_weights_of_a_compiled_model_may_move():
         for buffer in (*net.parameters(), *net.buffers()):
             buffer.share_memory_()
         assert torch.equal(net(x), y)
+
+
+class Flat(nn.Module):
+    """A classifier on a map, flattened in one of the ways that there are."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.conv, self.pool = nn.Conv2d(4, 6, 3), nn.MaxPool2d(2)
+        self.flatten, self.linear, self.how = nn.Flatten(), nn.Linear(6 * 9, 5), how
+
+    def forward(self, x):
+        y = self.pool(F.relu(self.conv(x)))
+        ways = {
+            "module": lambda: self.flatten(y),
+            "function": lambda: torch.flatten(y, 1),
+            "method": lambda: y.flatten(1),
+            "other axes": lambda: y.flatten(1, 2).flatten(1),
+        }
+        return self.linear(ways[self.how]())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(("how", "parts"), [("module", 1), ("function", 1), ("method", 1), ("other axes", 3)])
+def test_a_map_is_flattened_within_a_stretch(how, parts, memory_format):
+    x = torch.rand(2, 4, 8, 8).contiguous(memory_format=memory_format)
+    compiled = check(settled(Flat(how)), x)
+    assert len([node for node in compiled.graph.nodes if node.op not in ("placeholder", "output")]) == parts
+
+
+def test_what_else_reads_a_flattened_map_gets_it_from_pytorch():
+    class Twice(Flat):
+        def forward(self, x):
+            flat = self.flatten(self.pool(self.conv(x)))
+            return self.linear(flat) + flat.sum()
+
+    compiled = check(settled(Twice("module")), torch.rand(2, 4, 8, 8))
+    assert any(node.target == "flatten" for node in compiled.graph.nodes)
+
+
+def test_a_flattening_that_does_more_is_called():
+    model, seen = settled(Flat("module")), []
+    model.flatten.register_forward_hook(lambda *_: seen.append(1))
+    compiled = ft.compile_model(model)
+    compiled(torch.rand(2, 4, 8, 8))
+    assert seen

@@ -37,10 +37,25 @@ _POOLS: dict[Any, str] = {
 }
 
 
+class _Flattening:
+    """Stands for the plan of what makes rows of maps, between a pool and a fully connected layer: a few elements."""
+
+    plain = True
+
+    def __call__(self, input: Any, *, residual: Any = None) -> Any:
+        if input.ndim < 2:
+            raise ValueError(f"input: expected at least 2 axes, got shape {input.shape}")
+        return np.array(input.reshape(len(input), -1), order="C")
+
+    def into(self, out: Any, input: Any, residual: Any = None) -> None:
+        """Write an array's rows in the order of its axes, whatever that is in memory."""
+        out.reshape(input.shape)[...] = input
+
+
 class _Step(NamedTuple):
     """A layer: its plan, and which arrays it reads and writes, by number; the first of all is None."""
 
-    plan: BoundPlan
+    plan: BoundPlan | _Flattening
     out: int
     x: int
     residual: int
@@ -76,7 +91,7 @@ class _Session:
         self._like = [array(maps[node]) for node in results]
         self._arrays: list[Any] = [None] * len(numbers)
         self._place({numbers[node]: array(value) for node, value in maps.items()})
-        names = Counter(_name(inside, node) for node in nodes[len(inputs) : -1])
+        names = Counter(_name(inside, node) for node in nodes[len(inputs) : -1] if not _flattens(inside, node))
         self._counts = list(names.items())
 
     def _place(self, like: dict[int, Any]) -> None:
@@ -108,7 +123,9 @@ class _Session:
         return results[0] if len(results) == 1 else tuple(results)
 
 
-def _plan(inside: fx.GraphModule, node: fx.Node, x: Tensor, residual: Tensor | None) -> BoundPlan:
+def _plan(inside: fx.GraphModule, node: fx.Node, x: Tensor, residual: Tensor | None) -> BoundPlan | _Flattening:
+    if _flattens(inside, node):
+        return _Flattening()
     if node.op == "call_module":
         layer: Any = inside.get_submodule(str(node.target))
         planned: BoundPlan = layer.plan(x, residual)
@@ -200,11 +217,24 @@ def join(traced: fx.GraphModule) -> None:
         run = []
 
 
+def _flattens(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node makes one row of every image's map, and no more."""
+    if node.op == "call_module":
+        module: Any = traced.get_submodule(str(node.target))
+        if type(module) is not torch.nn.Flatten or len(node.args) != 1 or node.kwargs:
+            return False
+        more = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+        return not more and (module.start_dim, module.end_dim) == (1, -1)
+    return node.target in (torch.flatten, "flatten") and node.args[1:] == (1,) and not node.kwargs
+
+
 def _joins(traced: fx.GraphModule, node: fx.Node) -> bool:
     if not node.args or not isinstance(node.args[0], fx.Node):
         return False
+    if _flattens(traced, node):  # what it makes never leaves a stretch
+        return list(node.users) == [node.next] and node.next.args[0] is node and _is_packed(traced, node.next)
     if node.op == "call_module":
-        return type(traced.get_submodule(str(node.target))) is PackedConv
+        return _is_packed(traced, node)
     if node.op != "call_function" or node.target not in _POOLS or len(node.all_input_nodes) > 1:
         return False
     try:
@@ -213,6 +243,10 @@ def _joins(traced: fx.GraphModule, node: fx.Node) -> bool:
         return False
     sizes = given.get("output_size", ())
     return not given.get("return_indices") and None not in (sizes if isinstance(sizes, tuple | list) else ())
+
+
+def _is_packed(traced: fx.GraphModule, node: fx.Node) -> bool:
+    return node.op == "call_module" and type(traced.get_submodule(str(node.target))) is PackedConv
 
 
 def _replace(traced: fx.GraphModule, run: list[fx.Node], results: list[fx.Node]) -> None:
