@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
-from fastconv.backends.cpu.depthwise.work import NEAR, Work
+from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 # Seconds a call takes beside its loops.
 _OVERHEAD = 3e-6
-# Seconds for a line of a piece of a row, fetched ahead.
-_WAIT = 2e-9
 # How much longer than to move them it takes to copy neighbouring channels apart, and back; to read them pixel by pixel
 # of many rows, which nothing fetches ahead.
 _APART, _SCATTERED = 4.0, 1.3
@@ -44,9 +42,7 @@ class Depthwise(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
         moving = machine.moving(problem.bytes) * (_SCATTERED if work.last else 1.0)
-        # Pieces of rows that are written one below the other wait for their lines, unless these stayed near.
-        waiting = work.apart * _WAIT * min(1.0, problem.bytes / (NEAR * work.cache))
-        computing, moving = work.cycles / machine.hertz, moving + waiting
+        computing, moving = work.cycles / machine.hertz, moving + work.waiting
         # Of an input that is read for several outputs nothing waits but what is stored, as fast as it is computed.
         together = computing + moving if work.multiplier > 1 or work.last else max(computing, moving)
         copied = _APART * problem.bytes / machine.bandwidth if work.is_copied else 0.0

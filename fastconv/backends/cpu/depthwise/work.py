@@ -10,6 +10,7 @@ from fastconv.backends.cpu.axes import inside
 from fastconv.backends.cpu.phases import MOST_WAYS, dealing_cycles
 from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
+from fastconv.machine import machine
 from fastconv.problem import ConvProblem
 
 # Bytes of a slab that stays in the first-level cache beside what is stored.
@@ -30,8 +31,10 @@ _LATENCY = 4
 WGRAD_ROWS = 4
 # Bytes a cycle from the second-level cache; of it, what masks of planes that are taken as lines may take.
 _L2_RATE, _MASKS = 32, 8
-# Second-level caches' worth of input and output that stay near: no line of them is waited for.
+# Second-level caches' worth of input and output that stay near.
 NEAR = 8
+# Seconds for a line of a piece of a row that lies below another: from near, and from memory. Measured on Zen 4.
+_NEAR_WAIT, _FAR_WAIT = 2e-9, 8e-9
 # Cycles of a tile beside its multiply-adds, measured on Zen 4: addresses, masks, and the last sums and their stores.
 _START = 60
 # The same, where it is not to rank tiles: what tiles overlap of it.
@@ -120,7 +123,12 @@ class Work(ConvWork):
             if rows <= self._tallest(vectors == self._across(width)) and vectors <= self._across(width)
             if self._fits(rows, vectors)
         ]
-        return min(tiles, key=lambda tile: tile.cycles)
+        if self.problem.bytes <= NEAR * self.cache:
+            return min(tiles, key=lambda tile: tile.cycles)
+        # Whatever takes no longer than memory does is as good, but for waiting.
+        here = machine()
+        least = here.moving(self.problem.bytes) * here.hertz
+        return min(tiles, key=lambda tile: max(tile.cycles, least) + self._waiting(tile) * here.hertz)
 
     def _tallest(self, spans: bool) -> int:
         """Return how many rows a tile may have: pieces of many rows, unless they are whole, wait for as many lines."""
@@ -177,20 +185,34 @@ class Work(ConvWork):
     @property
     def tiles_across(self) -> int:
         """Tiles that a row of outputs is cut into."""
-        return -(-self._across(self.tile.lanes) // self.tile.vectors)
+        return self._tiles_across(self.tile)
+
+    def _tiles_across(self, tile: Tile) -> int:
+        return -(-self._across(tile.lanes) // tile.vectors)
 
     @property
-    def apart(self) -> float:
-        """Lines of output that tiles write piece below piece, where no tile writes whole rows."""
-        if self.last or self.tiles_across == 1 or self.tile.rows == 1:
+    def waiting(self) -> float:
+        """Seconds that one core waits for lines of the output."""
+        return self._waiting(self.tile)
+
+    def _waiting(self, tile: Tile) -> float:
+        """Return how long lines are waited for where tiles write piece below piece, and not whole rows.
+
+        Nothing but what is below a tile's first row: that continues what the tile before has written.
+        """
+        across = self._tiles_across(tile)
+        if self.last or across == 1:
             return 0.0
-        piece = 1 + self.tile.vectors * self.tile.lanes * self.size / LINE
-        return self.problem.n * self.problem.oc * self.depth.out * self.height.out * self.tiles_across * piece
+        lines = 1 + tile.vectors * tile.lanes * self.size / LINE
+        below = self.problem.n * self.problem.oc * self.depth.out * self.height.out * (1 - 1 / tile.rows)
+        kept = NEAR * self.cache / self.problem.bytes
+        wait = _NEAR_WAIT / kept if kept > 1 else _FAR_WAIT + (_NEAR_WAIT - _FAR_WAIT) * kept
+        return below * across * lines * wait
 
     @property
     def far(self) -> bool:
         """Whether tiles fetch the lines that they write, and the rows that the next ones read, ahead."""
-        return self.apart > 0 and self.problem.bytes > NEAR * self.cache
+        return not self.last and self.tiles_across > 1 and self.problem.bytes > NEAR * self.cache
 
     @property
     def kernel_cols(self) -> int:
