@@ -8,7 +8,8 @@ from functools import lru_cache
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.activation import unfused_half
 from fastconv.backends.cpu.direct.work import Work
-from fastconv.backends.cpu.work import refuses_all_but, workers_for
+from fastconv.backends.cpu.registers import LINE
+from fastconv.backends.cpu.work import KEPT, refuses_all_but, workers_for
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -19,6 +20,10 @@ _EFFICIENCY = 0.97
 _EXPOSED, _STREAMED = 0.25, 0.75
 # Every second element of many short rows, read where it is: nothing fetches it ahead.
 _SCATTERED, _SKIPPING = 2.0, 1.06
+
+# Seconds for a line of input that several blocks of output channels read side by side with those of other channels, a
+# few columns at a time, where much that is written passes through the caches in between.
+_AGAIN = 4e-9
 
 # A problem is asked about more than once, and phases of a gradient, by several algorithms, ask about the same.
 _work_of = lru_cache(maxsize=64)(Work)
@@ -31,6 +36,16 @@ def _work(problem: AnyProblem) -> Work:
         if shared.packs_blocks:  # nobody waits for what another has packed
             return shared
     return _work_of(problem, vectors, workers, cache)
+
+
+def _waiting(work: Work) -> float:
+    """Return the seconds that one core waits for lines of an input that is read where it is, block after block."""
+    p = work.problem
+    aside = work.staged or work.taps > 1 or p.layout != "channels_first" or math.prod(p.stride) > 1
+    if aside or work.blocks == 1 or work.bytes <= work.cache:
+        return 0.0
+    lines = work.blocks * math.prod(p.x_shape) * p.itemsize / LINE
+    return lines * _AGAIN * min(1.0, work.bytes / (KEPT * work.cache))
 
 
 class Direct(Algorithm):
@@ -72,7 +87,7 @@ class Direct(Algorithm):
             exposed = _SCATTERED + (exposed - _SCATTERED) * written
         computing *= _SKIPPING if scattered else 1.0
         together = max(computing, moving) + exposed * min(computing, moving)
-        return _OVERHEAD + packing + together / work.busy
+        return _OVERHEAD + packing + (together + _waiting(work)) / work.busy
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.direct.run import BlockwiseRunner, DirectRunner

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.phases import MOST_WAYS
 from fastconv.backends.cpu.planes.work import Work
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 _OVERHEAD, _PACKING = 3e-6, 2e-6
 _PACK_RATE = 1.5e9  # weights a second
+# Seconds for a line of output that leaves the second-level cache, written in turns with those of many other channels:
+# no more of them are on their way at once than there is room for.
+_WRITTEN = 6e-9
 
 
 class Planes(Algorithm):
@@ -45,7 +51,11 @@ class Planes(Algorithm):
         computing = work.cycles / machine.hertz
         # Lines are copied before they are used: nothing hides behind anything else.
         moving = machine.moving(work.moved, work.pieces) + work.spilled / machine.bandwidth
-        return _OVERHEAD + packing + work.handing_over(machine) + (computing + moving) / min(work.workers, work.units)
+        output = math.prod(problem.y_shape) * problem.itemsize
+        blocks = work.blocks(work.rows)
+        writing = _WRITTEN * output / LINE * (1 - 1 / blocks) if output > machine.l2_bytes else 0.0
+        together = max(computing + moving, writing)
+        return _OVERHEAD + packing + work.handing_over(machine) + together / min(work.workers, work.units)
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.planes.run import PlanesRunner

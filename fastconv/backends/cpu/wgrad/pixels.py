@@ -48,11 +48,12 @@ class PixelsWgrad(Algorithm):
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
         uneven = -(-work.units // work.workers) * work.workers / work.units
-        # What a stride passes over is not read from beginning to end.
-        skips = any(axis.kernel < axis.stride for axis in work.axes)
-        computing = work.cycles * uneven / machine.hertz
-        moving = machine.moving(work.read) if skips else machine.reading(work.read)
-        return _OVERHEAD + (max(computing, moving) + _EXPOSED * min(computing, moving)) / work.workers
+        computing, reading = work.cycles * uneven / machine.hertz, machine.reading(work.read_again)
+        if work.in_place:  # many planes side by side
+            reading += machine.moving(work.read_once)
+        else:  # rows are put together before they are used
+            computing += machine.moving(work.read_once)
+        return _OVERHEAD + (max(computing, reading) + _EXPOSED * min(computing, reading)) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.wgrad.pixels_run import PixelsRunner

@@ -180,10 +180,15 @@ class Work(ConvWork):
         return self.slices * math.prod(self.problem.w_shape) * self.size if self.slices > 1 else 0
 
     @property
-    def read(self) -> int:
-        """Bytes that are read: of the input again for other output channels, of dy for other channels."""
-        x, dy = (math.prod(shape) * self.size for shape in (self.problem.x_shape, self.problem.y_shape))
-        return x * (self.outputs // self.filters) + dy * (self.inputs // self.channels)
+    def read_once(self) -> int:
+        """Bytes of the input."""
+        return math.prod(self.problem.x_shape) * self.size
+
+    @property
+    def read_again(self) -> int:
+        """Bytes of dy, again for other channels, and of the input for other output channels than the first."""
+        dy = math.prod(self.problem.y_shape) * self.size
+        return self.read_once * (self.outputs // self.filters - 1) + dy * (self.inputs // self.channels)
 
     def _summing_cycles(self, tile: Tile) -> float:
         """Return the cycles of the tiles for a band of a unit."""

@@ -12,7 +12,7 @@ from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 _OVERHEAD, _PACKING = 6e-6, 4e-6
-_FILTER = 8.0  # instructions to transform a vector of the weight
+_FILTER = 16.0  # instructions to transform a vector of the weight
 # Seconds that a piece of output beyond the second-level cache waits for memory: it is asked for in time, but with many.
 _WAITING = 8e-9
 
