@@ -27,7 +27,7 @@ from fastconv.problem import ConvProblem
 _OVERHEAD, _PASSING, _COPYING, _TURNING, _WEAVING = 8e-6, 0.5e-6, 6e-6, 6e-6, 28e-6
 
 # Cycles, an element of a weight that is turned tap by tap, and a filter of one that is turned whole.
-_PICK_CYCLES, _FILTER_CYCLES = 2.0, 9.6
+_PICK_CYCLES, _FILTER_CYCLES = 4.0, 9.6
 
 # Bytes a second of a weight that is packed where it is.
 _COPY_RATE = 20e9

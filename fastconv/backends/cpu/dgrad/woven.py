@@ -11,13 +11,16 @@ from fastconv.backends.cpu.dgrad.phases import contributions
 from fastconv.backends.cpu.dgrad.shifts import paddings
 from fastconv.backends.cpu.dgrad.woven_work import Work
 from fastconv.backends.cpu.phases import MOST_WAYS
-from fastconv.backends.cpu.work import refuses_all_but
+from fastconv.backends.cpu.registers import LINE
+from fastconv.backends.cpu.work import KEPT, refuses_all_but
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
 # Seconds of a call, and of one that packs the weight.
 _OVERHEAD, _PACKING = 4e-6, 8e-6
 _EFFICIENCY = 0.97
+# Seconds for a line of a packed weight that does not stay near: phases and blocks lie far apart.
+_WAITING = 8e-9
 # Of the shorter of computing and moving, what is not hidden behind the other.
 _EXPOSED = 0.25
 
@@ -59,9 +62,12 @@ class WovenDgrad(Algorithm):
         assert isinstance(problem, ConvProblem)
         packing = 0.0
         if not problem.prepacked:
-            moving = machine.moving(2 * work.packed_size * work.size)
-            packing = _PACKING + max(work.pack_cycles / machine.hertz, moving) / work.workers
-            packing += machine.handing(work.packed_size * work.size) if work.workers > 1 else 0.0
+            packed = work.packed_size * work.size
+            computing, moving = work.pack_cycles / machine.hertz, machine.moving(2 * packed)
+            if 2 * packed > machine.l2_bytes:
+                moving += packed / LINE * _WAITING * min(1.0, 2 * packed / (KEPT * machine.l2_bytes))
+            packing = _PACKING + (computing + moving) / work.workers
+            packing += machine.handing(packed) if work.workers > 1 else 0.0
         computing = work.cycles / machine.hertz / _EFFICIENCY
         weight = math.prod(problem.w_shape) * problem.itemsize
         moving = machine.moving(problem.bytes - weight) + machine.reading(weight)
