@@ -11,6 +11,7 @@ from fastconv import registry, testing
 from fastconv.backends.cpu.depthwise.walked_work import Work as WalkedWork
 from fastconv.backends.cpu.depthwise.work import Work
 from fastconv.backends.cpu.registers import Simd, simd
+from fastconv.machine import machine
 from fastconv.notation import parse_problem
 
 ALGORITHM = registry.find("numba/depthwise")
@@ -297,6 +298,24 @@ def test_tiles_fit_registers_and_map(text, vectors, workers):
     assert work.bands * work.band >= work.height.out
     assert tile.rows * tile.vectors + work.kernel_rows + tile.vectors <= max(vectors.registers, 4)
     assert 1 <= work.parts <= work.blocks
+
+
+@pytest.mark.parametrize("text", ["conv2d n8 c64 i190 oc64 k3 p1 g64", "conv2d n8 c64 i190 oc64 k5 s2 p2 g64"])
+def test_maps_beyond_the_caches_are_written_a_row_or_two_at_a_time(text):
+    large = Work(parse_problem(text), Simd("avx512", 64, 32, True), 1, 1 << 20)
+    assert large.far
+    assert large.tile.rows <= 2 or large.tiles_across == 1
+    # Nobody waits for the lines of maps that stay near: tiles have the rows that compute fastest.
+    small = Work(parse_problem(text).replace(n=1, ic=1, oc=1, groups=1), large.simd, 1, 1 << 20)
+    assert not small.far
+    assert small.tile.rows > 2
+
+
+def test_a_map_beyond_the_caches():
+    channels = 9 * machine().l2_bytes // (2 * 4 * 100 * 190) + 1
+    problem = parse_problem(f"conv2d n1 c{channels} ih100 iw190 oc{channels} k3 p1 g{channels}")
+    assert Work.of(problem).far
+    testing.check_problem(ALGORITHM, problem)
 
 
 def test_compiled_loops_do_not_grow_with_the_maps_that_come():

@@ -39,6 +39,10 @@ def test_what_is_only_read_comes_faster():
         ("numba/grouped", "conv2d n1 c8 ih64 iw96 oc8 k3 p1 g8", "conv2d n1 c8 ih192 iw32 oc8 k3 p1 g8"),
         # A plane that no tile is as wide as, with as many pixels.
         ("numba/depthwise", "conv2d n8 c64 ih512 iw64 oc64 k3 p1 g64", "conv2d n8 c64 ih64 iw512 oc64 k3 p1 g64"),
+        # Two blocks of output channels, the second of which reads every column of all channels again.
+        ("numba/direct", "conv2d n16 c64 i56 oc16 k1 prepacked", "conv2d n8 c64 i56 oc32 k1 prepacked"),
+        # As much output, written in turns with that of many channels.
+        ("numba/planes", "conv2d n1 c1 i512 oc8 k1 prepacked", "conv2d n1 c1 i128 oc128 k1 prepacked"),
         # Rows of which every second one is read.
         ("numba/pointwise", "conv2d n1 c256 i64 oc8 k1 prepacked", "conv2d n1 c256 i128 oc8 k1 s2 prepacked"),
         # Phases that have to be brought together.

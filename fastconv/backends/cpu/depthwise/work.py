@@ -123,8 +123,6 @@ class Work(ConvWork):
             if rows <= self._tallest(vectors == self._across(width)) and vectors <= self._across(width)
             if self._fits(rows, vectors)
         ]
-        if self.problem.bytes <= NEAR * self.cache:
-            return min(tiles, key=lambda tile: tile.cycles)
         # Whatever takes no longer than memory does is as good, but for waiting.
         here = machine()
         least = here.moving(self.problem.bytes) * here.hertz
