@@ -87,6 +87,12 @@ MORE = """
     avg_pool2d n1 c3 ih9 iw70 k3 s3 p1
     max_pool2d n1 c3 ih9 iw40 k2 s1
     avg_pool2d n1 c3 ih9 iw40 k2 s2 p1
+    avg_pool2d n2 c3 ih9 iw100 kh3 kw5 sh1 sw2
+    avg_pool2d n2 c3 i37 k4 s3 p2
+    avg_pool2d n2 c3 i14 k7 s1 p3 exclude_pad
+    avg_pool2d n2 c3 i21 k5 s4 p1 ceil
+    adaptive_avg_pool2d n2 c3 i13 o4
+    adaptive_avg_pool2d n4 c40 i7 o4
     max_pool2d n2 c3 i35 k3 s2
 """.strip().splitlines()
 

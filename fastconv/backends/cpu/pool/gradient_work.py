@@ -16,7 +16,9 @@ from fastconv.problem import PoolProblem, Sizes
 
 # Kernels and strides that there are maps for: by indices, and for averages.
 _ROUTED = ((2, 1), (2, 2), (3, 1), (3, 2), (3, 3))
-_SHARED = (*_ROUTED, (5, 3))
+_SHARED = tuple(
+    (kernel, stride) for kernel in range(2, WIDEST + 1) for stride in range(1, min(kernel, LONGEST + 1) + 1)
+)
 # Windows side by side that are wider are fewer than what they read: their gradients are better sent one by one.
 _WIDEST_TILE = 5
 _UNITS = 8
@@ -79,12 +81,10 @@ class GradientWork:
             cells = math.prod(problem.input_size)
             point = Axis(1, 1, 1, 1, 1, 0, "zeros")
             self.axes = (point, point, Axis(cells, 1, cells, cells, 1, 0, "zeros"))
-        half = self.lanes // 2
-        picks = self.shares and not (self.last or self.whole) and self.columns[0] <= 0
-        if picks and half * self.size >= PERMUTED_BYTES and self.axes[2].size <= half:
-            self.lanes = half  # the other half would hold nothing
-        if self.axes and self.square[0] and self.loops == "maps":
+        if self.loops == "maps":
             self.lanes = self._map_lanes
+        if self.loops == "shares":
+            self.lanes = self._share_lanes
 
     @property
     def small(self) -> Sizes:
@@ -117,10 +117,12 @@ class GradientWork:
             return "covers"
         if self.whole and not self.norm:
             return "fills"
+        found = {"averages": self._average_cycles}
+        if not self.whole and self.picks.vectors:
+            found["shares"] = self._share_cycles
         if not (self.whole or self.norm) and self._is_mapped(_SHARED):
-            return "maps"
-        # One window of a row is as uneven as can be.
-        return "shares" if not self.whole and self.columns[0] <= 0 and self.picks.vectors else "averages"
+            found["maps"] = self.problem.n * self.problem.c * self._map_cycles
+        return min(found, key=lambda loops: found[loops])
 
     @property
     def shares(self) -> bool:
@@ -147,6 +149,12 @@ class GradientWork:
         """Vectors that the columns of windows side by side take, 0 if none holds a window."""
         kernel = self.square[0]
         return -(-self.axes[2].size // (self.lanes // kernel * kernel)) if kernel <= self.lanes else 0
+
+    @cached_property
+    def _share_lanes(self) -> int:
+        """Lanes of vectors of elements that pick from windows: half of all if the other half would hold nothing."""
+        half = self.lanes // 2
+        return half if half * self.size >= PERMUTED_BYTES and self.axes[2].size <= half else self.lanes
 
     def _is_mapped(self, among: tuple[tuple[int, int], ...]) -> bool:
         map_bytes = self.problem.itemsize * self.axes[1].size * self.axes[2].size
@@ -233,7 +241,7 @@ class GradientWork:
     @cached_property
     def picks(self) -> Picks:
         """What vectors of elements pick from a row of windows."""
-        return picks(cover(self.axes[2]), self.lanes)
+        return picks(cover(self.axes[2]), self._share_lanes)
 
     @property
     def joined(self) -> int:
@@ -394,10 +402,9 @@ class GradientWork:
             return p.n * p.c * self._block_cycles
         if self.loops == "fills":
             return p.n * p.c * (10 + 2 * -(-math.prod(self.large) // self.lanes))
-        overlap = [-(-axis.kernel // axis.stride) if isinstance(axis, Axis) else 2 for axis in self.axes]
-        pace = 2 / self.simd.fma_per_cycle
-        sent, received = self._norm_cycles
         if self.loops == "covers":
+            pace = 2 / self.simd.fma_per_cycle
+            sent, received = self._norm_cycles
             reads = [a.out * a.kernel / a.size if isinstance(a, Axis) else 1.5 for a in self.axes]
             lines = p.n * math.prod(min(axis.size, 2 * axis.out + 1) for axis in self.axes[:2])
             line = self.axes[2].out * p.c / self.lanes * (3 + reads[0] * reads[1] * (1 + sent) * pace)
@@ -406,17 +413,28 @@ class GradientWork:
             return lines * line + p.n * math.prod(self.large) * (12 + blocks * (8 + self.vectors * column * pace))
         if self.loops == "shares":
             return self._share_cycles
-        outer = p.n * p.c * self.axes[0].size * self.axes[1].size
-        vectors = -(-self.axes[2].size // self.lanes)
         if self.loops == "maps":
             return p.n * p.c * self._map_cycles
         if self.loops == "tiles":
             return p.n * p.c * (40 + self.axes[1].out * self._strips * (5 + 3 * self.square[0]))
         if self.loops == "routes":
-            return outer * (8 + 5 * vectors)
-        gather = 1.5 * self.lanes * overlap[2] if self.columns[0] < 0 else 2 + overlap[2]
-        rows = overlap[0] * overlap[1] * (1 + sent * pace) / max(overlap[2], 1)
-        return outer * (20 + vectors * (gather + rows + received * pace))
+            return p.n * p.c * self.axes[1].size * (8 + 5 * -(-self.axes[2].size // self.lanes))
+        return self._average_cycles
+
+    @property
+    def _average_cycles(self) -> float:
+        """Cycles with sums of rows of windows, made once for rows that are alike, that are folded into each row."""
+        depths, height, width = self.axes
+        overlap, pace, (sent, received) = self._overlap, 2 / self.simd.fma_per_cycle, self._norm_cycles
+        maps = self.problem.n * self.problem.c * depths.size
+        sums = len(alike(height, 1)) * -(-width.out // self.lanes) * overlap[0] * overlap[1] * (1 + sent) * pace
+        fold = 1.5 * (self.lanes * overlap[2] if self.columns[0] < 0 else 3 + 1.5 * overlap[2]) + received * pace
+        return maps * (sums + height.size * (40 + -(-width.size // self.lanes) * fold))
+
+    @property
+    def _overlap(self) -> list[float]:
+        """Windows that read an element, along each axis."""
+        return [-(-axis.kernel // axis.stride) if isinstance(axis, Axis) else 2 for axis in self.axes]
 
     @property
     def _norm_cycles(self) -> tuple[float, float]:
@@ -429,12 +447,13 @@ class GradientWork:
         """Cycles with windows that elements pick: those of rows that are alike, and of each row."""
         depths, height, width = self.axes
         sent, received = self._norm_cycles
-        groups = self.problem.n * self.problem.c * depths.size * -(-width.size // self.lanes)
+        groups = self.problem.n * self.problem.c * depths.size * -(-width.size // self._share_lanes)
         entries, most, pace = len(alike(height, 1)), self.picks.most, 2 / self.simd.fma_per_cycle
         overlap = -(-height.kernel // height.stride) if isinstance(height, Axis) else 1.5
         line = overlap * self.picks.vectors * (1 + sent) * pace
         return groups * (
-            entries * (6 + 0.6 * line + most * (0.15 * self.picks.vectors + 0.25) * pace) + height.size * (1 + received)
+            entries * (20 + 0.6 * line + most * (0.15 * self.picks.vectors + 0.25) * pace)
+            + height.size * (1 + received)
         )
 
 
