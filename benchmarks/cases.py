@@ -73,6 +73,8 @@ def _case(layer: Layer, direction: str) -> Case:
         changes |= {"prepacked": True} if direction == "fprop" else {"bias": "none"}
         if direction == "bgrad":
             changes["bias"] = "channel"
+    elif direction == "dgrad":
+        changes |= {"index_dtype": layer.problem.replace(direction=direction).index_dtypes[-1]}  # what `vjp` keeps
     batch = f" n{layer.problem.n}" if layer.problem.n > 1 else ""
     turned = "" if direction == "fprop" else f" {direction}"
     return Case(f"{layer.name}{batch}{turned}", layer.problem.replace(**changes))

@@ -24,6 +24,7 @@ from fastconv.algorithm import Algorithm, AnyProblem
 from fastconv.machine import machine
 from fastconv.notation import format_problem
 from fastconv.options import current, options
+from fastconv.problem import INDEX_DTYPES
 
 Run: TypeAlias = Callable[[], tuple[Any, ...]]
 
@@ -106,7 +107,9 @@ def algorithm_run(algorithm: Algorithm, problem: AnyProblem, inputs: tuple[Any, 
     """Return the run of an algorithm on inputs of a problem, into outputs of its own; packing is done before."""
     plan = algorithm.plan(problem)
     packed = plan.packed(inputs)
-    outputs = tuple(testing.laid_out(o, problem.layout, -2 if o.dtype == "int64" else np.nan) for o in problem.outputs)
+    outputs = tuple(
+        testing.laid_out(o, problem.layout, -2 if o.dtype in INDEX_DTYPES else np.nan) for o in problem.outputs
+    )
 
     def run() -> tuple[Any, ...]:
         plan.run(packed, outputs)

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.cases import Case
 from fastconv.algorithm import AnyProblem
 from fastconv.notation import parse_problem
+from fastconv.problem import PoolProblem
 
 # No problem takes long, nor more memory than caches have several times.
 _MOST_FLOPS, _MOST_BYTES = 6e8, 60e6
@@ -143,5 +144,7 @@ def _problems(op: str, direction: str, layout: str, draw: Draw) -> Iterator[AnyP
             problem = parse_problem(text(draw, ndim, direction)).replace(layout=layout)
         except ValueError:  # a kernel larger than the padded map, for one
             continue
+        if isinstance(problem, PoolProblem):
+            problem = problem.replace(index_dtype=problem.index_dtypes[-1] if direction == "dgrad" else "int64")
         if 0 < problem.flops <= _MOST_FLOPS and problem.bytes <= _MOST_BYTES:
             yield problem

@@ -66,7 +66,7 @@ def vjp(
     call = lower(*args, **kwargs)
     hidden_indices = isinstance(call.problem, PoolProblem) and call.problem.is_max and not call.problem.return_indices
     if hidden_indices:
-        call = call.with_problem(return_indices=True)
+        call = _keeping_indices(call)
     _check_out(call)
     outputs = call.compute()
     y = call.finish(outputs[:1] if hidden_indices else outputs)
@@ -75,6 +75,14 @@ def vjp(
     if form is not None:
         call.remember(form, lower, args, kwargs, lambda again: _Known(again, rule, hidden_indices))
     return y, _Pullback(rule, tuple(call.inputs.values()), outputs)
+
+
+def _keeping_indices(call: Call) -> Call:
+    """Return a max pool's call that also writes indices, as narrow as may be: what nobody else sees should be small."""
+    call = call.with_problem(return_indices=True)
+    assert isinstance(call.problem, PoolProblem)
+    # The kernels of a GPU know one kind.
+    return call.with_problem(index_dtype=call.problem.index_dtypes[-1]) if call.problem.device == "cpu" else call
 
 
 class _Known(NamedTuple):

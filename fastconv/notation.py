@@ -11,7 +11,8 @@ the op and the direction (``fprop`` if left out); every other word is a name and
 - the same one-letter form sets every axis of a size: ``i56 k3``;
 - flags: ``f32 f64 f16 bf16``, ``channels_last``, ``reflect replicate circular``, ``bias`` (or
   ``bias_per_position``), ``relu`` and the other activations, ``residual``, ``prepacked``, ``cuda``; for pools
-  ``ceil``, ``exclude_pad``, ``indices``, ``div3`` (a divisor), ``norm2`` (an exponent).
+  ``ceil``, ``exclude_pad``, ``indices``, ``int16_indices`` and ``int32_indices`` (how they are stored), ``div3`` (a
+  divisor), ``norm2`` (an exponent).
 
 A word that means nothing to the op, or says again what another has said, is an error.
 """
@@ -47,6 +48,8 @@ _FLAGS: dict[str, tuple[str, Any]] = {
     "ceil": ("ceil_mode", True),
     "exclude_pad": ("count_include_pad", False),
     "indices": ("return_indices", True),
+    "int32_indices": ("index_dtype", "int32"),
+    "int16_indices": ("index_dtype", "int16"),
 }
 
 

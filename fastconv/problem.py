@@ -17,7 +17,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from fastconv import arguments
-from fastconv.record import DTYPES, LAYOUTS, Operand, Problem
+from fastconv.record import DTYPES, INDEX_DTYPES, LAYOUTS, Operand, Problem
 from fastconv.sizes import AXES, Padding, Sizes, conv_output_size, pool_output_size
 
 # Who speaks of problems finds here the words for it, too.
@@ -26,6 +26,7 @@ __all__ = [
     "AXES",
     "BIASES",
     "DTYPES",
+    "INDEX_DTYPES",
     "LAYOUTS",
     "PADDING_MODES",
     "ConvProblem",
@@ -245,6 +246,7 @@ _KINDS_WITH = {
     "divisor_override": ("avg_pool",),
     "norm_type": ("lp_pool",),
     "return_indices": ("max_pool", "adaptive_max_pool"),
+    "index_dtype": ("max_pool", "adaptive_max_pool"),
 }
 
 
@@ -282,6 +284,8 @@ class PoolProblem(Problem):
         Lp pools: the exponent.
     return_indices : bool
         Max pools: ``fprop`` also writes, per output, the flat spatial index of the chosen input.
+    index_dtype : str
+        Max pools: what indices are stored as, ``int64`` or, where it holds the map's size, ``int32`` or ``int16``.
     dtype, layout, device : str
         As in `ConvProblem`.
 
@@ -313,6 +317,7 @@ class PoolProblem(Problem):
     divisor_override: int | None = None
     norm_type: float = 2.0
     return_indices: bool = False
+    index_dtype: str = "int64"
 
     __hash__ = Problem.__hash__
 
@@ -322,7 +327,7 @@ class PoolProblem(Problem):
         return {f.name for f in fields(cls) if kind in _KINDS_WITH.get(f.name, cls.KINDS)}
 
     def __post_init__(self) -> None:
-        self._check()
+        self._check(index_dtype=tuple(INDEX_DTYPES))
         self._set("c", arguments.integer("c", self.c, 1))
         for name in ("ceil_mode", "count_include_pad", "return_indices"):
             self._set(name, arguments.flag(name, getattr(self, name)))
@@ -332,6 +337,11 @@ class PoolProblem(Problem):
         if not (0 < self.norm_type < math.inf):
             raise ValueError(f"norm_type: must be positive and finite, got {self.norm_type}")
         self._check_meaning()
+        if self.index_dtype not in self.index_dtypes:
+            raise ValueError(
+                f"index_dtype: expected one of {', '.join(self.index_dtypes)} for maps of {self.input_size} "
+                f"{'with' if self._has_indices else 'without'} indices, got {self.index_dtype}"
+            )
         if self.given_output:
             self._set("output_size", arguments.shape("output_size", self.output_size))
             if len(self.output_size) != self.ndim or any(o < 1 for o in self.output_size):
@@ -381,6 +391,21 @@ class PoolProblem(Problem):
         return self.kind in ("max_pool", "adaptive_max_pool")
 
     @property
+    def _has_indices(self) -> bool:
+        return self.is_max and (self.return_indices or self.direction == "dgrad")
+
+    @property
+    def index_dtypes(self) -> tuple[str, ...]:
+        """What indices may be stored as, the narrowest last."""
+        cells = math.prod(self.input_size) if self._has_indices else math.inf
+        return tuple(name for name, size in INDEX_DTYPES.items() if name == "int64" or cells <= 2 ** (8 * size - 1))
+
+    @property
+    def index_itemsize(self) -> int:
+        """Bytes of an index."""
+        return INDEX_DTYPES[self.index_dtype]
+
+    @property
     def is_adaptive(self) -> bool:
         return self.kind.startswith("adaptive")
 
@@ -405,7 +430,7 @@ class PoolProblem(Problem):
         dy = Operand("dy", self.y_shape, self.dtype, self.op != "unfold")
         forward = self.direction == "fprop"
         if self.is_max and not forward:
-            return (dy, Operand("indices", self.y_shape, "int64", True))
+            return (dy, Operand("indices", self.y_shape, self.index_dtype, True))
         if self.kind == "max_unpool":
             return (x if forward else dy, Operand("indices", self.x_shape, "int64", True))
         if self.kind == "lp_pool" and not forward:
@@ -418,7 +443,7 @@ class PoolProblem(Problem):
             return (Operand("dx", self.x_shape, self.dtype, True),)
         y = Operand("y", self.y_shape, self.dtype, self.op != "unfold")
         if self.is_max and self.return_indices:
-            return (y, Operand("indices", self.y_shape, "int64", True))
+            return (y, Operand("indices", self.y_shape, self.index_dtype, True))
         return (y,)
 
     @cached_property

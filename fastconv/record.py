@@ -14,6 +14,8 @@ Direction: TypeAlias = Literal["fprop", "dgrad", "wgrad", "bgrad"]
 
 LAYOUTS = ("channels_first", "channels_last")
 DTYPES = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
+# Flat indices of maxima, and the bytes of one.
+INDEX_DTYPES = {"int64": 8, "int32": 4, "int16": 2}
 ACCUMULATORS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 DEVICES = ("cpu", "cuda")
 
@@ -197,7 +199,7 @@ class Problem:
     @cached_property
     def bytes(self) -> int:
         """Bytes that must move at least: every input read once, every output written once."""
-        size = {**DTYPES, "int64": 8}
+        size = {**DTYPES, **INDEX_DTYPES}
         return sum(math.prod(a.shape) * size[a.dtype] for a in self.inputs + self.outputs)
 
     def replace(self, **changes: Any) -> Any:

@@ -18,7 +18,7 @@ from fastconv import arrays, registry
 from fastconv.algorithm import EPSILON, ERROR_CONSTANT, Algorithm, AnyProblem
 from fastconv.machine import free_bytes
 from fastconv.notation import format_problem, parse_problem
-from fastconv.problem import ConvProblem, Operand, PoolProblem
+from fastconv.problem import INDEX_DTYPES, ConvProblem, Operand, PoolProblem
 
 # One problem a line: every family of problems, at sizes small enough to run everywhere, odd enough to hurt.
 CONV_SHAPES = """
@@ -122,6 +122,8 @@ def problems(dtype: str = "float32") -> Iterator[AnyProblem]:
         yield pool
         if pool.is_max:
             yield pool.replace(return_indices=True)
+            yield pool.replace(return_indices=True, index_dtype="int16")
+            yield pool.replace(direction="dgrad", index_dtype="int16")
         yield pool.replace(direction="dgrad")
 
 
@@ -178,7 +180,7 @@ def _inputs(problem: AnyProblem, rng: Any, draw: Any) -> tuple[Any, ...]:
         )
     made: dict[str, Any] = {}
     for operand in problem.inputs:
-        if operand.dtype == "int64":
+        if operand.dtype in INDEX_DTYPES:
             assert isinstance(problem, PoolProblem)
             values = _indices(problem, rng)
         elif operand.name == "y":
@@ -196,7 +198,7 @@ def laid_out(operand: Operand, layout: str, values: Any) -> Any:
     return array
 
 
-def _indices(problem: PoolProblem, rng: Any) -> NDArray[np.int64]:
+def _indices(problem: PoolProblem, rng: Any) -> NDArray[Any]:
     if problem.kind == "max_unpool":  # distinct within a plane, as a pool without overlap gives them
         plane, kept = math.prod(problem.output_size), math.prod(problem.input_size)
         if kept > plane:
@@ -208,13 +210,13 @@ def _indices(problem: PoolProblem, rng: Any) -> NDArray[np.int64]:
         return np.array(rows).reshape(problem.x_shape)
     x = rng.standard_normal(problem.x_shape)
     forward = problem.replace(direction="fprop", return_indices=True, dtype="float64")
-    indices: NDArray[np.int64] = _reference(forward, (x,))[1]
+    indices: NDArray[Any] = _reference(forward, (x,))[1]
     return indices
 
 
 def run(algorithm: Algorithm, problem: AnyProblem, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     """Solve a problem by one algorithm and return its outputs, which start out as NaN (indices as -2)."""
-    outputs = tuple(laid_out(o, problem.layout, -2 if o.dtype == "int64" else np.nan) for o in problem.outputs)
+    outputs = tuple(laid_out(o, problem.layout, -2 if o.dtype in INDEX_DTYPES else np.nan) for o in problem.outputs)
     plan = algorithm.plan(problem)
     plan.run(plan.packed(inputs), outputs)
     return outputs
@@ -229,7 +231,7 @@ class Exact(NamedTuple):
 
 def exact(problem: AnyProblem, inputs: tuple[Any, ...]) -> Exact:
     """Return what the reference gives in float64 for these inputs."""
-    wide = tuple(a if a.dtype == np.int64 else a.astype(np.float64) for a in inputs)
+    wide = tuple(a if a.dtype.name in INDEX_DTYPES else a.astype(np.float64) for a in inputs)
     results = _reference(problem.replace(dtype="float64"), wide)
     plain = problem.replace(dtype="float64")
     if isinstance(problem, ConvProblem):

@@ -113,6 +113,15 @@ HALF = """
     adaptive_max_pool2d n1 c2 ih9 iw11 oh1 ow1
     max_unpool2d n2 c35 i4 o8
 """.strip().splitlines()
+# One for each kernel that reads or writes indices.
+INDEXED = """
+    max_pool2d n1 c35 ih14 iw14 k3 s2 ceil
+    max_pool2d n2 c5 i28 k2
+    max_pool2d n1 c3 ih9 iw100 k3
+    max_pool2d n1 c2 i13 kh2 kw3 s2 d2 ph1 pw2
+    max_pool2d n1 c3 ih9 iw700 kh3 kw3 sh2 sw40 dh1 dw5
+    adaptive_max_pool2d n1 c2 ih9 iw11 oh1 ow1
+""".strip().splitlines()
 FORMATS = dict(zip(LAYOUTS, ("float16", "bfloat16"), strict=True))
 
 
@@ -121,6 +130,11 @@ def problems():
         half = parse_problem(text).replace(layout=layout, dtype=FORMATS[layout])
         yield half
         yield half.replace(direction="dgrad")
+    for text, layout, dtype in itertools.product(INDEXED, LAYOUTS, ("float32", "float64")):
+        pool = parse_problem(text).replace(layout=layout, dtype=dtype)
+        for narrow in ("int32", "int16"):
+            yield pool.replace(return_indices=True, index_dtype=narrow)
+            yield pool.replace(direction="dgrad", index_dtype=narrow)
     for text, layout, dtype in itertools.product(MORE, LAYOUTS, ("float32", "float64")):
         forward = parse_problem(text).replace(layout=layout, dtype=dtype)
         if dtype == "float64" and (text not in WIDE or layout == "channels_last"):
@@ -141,7 +155,7 @@ def loops_of(problem, vectors, workers):
             return ("planes" if work.groups else "rows"), work.joined > 1
         if work.picks.vectors:
             return "picked", work.picks.vectors, work.picks.few > 0, work.joined > 1
-        return "gathered", work.indexed
+        return "gathered", bool(work.indexed)
     work = GradientWork(problem, vectors, workers)
     if work.loops == "averages":
         return work.loops, min(work.columns[0], 1)

@@ -35,11 +35,12 @@ FORMATS = ("float32", "float64", "bfloat16")
 @pytest.fixture(autouse=True)
 def large(monkeypatch):
     """Whatever the machine's caches are, maps are too large for them."""
-    monkeypatch.setattr(gradient_work, "KEPT", 0)
+    monkeypatch.setattr(gradient_work, "_KEPT", 0)
 
 
 def problems():
-    return [parse_problem(text).replace(direction="dgrad", dtype=dtype) for text in SHAPES for dtype in FORMATS]
+    found = [parse_problem(text).replace(direction="dgrad", dtype=dtype) for text in SHAPES for dtype in FORMATS]
+    return found + [p.replace(index_dtype="int16") for p in found if p.is_max and p.dtype == "float32"]
 
 
 @pytest.mark.parametrize("problem", problems(), ids=str)

@@ -23,7 +23,8 @@ def solver(problem):
 
 
 def pools(dtype):
-    return [p.replace(device="cuda") for p in testing.problems(dtype) if isinstance(p, PoolProblem)]
+    found = [p for p in testing.problems(dtype) if isinstance(p, PoolProblem)]
+    return [p.replace(device="cuda") for p in found if p.index_dtype == "int64"]
 
 
 def check(*texts, dtype="float32", emulator=None):
@@ -192,6 +193,11 @@ def test_nan_and_infinity_as_the_reference_has_them(text, resident, monkeypatch)
     expected = testing.exact(problem, inputs)
     assert not np.isfinite(expected.results[0]).all()
     testing.largest_error(problem, outputs, expected, solver(problem).error_bound(problem))
+
+
+def test_narrow_indices_are_declined():
+    problem = parse_problem("max_pool2d:dgrad n1 c2 i8 k2 int16_indices cuda")
+    assert "64 bits" in registry.find("cuda/pool_gradient").declines(problem)
 
 
 @pytest.mark.parametrize("resident", [0, windows.RESIDENT_THREADS])

@@ -280,6 +280,17 @@ def test_pullback_gives_none_for_what_was_none_and_for_indices():
     assert no_gradient is None
 
 
+@pytest.mark.parametrize(("size", "kept"), [(181, np.int16), (182, np.int32)])
+def test_indices_that_nobody_sees_are_narrow(size, kept):
+    x = np.random.default_rng(0).permutation(size * size).reshape(1, 1, size, size).astype(np.float32)
+    y, pullback = fc.vjp(fc.max_pool2d, x, 3, 2, 1)
+    assert {a.dtype for a in pullback._saved.values()} == {np.dtype(kept)}
+    (_, indices), wide = fc.vjp(fc.max_pool2d, x, 3, 2, 1, return_indices=True)
+    assert indices.dtype == np.int64
+    dy = np.random.default_rng(1).standard_normal(y.shape, np.float32)
+    np.testing.assert_array_equal(pullback(dy)[0], wide(dy)[0])
+
+
 def test_pullback_computes_only_what_is_asked_for():
     x, w, b = integers(2, 3, 6, 6), integers(4, 3, 3, 3), integers(4)
     y, pullback = fc.vjp(fc.conv2d, x, w, b)

@@ -15,7 +15,7 @@ from fastconv import registry, testing
 from fastconv.backends.cpu import scratch
 from fastconv.machine import machine
 from fastconv.notation import parse_problem
-from fastconv.problem import DTYPES
+from fastconv.problem import DTYPES, INDEX_DTYPES
 
 resident = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is read from Linux's /proc")
 
@@ -96,7 +96,7 @@ def test_declared_workspace_is_what_a_run_allocates(backend, text):
             assert backend == "im2col" and problem.kind in ("max_unpool", "adaptive_avg_pool", "adaptive_max_pool")
             return
         algorithm = registry.find(choice.winner)
-        inputs = tuple(testing.laid_out(o, problem.layout, 0 if o.dtype == "int64" else 1) for o in problem.inputs)
+        inputs = tuple(testing.laid_out(o, problem.layout, 0 if o.dtype in INDEX_DTYPES else 1) for o in problem.inputs)
         outputs = tuple(testing.laid_out(o, problem.layout, 0) for o in problem.outputs)
         plan = algorithm.plan(problem)
         plan.run(inputs, outputs)
@@ -163,6 +163,7 @@ import fastconv as fc
 from fastconv.call import execute
 from fastconv.notation import parse_problem
 from fastconv.options import current
+from fastconv.problem import INDEX_DTYPES
 
 def resident(field):
     with open("/proc/self/status") as lines:
@@ -170,7 +171,7 @@ def resident(field):
 
 def inputs(problem):
     # Written to, so that all of it is resident.
-    return tuple(np.full(a.shape, 0 if a.dtype == "int64" else 1, a.dtype) for a in problem.inputs)
+    return tuple(np.full(a.shape, 0 if a.dtype in INDEX_DTYPES else 1, a.dtype) for a in problem.inputs)
 
 np.ones((1024, 512), np.float32) @ np.ones((512, 1024), np.float32)
 with fc.options(backend="im2col", **{options!r}):
@@ -183,7 +184,7 @@ with fc.options(backend="im2col", **{options!r}):
 
 
 def bytes_of(operands) -> int:
-    size = {**DTYPES, "int64": 8}
+    size = {**DTYPES, **INDEX_DTYPES}
     return sum(math.prod(a.shape) * size[a.dtype] for a in operands)
 
 

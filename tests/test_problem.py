@@ -594,3 +594,21 @@ def test_an_element_is_in_many_windows_where_an_adaptive_pool_enlarges():
     problem = parse_problem("adaptive_avg_pool1d c1 iw1 o1000")
     assert problem.replace(direction="dgrad").reduction >= 1000
     assert problem.reduction == 2
+
+
+def test_indices_are_as_narrow_as_the_map_lets_them():
+    def pool(text, **changes):
+        return parse_problem(text).replace(**changes)
+
+    assert pool("max_pool2d:dgrad c1 ih128 iw256 k2").index_dtypes == ("int64", "int32", "int16")
+    assert pool("max_pool2d:dgrad c1 ih128 iw257 k2").index_dtypes == ("int64", "int32")
+    assert pool("max_pool2d c1 i8 k2").index_dtypes == pool("avg_pool2d:dgrad c1 i8 k2").index_dtypes == ("int64",)
+    problem = pool("max_pool2d c1 i8 k2", return_indices=True, index_dtype="int16")
+    assert problem.outputs[1].dtype == "int16" and problem.bytes == 4 * (64 + 16) + 2 * 16
+    assert format_problem(problem).split()[-3:] == ["indices", "int16_indices", "f32"]
+    assert parse_problem(format_problem(problem)) == problem
+    for text in ("max_pool2d c1 i8 k2", "max_pool2d:dgrad c1 i182 k2"):
+        with pytest.raises(ValueError, match="index_dtype: expected one of int64"):
+            pool(text, index_dtype="int16")
+    with pytest.raises(ValueError, match="means nothing to avg_pool2d"):
+        pool("avg_pool2d:dgrad c1 i8 k2", index_dtype="int16")

@@ -40,6 +40,8 @@ class Torch(Peer):
 
         torch.set_num_threads(threads)
         tensors = [self.laid_out(torch.from_numpy(array)) for array in inputs]
+        # Its own are 64-bit integers, whatever ours are.
+        tensors = [tensor if tensor.is_floating_point() else tensor.long() for tensor in tensors]
         if isinstance(problem, PoolProblem):
             return _pool(problem, tensors[0]) if problem.direction == "fprop" else self._pool_backward(problem, tensors)
         if problem.direction == "fprop":

@@ -192,13 +192,14 @@ class Emitter:
         function = self._masked("load", self._stored, kinds)
         return self._read(self.builder.call(function, [pointer, I32(self.bytes), mask, otherwise]))
 
-    def _is_whole(self, mask: Any) -> Any:
+    def is_whole(self, mask: Any) -> Any:
+        """Return whether all lanes are in a mask."""
         lanes = ir.IntType(self.lanes)
         return self.builder.icmp_unsigned("==", self.builder.bitcast(mask, lanes), lanes((1 << self.lanes) - 1))
 
     def _load_whole_or_part(self, address: Any, mask: Any, otherwise: Any) -> Any:
         b = self.builder
-        with b.if_else(self._is_whole(mask), likely=True) as (whole, part):
+        with b.if_else(self.is_whole(mask), likely=True) as (whole, part):
             with whole:
                 all_lanes, after_all = self.load(address), b.block
             with part:
@@ -214,7 +215,7 @@ class Emitter:
         elif self._is_half and isinstance(mask, ir.Constant):
             self._store_first(value, address, sum(lane.constant for lane in mask.constant))
         elif self._is_half and not half.has_masks():
-            with self.builder.if_else(self._is_whole(mask), likely=True) as (whole, part):
+            with self.builder.if_else(self.is_whole(mask), likely=True) as (whole, part):
                 with whole:
                     self.store(value, address)
                 with part:

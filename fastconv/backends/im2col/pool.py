@@ -398,7 +398,7 @@ def _sums_by_index(work: _Job, dy: Any, indices: Any) -> Any:
     shape = [(n, c, cells)[i] for i in ((0, 2, 1) if work.is_last else (0, 1, 2))]
     step, by_channel = (c, 1) if work.is_last else (1, cells)
     first = np.arange(n)[:, None] * (c * cells) + np.arange(c) * by_channel + step
-    into = indices * step
+    into = np.multiply(indices, step, dtype=np.int64)
     into += first.reshape(n, c, *(1,) * (dy.ndim - 2))
     weights = dy.transpose(order).astype(np.float64, order="C").ravel()
     sums = np.bincount(into.transpose(order).ravel(), weights, n * c * cells).reshape(shape)

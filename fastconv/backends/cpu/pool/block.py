@@ -10,34 +10,34 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import if_any, index_type, narrowed
-from fastconv.backends.cpu.pool.spread import load_indices
+from fastconv.backends.cpu.pool.indices import Indices, index_type, narrowed
+from fastconv.backends.cpu.pool.reduction import if_any
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
 def route_block(
-    typingctx, kernel, stride, lanes, format,
+    typingctx, kernel, stride, index, lanes, format,
     y, yh, yw, indices, jh, jw, rows, columns, row, column, x, xh, xw, height, width, above, before, channels,
 ):  # fmt: skip
     """Compute a block of ``stride`` by ``stride`` elements of the gradient, in all channels.
 
-    Literal integers: kernel and stride (of rows and columns, the kernel at least as large), lanes, format (of an
-    element).
+    Literal integers: kernel and stride (of rows and columns, the kernel at least as large), index (bytes of one),
+    lanes, format (of an element).
 
     Values, addresses and strides in bytes: y and indices (of the image's first window) with the strides of rows and
     columns, rows and columns (how many windows there are), row and column (of the block: of the last windows that
     read it), x (the image's gradient) with its strides, height and width (of it), above and before (padding),
     channels.
     """
-    given = (kernel, stride, lanes, format)
+    given = (kernel, stride, index, lanes, format)
     known = literals(*given)
     if known is None:
         return None
-    nkernel, nstride, nlanes, element = known
+    nkernel, nstride, size, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        _Block(Emitter(builder, element, nlanes), nkernel, nstride, args[len(known) :]).emit()
+        _Block(Emitter(builder, element, nlanes), nkernel, nstride, size, args[len(known) :]).emit()
         return context.get_dummy_value()
 
     return types.void(*given, *(types.int64,) * 18), codegen
@@ -46,8 +46,9 @@ def route_block(
 class _Block:
     """Emits `route_block`."""
 
-    def __init__(self, e: Emitter, kernel: int, stride: int, args: Any) -> None:
+    def __init__(self, e: Emitter, kernel: int, stride: int, size: int, args: Any) -> None:
         self.e, self.b, self.kernel, self.stride = e, e.builder, kernel, stride
+        self.stored = Indices(e, size)
         self.reach = range(-(-kernel // stride))  # how many windows back an element is read
         y, yh, yw, indices, jh, jw, rows, columns, row, column, x, xh, xw, height, width, above, before, channels = args
         self.channels, b = channels, self.b
@@ -92,7 +93,7 @@ class _Block:
         step = e.times(index, e.lanes * e.bytes)
         loaded = {}
         for place, (y, indices) in self.windows.items():
-            chosen = load_indices(e, e.at(indices, e.times(index, e.lanes * 8)), mask)
+            chosen = self.stored.load(e.at(indices, e.times(index, e.lanes * self.stored.bytes)), mask)
             loaded[place] = e.load_masked(e.at(y, step), mask), chosen
         for r, c, inside, x in self.elements:
             total = None

@@ -188,7 +188,7 @@ def shares(norm: int, vectors: int, few: int, fused: int, lanes: int, format: in
 
 
 @cache
-def routes(kernel: int, lanes: int, format: int) -> Any:
+def routes(kernel: int, index: int, lanes: int, format: int) -> Any:
     """Return compiled loops of a max pool's gradient whose windows lie side by side: a unit is a plane."""
     sources = fingerprint()
 
@@ -209,7 +209,7 @@ def routes(kernel: int, lanes: int, format: int) -> Any:
                 single = job.width <= kernel * lanes and job.xh == job.width * job.item
                 room = (job.heights - first) * job.width if single else -1
                 route_row(
-                    kernel, lanes, format,
+                    kernel, index, lanes, format,
                     y + h * job.yh, j + h * job.jh, job.ow, first * job.width, job.rise, job.width,
                     job.width, room, rows + first * job.xh, job.xh,
                 )  # fmt: skip
@@ -221,7 +221,7 @@ def routes(kernel: int, lanes: int, format: int) -> Any:
 
 
 @cache
-def tiles(kernel: int, lanes: int, format: int) -> Any:
+def tiles(kernel: int, index: int, lanes: int, format: int) -> Any:
     """Return compiled loops as `routes`, for narrow maps."""
     sources = fingerprint()
 
@@ -241,7 +241,7 @@ def tiles(kernel: int, lanes: int, format: int) -> Any:
             j, rows = job.j + n * job.jn + c * job.jc, _base(job, worker, x, 0)
             for strip in range(strips):
                 route_tiles(
-                    kernel, lanes, format,
+                    kernel, index, lanes, format,
                     y, job.yh, j, job.jh, job.ow, strip * many, job.oh, job.width, rows, job.xh, whole,
                 )  # fmt: skip
             for h in range(job.oh * kernel, job.heights):
@@ -252,7 +252,7 @@ def tiles(kernel: int, lanes: int, format: int) -> Any:
 
 
 @cache
-def maps(op: int, kernel: int, stride: int, phase: int, along: int, lanes: int, format: int) -> Any:
+def maps(op: int, kernel: int, stride: int, phase: int, along: int, index: int, lanes: int, format: int) -> Any:
     """Return compiled loops of the gradient of square windows, a unit is a plane: down its columns, or along rows."""
     sources = fingerprint()
 
@@ -278,7 +278,7 @@ def maps(op: int, kernel: int, stride: int, phase: int, along: int, lanes: int, 
                 bottom = (h + rows) * stride - job.above if h + rows < job.oh else job.heights
                 base = _base(job, worker, x, top)
                 spread_rows(
-                    op, kernel, stride, phase, along, lanes, format,
+                    op, kernel, stride, phase, along, index, lanes, format,
                     y + h * job.yh, job.yh, j + h * job.jh, job.jh, job.ow, groups,
                     h * stride - job.above, rows, h + rows == job.oh,
                     base, job.xh, job.width, job.heights, job.before, safe,
@@ -290,7 +290,7 @@ def maps(op: int, kernel: int, stride: int, phase: int, along: int, lanes: int, 
 
 
 @cache
-def blocks(kernel: int, stride: int, lanes: int, format: int) -> Any:
+def blocks(kernel: int, stride: int, index: int, lanes: int, format: int) -> Any:
     """Return compiled loops of a max pool's gradient whose lanes are channels: a unit is a row of blocks."""
     sources = fingerprint()
 
@@ -304,7 +304,7 @@ def blocks(kernel: int, stride: int, lanes: int, format: int) -> Any:
             x, y, j = job.x + n * job.xn, job.y + n * job.yn, job.j + n * job.jn
             for column in range(job.block_columns):
                 route_block(
-                    kernel, stride, lanes, format,
+                    kernel, stride, index, lanes, format,
                     y, job.yh, job.yw, j, job.jh, job.jw, job.oh, job.ow, row, column,
                     x, job.xh, job.xw, job.heights, job.width, job.above, job.before, job.channels,
                 )  # fmt: skip
@@ -352,10 +352,10 @@ def covers(norm: int, vectors: int, fused: int, lanes: int, format: int) -> Any:
 
 @inlined
 def _scatter(
-    action, ways, dense, format, job, count, x, x_way, x_next, step, y, y_way, y_next, j, j_way, j_next, aside,
+    action, ways, dense, index, format, job, count, x, x_way, x_next, step, y, y_way, y_next, j, j_way, j_next, aside,
 ):  # fmt: skip
     scatter(
-        action, ways, dense, format,
+        action, ways, dense, index, format,
         count, x, x_way, x_next, step, job.cells, y, y_way, y_next, j, j_way, j_next, aside,
     )  # fmt: skip
 
@@ -370,7 +370,7 @@ def _narrow(lanes, format, wide, job, source, target, count):
 
 
 @inlined
-def _recorded_planes(action, ways, lanes, format, wide, job, plane, aside):
+def _recorded_planes(action, ways, index, lanes, format, wide, job, plane, aside):
     """Do a few planes of one image."""
     c, n = split(plane, job.channels)
     x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
@@ -380,8 +380,8 @@ def _recorded_planes(action, ways, lanes, format, wide, job, plane, aside):
         for way in range(ways):
             clear(cells + way * way_step, job.cells * size)
     _scatter(
-        action, ways, 1, format, job, job.windows,
-        cells, way_step, 0, 0, y, job.yc, job.item, j, job.jc, 8, aside,
+        action, ways, 1, index, format, job, job.windows,
+        cells, way_step, 0, 0, y, job.yc, job.item, j, job.jc, index, aside,
     )  # fmt: skip
     if action == ADD and job.apart:
         for way in range(ways):
@@ -389,14 +389,14 @@ def _recorded_planes(action, ways, lanes, format, wide, job, plane, aside):
 
 
 @inlined
-def _recorded_image(action, lanes, format, wide, job, unit, aside):
+def _recorded_image(action, index, lanes, format, wide, job, unit, aside):
     """Do an image whose channels are neighbours, or a part of these."""
     size, item = job.item, 64 // job.item
     part, n = split(unit, job.bands)
     lines = (job.channels + item - 1) // item
     first = part * lines // job.bands * item
     channels = min((part + 1) * lines // job.bands * item, job.channels) - first
-    x, y, j = job.x + n * job.xn + first * size, job.y + n * job.yn + first * size, job.j + n * job.jn + first * 8
+    x, y, j = job.x + n * job.xn + first * size, job.y + n * job.yn + first * size, job.j + n * job.jn + first * index
     cells, step, cell = (aside + 64, channels * job.wide, job.wide) if job.apart else (x, job.x_step, size)
     whole = channels // WAYS
     done = whole * WAYS
@@ -409,13 +409,13 @@ def _recorded_image(action, lanes, format, wide, job, unit, aside):
     for _ in range(job.windows):
         if whole > 0:
             _scatter(
-                action, WAYS, 0, format, job, whole,
-                cells, cell, WAYS * cell, step, y, size, WAYS * size, j, 8, WAYS * 8, aside,
+                action, WAYS, 0, index, format, job, whole,
+                cells, cell, WAYS * cell, step, y, size, WAYS * size, j, index, WAYS * index, aside,
             )  # fmt: skip
         if done < channels:
             _scatter(
-                action, 1, 0, format, job, channels - done,
-                cells + done * cell, 0, cell, step, y + done * size, 0, size, j + done * 8, 0, 8, aside,
+                action, 1, 0, index, format, job, channels - done,
+                cells + done * cell, 0, cell, step, y + done * size, 0, size, j + done * index, 0, index, aside,
             )  # fmt: skip
         y, j = y + job.y_step, j + job.j_step
     if action == ADD and job.apart:
@@ -424,7 +424,7 @@ def _recorded_image(action, lanes, format, wide, job, unit, aside):
 
 
 @cache
-def recorded(action: int, last: int, lanes: int, format: int) -> Any:
+def recorded(action: int, last: int, index: int, lanes: int, format: int) -> Any:
     """Return compiled loops over recorded positions; a unit is a plane, or (``last``) channels of an image."""
     sources, wide = fingerprint(), computed(format)
 
@@ -437,13 +437,13 @@ def recorded(action: int, last: int, lanes: int, format: int) -> Any:
         unit = start
         while unit < stop:
             if last:
-                _recorded_image(action, lanes, format, wide, job, unit, aside)
+                _recorded_image(action, index, lanes, format, wide, job, unit, aside)
                 unit += 1
             elif job.turns and min(stop - unit, job.channels - unit % job.channels) >= WAYS:
-                _recorded_planes(action, WAYS, lanes, format, wide, job, unit, aside)
+                _recorded_planes(action, WAYS, index, lanes, format, wide, job, unit, aside)
                 unit += WAYS
             else:
-                _recorded_planes(action, 1, lanes, format, wide, job, unit, aside)
+                _recorded_planes(action, 1, index, lanes, format, wide, job, unit, aside)
                 unit += 1
 
     return run

@@ -71,7 +71,7 @@ class GradientRunner:
         if work.loops == "covers":
             return covers(work.norm, work.vectors, int(work.simd.fma), *common)
         if work.loops == "blocks":
-            return blocks(*work.square, *common)
+            return blocks(*work.square, work.index, *common)
         if work.loops == "shares":
             return shares(work.norm, work.picks.vectors, work.picks.few, int(work.simd.fma), *common)
         if work.loops == "fills":
@@ -79,21 +79,22 @@ class GradientRunner:
         if work.loops == "averages":
             return averages(*work.columns, work.norm, int(work.simd.fma), *common)
         if work.loops == "tiles":
-            return tiles(work.square[0], *common)
+            return tiles(work.square[0], work.index, *common)
         if work.loops == "routes":
-            return routes(work.square[0], *common)
+            return routes(work.square[0], work.index, *common)
         if work.loops == "maps":
-            return maps(MAX if work.problem.is_max else SUM, *work.square, work.phase, int(work.along), *common)
+            op = MAX if work.problem.is_max else SUM
+            return maps(op, *work.square, work.phase, int(work.along), work.index, *common)
         if not work.unpools:
-            return recorded(ADD, int(work.last), *common)
+            return recorded(ADD, int(work.last), work.index, *common)
         # What is only moved is the same in both half formats.
-        return recorded(TAKE if self._turned else PUT, int(work.last), work.lanes, abs(work.format))
+        return recorded(TAKE if self._turned else PUT, int(work.last), work.index, work.lanes, abs(work.format))
 
     def _known(self) -> dict[str, int]:
         work, p = self.work, self.problem
         item = p.c if work.last else 1
         f: dict[str, int] = {"channels": p.c, "windows": math.prod(work.small), "cells": math.prod(work.large)}
-        f |= {"y_step": item * self._size, "x_step": item * self._size, "j_step": item * 8}
+        f |= {"y_step": item * self._size, "x_step": item * self._size, "j_step": item * work.index}
         f |= {"item": self._size, "wide": work.size, "apart": int(work.apart), "turns": int(work.planes > 1)}
         f |= {"bands": work.bands, "one": address(self._one), "scale": address(self._scale)}
         f |= {"scales": 0 if self._scales is None else address(self._scales), "powers": address(self._powers)}
@@ -175,7 +176,7 @@ class GradientRunner:
         outer, size = self.problem.x_shape[:2], self._size
         shapes = (outer + self.work.large, outer + self.work.small)
         fits = self._fits(large, shapes[0], size) and self._fits(small, shapes[1], size)
-        fits = fits and (not self._indexed or self._fits(indices, shapes[1], 8))
+        fits = fits and (not self._indexed or self._fits(indices, shapes[1], self.work.index))
         f = dict(self._fields)
         missing = (0,) * (3 - self.problem.ndim)
         for array, name in ((large, "x"), (small, "y"), (indices, "j")):

@@ -9,7 +9,6 @@ from fastconv.backends.cpu.formats import computed, format_of, size_of
 from fastconv.backends.cpu.pool.windows import Picks, Windows, alike, cover, dense, lifted, picks
 from fastconv.backends.cpu.pool.work import LONGEST, PERMUTED_BYTES, POWER, ROOT, WIDEST, joined
 from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
-from fastconv.backends.cpu.work import KEPT
 from fastconv.geometry import Axis, UnevenAxis
 from fastconv.machine import machine
 from fastconv.problem import PoolProblem, Sizes
@@ -39,6 +38,8 @@ _STRIPS = 2
 _SCATTERED, _CLEARED = 3.0, 16
 # Second-level caches' worth of bytes beyond which everything comes from afar.
 _AFAR = 4
+# The same, for each worker, beyond which rows go past the caches: most would not stay for what reads them next.
+_KEPT = 4
 # Bytes, at most, of rows that are made in scratch before they go past the caches.
 _PASSING = 128 << 10
 # Planes, or channels, that take turns in going where indices say.
@@ -64,6 +65,8 @@ class GradientWork:
         How the arrays' elements are stored: `fastconv.backends.cpu.formats`.
     size, lanes : int
         Bytes of an element, and elements of a vector, as they are computed; arrays may hold less.
+    index : int
+        Bytes of an index.
     """
 
     def __init__(self, problem: PoolProblem, vectors: Simd, workers: int) -> None:
@@ -73,6 +76,7 @@ class GradientWork:
         self.is_half = self.format != computed(self.format)
         self.lanes = vectors.lanes(self.size)
         self.last = problem.layout == "channels_last"
+        self.index = problem.index_itemsize
         self.unpools = problem.kind == "max_unpool"
         self.vectors = min(_VECTORS, -(-problem.c // self.lanes))
         self.axes: tuple[Windows, ...] = () if self.unpools else lifted(problem)
@@ -282,7 +286,7 @@ class GradientWork:
         _, height, width = self.axes
         size = self.problem.itemsize
         row = size * width.size * (height.stride if isinstance(height, Axis) else 1)
-        row += width.out * (size + 8 * self.problem.is_max)
+        row += width.out * (size + self.index * self.problem.is_max)
         return max(_NEAR // row, 4)
 
     @property
@@ -347,7 +351,7 @@ class GradientWork:
     def passes(self) -> bool:
         """Whether maps go past the caches, their rows in scratch first: large ones, row by row without gaps."""
         row = self.problem.itemsize * self.axes[2].size if self.axes else 0
-        return 0 < self._passing <= _PASSING and row >= LINE and self._is_beyond(KEPT * self.workers)
+        return 0 < self._passing <= _PASSING and row >= LINE and self._is_beyond(_KEPT * self.workers)
 
     @property
     def _passing(self) -> int:

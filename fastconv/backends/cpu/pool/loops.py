@@ -179,7 +179,7 @@ def _picked(op, vectors, few, indexed, exact, lanes, format, job, x, y, i, d, fi
             job.from_h + 8 * first, job.reads_h + 8 * first, lines, job.step_h, job.xh,
             word(job.firsts, group), job.width, job.offsets + w * job.wide, job.counts + w * job.wide, job.step_w,
             job.kernel, d0 * job.flat_d, job.step_d * job.flat_d, job.flat_h,
-            y + first * job.yh + w * job.item, job.yh, i + first * job.jh + 8 * w, job.jh, min(lanes, job.ow - w),
+            y + first * job.yh + w * job.item, job.yh, i + first * job.jh + indexed * w, job.jh, min(lanes, job.ow - w),
             job.scale + (d * job.oh + first) * job.wide, scales, job.powers,
         ))  # fmt: skip
     return nan
@@ -205,12 +205,12 @@ def picked(op: int, vectors: int, few: int, indexed: int, lanes: int, format: in
 
 
 @inlined
-def _gathered(op, then, indexed, exact, lanes, format, wide, job, line, x, y, i, d, h):
-    """Compute an output row by way of a line of reduced columns, of format ``wide``."""
+def _gathered(op, then, indexed, places_of, exact, lanes, format, wide, job, line, x, y, i, d, h):
+    """Compute an output row by way of a line of reduced columns, of format ``wide``; ``places_of`` as ``indexed``."""
     d0, h0 = word(job.from_d, d), word(job.from_h, h)
     places = line + job.places
     nan = pool_row(
-        op, 1, 1, 0, indexed, exact, lanes, format, wide,
+        op, 1, 1, 0, places_of, exact, lanes, format, wide,
         x + d0 * job.xd + h0 * job.xh, word(job.reads_d, d), job.step_d * job.xd,
         word(job.reads_h, h), job.step_h * job.xh, job.ahead, job.width, 0,
         d0 * job.flat_d + h0 * job.flat_h, job.step_d * job.flat_d, job.step_h * job.flat_h,
@@ -221,7 +221,7 @@ def _gathered(op, then, indexed, exact, lanes, format, wide, job, line, x, y, i,
         nan |= pool_line(
             then, indexed, exact, lanes, format,
             line, places, job.from_w + 8 * w, job.reads_w + 8 * w, job.kernel, job.step_w,
-            y + h * job.yh + w * job.item, i + h * job.jh + 8 * w, min(lanes, job.ow - w), scale,
+            y + h * job.yh + w * job.item, i + h * job.jh + indexed * w, min(lanes, job.ow - w), scale,
             job.scales + w * job.wide if job.scales else 0, job.powers,
         )  # fmt: skip
     return nan
@@ -231,6 +231,7 @@ def _gathered(op, then, indexed, exact, lanes, format, wide, job, line, x, y, i,
 def gathered(op: int, then: int, indexed: int, lanes: int, format: int) -> Any:
     """Return compiled loops as `rows`, for windows of any size and distance: rows by ``op``, columns by ``then``."""
     sources, wide = fingerprint(), computed(format)
+    places_of = 8 if indexed else 0  # bytes of an index in scratch
 
     @callback(_SIGNATURE)
     def run(jobs, start, stop, worker):
@@ -241,8 +242,8 @@ def gathered(op: int, then: int, indexed: int, lanes: int, format: int) -> Any:
         for unit in range(start, stop):
             x, y, i, d, first, last = _unit(job, unit, False)
             for h in range(first, last):
-                if _gathered(op, then, indexed, 0, lanes, format, wide, job, line, x, y, i, d, h) != 0:
-                    _gathered(op, then, indexed, 1, lanes, format, wide, job, line, x, y, i, d, h)
+                if _gathered(op, then, indexed, places_of, 0, lanes, format, wide, job, line, x, y, i, d, h) != 0:
+                    _gathered(op, then, indexed, places_of, 1, lanes, format, wide, job, line, x, y, i, d, h)
 
     return run
 

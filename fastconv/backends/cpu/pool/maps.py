@@ -21,14 +21,14 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import MAX, if_any, index_type, narrowed, pick
-from fastconv.backends.cpu.pool.spread import load_indices
+from fastconv.backends.cpu.pool.indices import Indices, index_type, narrowed
+from fastconv.backends.cpu.pool.reduction import MAX, if_any, pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
 def spread_rows(
-    typingctx, op, kernel, stride, phase, along, lanes, format,
+    typingctx, op, kernel, stride, phase, along, index, lanes, format,
     y, yh, indices, jh, windows, groups, above, rows, last, x, xh, width, height, before, safe, scale, scales, line,
     waiting,
 ):  # fmt: skip
@@ -36,7 +36,8 @@ def spread_rows(
 
     Literal integers: op (``MAX`` by indices, otherwise an average), kernel and stride (of rows and columns, the
     kernel at least as large), phase (the padding before columns, modulo the stride), along (do the groups of one row,
-    then those of the next; else all rows of one group), lanes (blocks of a group), format (of an element).
+    then those of the next; else all rows of one group), index (bytes of one), lanes (blocks of a group),
+    format (of an element).
 
     Values, addresses and strides in bytes: y and indices (of the first of the rows), yh and jh (from row to row),
     windows (of a row), groups (that cover a row of the map), above (number of the row of the map that the first row of
@@ -45,14 +46,14 @@ def spread_rows(
     written later), scale (of a factor for each row), scales (of one for each column, 0 for none), line (scratch for the
     rows that wait, as many vectors as these have: zeros at first), waiting (from one group's to the next).
     """
-    given = (op, kernel, stride, phase, along, lanes, format)
+    given = (op, kernel, stride, phase, along, index, lanes, format)
     known = literals(*given)
     if known is None:
         return None
-    nop, nkernel, nstride, nphase, is_along, nlanes, element = known
+    nop, nkernel, nstride, nphase, is_along, size, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        rows = _Rows(Emitter(builder, element, nlanes), nop, nkernel, nstride, nphase, args[len(known) :])
+        rows = _Rows(Emitter(builder, element, nlanes), nop, nkernel, nstride, nphase, size, args[len(known) :])
         (rows.emit_along if is_along else rows.emit_down)()
         return context.get_dummy_value()
 
@@ -62,13 +63,13 @@ def spread_rows(
 class _Rows:
     """Emits `spread_rows`."""
 
-    def __init__(self, e: Emitter, op: int, kernel: int, stride: int, phase: int, args: Any) -> None:
+    def __init__(self, e: Emitter, op: int, kernel: int, stride: int, phase: int, size: int, args: Any) -> None:
         self.e, self.b, self.kernel, self.stride, self.phase = e, e.builder, kernel, stride, phase
         self.wide = e.wide
         self.y, self.yh, self.indices, self.jh, self.windows, self.groups, self.above, self.rows = args[:8]
         self.last, self.x, self.xh, self.width, self.height, self.before, self.safe = args[8:15]
         self.scale, self.scales, self.line, self.waiting = args[15:]
-        self.routed = op == MAX
+        self.routed, self.stored = op == MAX, Indices(e, size)
         self.integer = index_type(e)
         self.open = kernel - stride  # rows that the next windows reach too
         # Windows that reach a block, counted from the one that begins, but for ``phase``, where it does.
@@ -137,7 +138,7 @@ class _Rows:
         self.masks = [self._inside(start, self.windows) for start in starts]
         self.places = [e.times(start, e.bytes) for start in starts]
         if self.routed:
-            self.entry = e.times(starts[-1], 8)
+            self.entry = e.times(starts[-1], self.stored.bytes)
             self.before_it = [self._one(start) for start in starts[-2::-1]]
             lanes = ir.Constant(ir.VectorType(self.integer, e.lanes), [self.stride * lane for lane in range(e.lanes)])
             self.origin = b.add(e.splat(narrowed(e, self.column)), lanes)
@@ -149,7 +150,7 @@ class _Rows:
         e, b = self.e, self.b
         real = b.icmp_unsigned("<", window, self.windows)
         none = I64(-(2 ** (self.integer.width - 1)))
-        return e.times(b.select(real, window, I64(0)), 8), b.select(real, I64(0), none)
+        return e.times(b.select(real, window, I64(0)), self.stored.bytes), b.select(real, I64(0), none)
 
     def _waiting(self, line: Any) -> list[Any]:
         e = self.e
@@ -181,11 +182,11 @@ class _Rows:
         """Work out, for each of the vectors that a row is stored as, what of it lies in the map."""
         e, b = self.e, self.b
         self.target = e.at(self.x, e.times(self.column, e.bytes))
-        self.some, self.stored = [], []
+        self.some, self.masked = [], []
         for v in range(self.stride):
             column = e.at(self.column, v * e.lanes)
             self.some.append(b.icmp_signed("<", column, self.width))
-            self.stored.append(self._inside(column, self.width))
+            self.masked.append(self._inside(column, self.width))
         within = b.icmp_signed("<=", e.at(self.column, self.stride * e.lanes), self.width)
         # Up to this row of the map whole vectors may be stored.
         self.plain = b.select(within, self.height, self.safe)
@@ -222,9 +223,9 @@ class _Rows:
         e, b = self.e, self.b
         base = b.add(self.origin, e.splat(narrowed(e, b.mul(row, self.width))))
         # Indices are loaded once, and moved on by a lane for the windows before.
-        chosen = [load_indices(e, e.at(indices, self.entry), self.masks[-1])]
+        chosen = [self.stored.load(e.at(indices, self.entry), self.masks[-1])]
         for entry, more in self.before_it:
-            index = b.add(e.load_integer(e.at(indices, entry)), more)
+            index = b.add(self.stored.load_one(e.at(indices, entry)), more)
             pair = e.splat(narrowed(e, index)), chosen[0]
             chosen.insert(0, pick(e, pair, range(e.lanes - 1, 2 * e.lanes - 1)))
         values = [e.load_masked(e.at(y, place), mask) for place, mask in zip(self.places, self.masks, strict=True)]
@@ -278,4 +279,4 @@ class _Rows:
                     with b.if_then(b.icmp_unsigned("<", e.at(row, r), self.height)):
                         for v in range(self.stride):
                             with b.if_then(self.some[v]):
-                                e.store_masked(vectors[v], e.at(at, v * lanes * e.bytes), self.stored[v])
+                                e.store_masked(vectors[v], e.at(at, v * lanes * e.bytes), self.masked[v])

@@ -24,7 +24,7 @@ def pool_picks(typingctx, op, vectors, few, indexed, exact, lanes, format, value
     """Compute a vector of outputs in each of some rows; return what `pool_row` does.
 
     Literal integers: op, vectors (of columns that the outputs pick from, a power of two), few (``taps`` if these are
-    few, otherwise 0), indexed, exact, lanes, format (of an element).
+    few, otherwise 0), indexed (bytes of an index, 0 for none), exact, lanes, format (of an element).
 
     A tuple, since of more than thirty arguments Python makes a list, and Numba forgets that some were literals: values,
     addresses and strides in bytes: x (of the map's first row), nd and xd (how many depths, how far apart),
@@ -43,7 +43,7 @@ def pool_picks(typingctx, op, vectors, few, indexed, exact, lanes, format, value
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         *rest, powers = cgutils.unpack_tuple(builder, args[-1])
-        reduction = Reduction(Emitter(builder, element, nlanes), nop, bool(is_indexed), bool(is_exact), powers)
+        reduction = Reduction(Emitter(builder, element, nlanes), nop, is_indexed, bool(is_exact), powers)
         return _Picks(reduction, nvectors, nfew, rest).emit()
 
     return types.int64(*given, types.UniTuple(types.int64, 25)), codegen

@@ -9,7 +9,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import Reduction, either, if_any, narrowed
+from fastconv.backends.cpu.pool.indices import narrowed
+from fastconv.backends.cpu.pool.reduction import Reduction, either, if_any
 from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
@@ -20,8 +21,8 @@ def pool_pixel(
 ):  # fmt: skip
     """Compute one output position in all channels; return what `pool_row` does.
 
-    Literal integers: op, vectors (of channels, done together), columns (of a window; 0 if ``nw``), indexed, exact,
-    lanes, format (of an element).
+    Literal integers: op, vectors (of channels, done together), columns (of a window; 0 if ``nw``), indexed
+    (bytes of an index, 0 for none), exact, lanes, format (of an element).
 
     Values, addresses and strides in bytes: x (of the window's first element), how many depths, rows and columns it
     has and how far apart they are, flat (index of its first element) and what a step adds to it, y, indices,
@@ -35,7 +36,7 @@ def pool_pixel(
     nop, nvectors, ncolumns, is_indexed, is_exact, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        reduction = Reduction(Emitter(builder, element, nlanes), nop, bool(is_indexed), bool(is_exact), args[-1])
+        reduction = Reduction(Emitter(builder, element, nlanes), nop, is_indexed, bool(is_exact), args[-1])
         return _Pixel(reduction, nvectors, ncolumns, args[len(known) : -1]).emit()
 
     return types.int64(*given, *(types.int64,) * 17), codegen
@@ -64,7 +65,12 @@ class _Pixel:
         def block(_: Any, carried: list[Any]) -> list[Any]:
             x, y, indices, nan = carried
             seen = self._block(x, y, indices, [None] * self.vectors)
-            return [e.at(x, step * e.bytes), e.at(y, step * e.bytes), e.at(indices, step * 8), b.or_(nan, seen)]
+            return [
+                e.at(x, step * e.bytes),
+                e.at(y, step * e.bytes),
+                e.at(indices, step * self.reduction.indexed),
+                b.or_(nan, seen),
+            ]
 
         x, y, indices, nan = if_any(e, blocks, [self.x, self.y, self.indices, I64(0)], block)
 
@@ -81,7 +87,7 @@ class _Pixel:
         for v, mask in enumerate(masks):
             term = terms[v * width : (v + 1) * width]
             term[0] = reduction.finish(term[0], self.factor, None, None)
-            reduction.store(term, e.at(y, v * step), e.at(indices, v * e.lanes * 8), mask)
+            reduction.store(term, e.at(y, v * step), e.at(indices, v * e.lanes * reduction.indexed), mask)
         return nan
 
     def _reduced(self, x: Any, masks: list[Any]) -> list[Any]:
@@ -136,7 +142,8 @@ def pool_line(
 ):  # fmt: skip
     """Compute ``count`` outputs, at most ``lanes``, from a line of reduced columns; return what `pool_row` does.
 
-    Literal integers: op, indexed, exact, lanes, format (of the outputs; the line is as computed).
+    Literal integers: op, indexed (bytes of an index, 0 for none), exact, lanes, format (of the outputs; the
+    line is as computed).
 
     Values, addresses and strides in bytes: line, places (the index of each of its elements), starts and counts (of
     the windows: 64-bit integers, in elements, for all lanes), kernel (the largest count), step (from element to
@@ -152,7 +159,7 @@ def pool_line(
         line, places, starts, counts, kernel, step, y, indices, count, scale, scales, powers = args[len(known) :]
         b, e = builder, Emitter(builder, element, nlanes)
         # Powers are in the line already; the root is still to be taken.
-        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact), powers)
+        reduction = Reduction(e, nop, is_indexed, bool(is_exact), powers)
         wide = ir.VectorType(I64, nlanes)
         element_bytes = ir.Constant(wide, [e.wide.bytes] * nlanes)
 

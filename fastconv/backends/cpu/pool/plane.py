@@ -25,7 +25,7 @@ def pool_plane(
     """Compute rows of outputs whose windows all have ``nh`` rows; return what `pool_row` does.
 
     Literal integers: op, kernel and stride (of the columns), groups (vectors of outputs of a row), rows (``nh``
-    if it is known, otherwise 0), indexed, lanes, format (of an element).
+    if it is known, otherwise 0), indexed (bytes of an index, 0 for none), lanes, format (of an element).
 
     Values, addresses and strides in bytes: x (first row of the first window), xh (from row to row of a window), step
     (from window to window), nh (rows of a window), width (of the input), before (padding), flat, flat_h and
@@ -43,7 +43,7 @@ def pool_plane(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder, element, nlanes)
-        reduction = Reduction(e, nop, bool(is_indexed), False, args[-1])
+        reduction = Reduction(e, nop, is_indexed, False, args[-1])
         return _Plane(reduction, (nkernel, nstride, ngroups, nrows), args[len(known) : -1]).emit()
 
     return types.int64(*given, *(types.int64,) * 19), codegen
@@ -106,7 +106,7 @@ class _Plane:
             if reduction.op:
                 total[0] = reduction.finish(total[0], b.fmul(factor, self.factors[g]), None, None)
             first = g * e.lanes
-            reduction.store(total, e.at(y, first * e.bytes), e.at(indices, first * 8), stored[g])
+            reduction.store(total, e.at(y, first * e.bytes), e.at(indices, first * reduction.indexed), stored[g])
         following = [e.at(x, self.step), e.at(flat, self.flat_step), e.at(y, self.yh), e.at(indices, self.jh)]
         return [b.or_(nan, seen), *following, e.at(scale, reduction.wide.bytes)]
 

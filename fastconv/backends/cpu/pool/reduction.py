@@ -10,30 +10,19 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from fastconv.backends.cpu.formats import FLOAT64
+from fastconv.backends.cpu.pool.indices import Indices, index_type, narrowed
 from fastconv.backends.cpu.pool.power import raised
 from fastconv.backends.cpu.pool.work import FEW
-from fastconv.backends.cpu.simd import I32, I64, Emitter
+from fastconv.backends.cpu.simd import I64, Emitter
 
 # A norm is the root of a sum of squares, or of another power, which may be computed in two steps.
 MAX, SUM, NORM, SQUARES, ROOT, ANY_NORM, POWERS, ANY_ROOT = range(8)
 
 
-def index_type(e: Emitter) -> Any:
-    """Return the type of an index in vectors: an integer as wide as elements are computed."""
-    return ir.IntType(8 * e.wide.bytes)
-
-
-def narrowed(e: Emitter, value: Any) -> Any:
-    """Return a 64-bit integer, or a vector of these, as indices are in vectors."""
-    kind = index_type(e)
-    if kind == I64:
-        return value
-    return e.builder.trunc(value, ir.VectorType(kind, e.lanes) if isinstance(value.type, ir.VectorType) else kind)
-
-
 class Reduction:
     """Emits a reduction of vectors. A term is a list: a value and, if ``indexed``, the index of where it stands.
 
+    ``indexed`` is the bytes of an index as it is stored, 0 for none.
     What is multiplied by comes as it is computed; ``target`` is the format that is stored, if not that of what is read.
     ``powers`` is the address of a norm's exponent and of its inverse, which are doubles.
 
@@ -41,7 +30,7 @@ class Reduction:
     there is, everything is to be done again exactly.
     """
 
-    def __init__(self, e: Emitter, op: int, indexed: bool, exact: bool, powers: Any, target: int | None = None) -> None:
+    def __init__(self, e: Emitter, op: int, indexed: int, exact: bool, powers: Any, target: int | None = None) -> None:
         self.e, self.op, self.indexed, self.exact, self.powers = e, op, indexed, exact, powers
         self.wide, self.target = e.wide, e if target is None else Emitter(e.builder, target, e.lanes)
         self.integer = index_type(e)
@@ -135,24 +124,14 @@ class Reduction:
         return e.builder.call(cgutils.get_or_insert_function(e.builder.module, kind, name), [value])
 
     def store(self, term: list[Any], address: Any, indices: Any, mask: Any) -> None:
-        """Store values and, as 64-bit integers, indices: -1 for that of padding."""
+        """Store values and indices: -1 for that of padding."""
         e, b = self.e, self.e.builder
         self.target.store_masked(term[0], address, mask)
         if not self.indexed:
             return
         padding = b.icmp_signed("==", term[1], self.border[1])
         index = b.select(padding, self.constant([-1] * e.lanes), term[1])
-        wide = ir.VectorType(I64, e.lanes)
-        if self.integer != I64:
-            index = b.sext(index, wide)
-        pointer = b.inttoptr(indices, wide.as_pointer())
-        if mask is None:
-            stored = b.store(index, pointer)
-            stored.align = 8
-            return
-        kind = ir.FunctionType(ir.VoidType(), [wide, wide.as_pointer(), I32, mask.type])
-        function = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.store.v{e.lanes}i64.p0")
-        b.call(function, [index, pointer, I32(8), mask])
+        Indices(e, self.indexed).store(index, indices, mask)
 
 
 def either(

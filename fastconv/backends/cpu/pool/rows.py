@@ -26,7 +26,7 @@ def pool_row(
     """Compute one row of outputs; return an integer that is not zero if a NaN was met that a maximum may have lost.
 
     Literal integers: op, kernel and stride (of the columns), rows (how many a window has; 0 if ``nd`` times ``nh``),
-    indexed, exact, lanes, format (of what is read), target (format of what is stored).
+    indexed (bytes of an index, 0 for none), exact, lanes, format (of what is read), target (format of what is stored).
 
     Values, addresses and strides in bytes: x (of the first row), nd and xd, nh and xh (how many rows, how far apart),
     ahead (from what is read to what is soon), width (of the input), before (padding), flat, flat_d and flat_h
@@ -42,7 +42,7 @@ def pool_row(
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         e = Emitter(builder, read, nlanes)
-        reduction = Reduction(e, nop, bool(is_indexed), bool(is_exact), args[-1], stored)
+        reduction = Reduction(e, nop, is_indexed, bool(is_exact), args[-1], stored)
         return _Row(reduction, nkernel, nstride, nrows, args[len(known) : -1]).emit()
 
     return types.int64(*given, *(types.int64,) * 17), codegen
@@ -131,7 +131,10 @@ class _Row:
             total = reduction.combine(total, term, False) if total else term
         first = e.times(group, e.lanes)
         left = b.sub(self.count, first)
-        y, indices = e.at(self.y, e.times(first, reduction.target.bytes)), e.at(self.indices, e.times(first, 8))
+        y, indices = (
+            e.at(self.y, e.times(first, reduction.target.bytes)),
+            e.at(self.indices, e.times(first, reduction.indexed)),
+        )
         scales = e.at(self.scales, e.times(first, reduction.wide.bytes))
         scales = b.select(b.icmp_signed("==", self.scales, I64(0)), I64(0), scales)
 

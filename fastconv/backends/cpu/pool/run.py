@@ -61,15 +61,15 @@ class Runner:
         if work.windows:
             return windows(op, work.windows, *common)
         if work.last:
-            return pixels(op, work.vectors, int(work.indexed), *common)
+            return pixels(op, work.vectors, work.indexed, *common)
         if work.columns and work.groups:
-            return planes(op, *work.columns, work.groups, int(work.indexed), *common)
+            return planes(op, *work.columns, work.groups, work.indexed, *common)
         if work.columns:
-            return rows(op, *work.columns, int(work.indexed), *common)
+            return rows(op, *work.columns, work.indexed, *common)
         if work.picks.vectors:
-            return picked(op, work.picks.vectors, work.picks.few, int(work.indexed), *common)
+            return picked(op, work.picks.vectors, work.picks.few, work.indexed, *common)
         first, then = _STEPS.get(op, (op, op))
-        return gathered(first, then, int(work.indexed), *common)
+        return gathered(first, then, work.indexed, *common)
 
     def _joined(self) -> dict[str, Any]:
         """Return the tables of rows of as many maps as are joined, each below the last."""
@@ -169,7 +169,7 @@ class Runner:
             self._records.clear()
         p, size = self.problem, self._size
         fits = self._fits(x, p.x_shape, size, False) and self._fits(y, p.y_shape, size, True)
-        fits = fits and (not self._indexed or self._fits(indices, p.y_shape, 8, True))
+        fits = fits and (not self._indexed or self._fits(indices, p.y_shape, self._indexed, True))
         f = dict(self._fields)
         for array, name in ((x, "x"), (y, "y"), (indices, "j")):
             missing = (0,) * (3 - p.ndim)
@@ -177,7 +177,7 @@ class Runner:
         if p.ndim == 1:  # maps are rows one below the other
             f |= {"xh": f["xc"], "yh": f["yc"]}
         rows = self.work.output[2]
-        f["packed"] = int(f["yh"] == rows * size and (not self._indexed or f["jh"] == rows * 8))
+        f["packed"] = int(f["yh"] == rows * size and (not self._indexed or f["jh"] == rows * self._indexed))
         reach = self.work.kernel[1] + f["rise"]
         f["ahead"] = reach * f["xh"]
         units = self.work.units

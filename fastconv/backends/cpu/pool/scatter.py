@@ -12,6 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from fastconv.backends.cpu.pool.indices import Indices
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
 # What is done with recorded positions: gradients are added, values are put, and taken.
@@ -20,30 +21,30 @@ ADD, PUT, TAKE = range(3)
 
 @intrinsic(prefer_literal=True)
 def scatter(
-    typingctx, action, ways, dense, format,
+    typingctx, action, ways, dense, index, format,
     count, x, x_way, x_next, step, cells, y, y_way, y_next, j, j_way, j_next, aside,
 ):  # fmt: skip
     """Do what is to be done with ``ways`` lines of ``count`` elements each, in turns.
 
-    Literal integers: action, ways, dense (cells are neighbours, ``step`` is an element), format (of the elements; cells
-    that are added to hold them as they are computed).
+    Literal integers: action, ways, dense (cells are neighbours, ``step`` is an element), index (bytes of one),
+    format (of the elements; cells that are added to hold them as they are computed).
 
     Values, addresses and strides in bytes: count; x (the cells that indices point into) with the strides from way to
     way and from one element of a line to the next, step (from cell to cell) and cells (how many: indices beyond are
     left out); y and j (values and indices) with their strides; aside (one element that is written for what is left
     out, in scratch).
     """
-    given = (action, ways, dense, format)
+    given = (action, ways, dense, index, format)
     known = literals(*given)
     if known is None:
         return None
-    what, nways, is_dense, element = known
+    what, nways, is_dense, size, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         count, x, x_way, x_next, step, cells, y, y_way, y_next, j, j_way, j_next, aside = args[len(known) :]
         b, e = builder, Emitter(builder, element, 1)
         # What is only moved stays as it is.
-        stored = ir.IntType(8 * e.bytes)
+        stored, indices = ir.IntType(8 * e.bytes), Indices(e, size)
         cell_bytes = e.wide.bytes if what == ADD else e.bytes
 
         def take(address: Any) -> Any:
@@ -56,7 +57,7 @@ def scatter(
 
         def turn(i: Any, carried: list[Any]) -> list[Any]:
             for to, of, at in zip(*(iter(carried),) * 3, strict=True):
-                index = e.load_integer(at)
+                index = indices.load_one(at)
                 inside = b.icmp_unsigned("<", index, cells)
                 cell = b.add(to, b.mul(index, I64(cell_bytes) if is_dense else step))
                 if what == TAKE:

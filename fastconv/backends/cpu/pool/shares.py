@@ -15,7 +15,8 @@ from numba.extending import intrinsic
 
 from fastconv.backends.cpu.permuting import permuted
 from fastconv.backends.cpu.pool.cover import FIRST, received, sent
-from fastconv.backends.cpu.pool.reduction import if_any, index_type
+from fastconv.backends.cpu.pool.indices import index_type
+from fastconv.backends.cpu.pool.reduction import if_any
 from fastconv.backends.cpu.simd import Emitter, literals
 
 # Words of an entry of the table of rows.

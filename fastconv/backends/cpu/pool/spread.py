@@ -6,10 +6,10 @@ from typing import Any
 
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import index_type, narrowed, pick
+from fastconv.backends.cpu.pool.indices import Indices, index_type, narrowed
+from fastconv.backends.cpu.pool.reduction import pick
 from fastconv.backends.cpu.simd import I32, I64, Emitter, literals
 
 
@@ -80,36 +80,22 @@ def spread_row(typingctx, kernel, stride, lanes, format, line, width, room, befo
     return types.void(*given, *(types.int64,) * 5), codegen
 
 
-def load_indices(e: Emitter, address: Any, mask: Any) -> Any:
-    """Return a vector of indices, -1 outside the mask."""
-    b = e.builder
-    wide = ir.VectorType(I64, e.lanes)
-    pointer = b.inttoptr(address, wide.as_pointer())
-    if mask is None:
-        loaded = b.load(pointer)
-        loaded.align = 8
-        return narrowed(e, loaded)
-    kind = ir.FunctionType(wide, [pointer.type, I32, mask.type, wide])
-    function = cgutils.get_or_insert_function(b.module, kind, f"llvm.masked.load.v{e.lanes}i64.p0")
-    return narrowed(e, b.call(function, [pointer, I32(8), mask, ir.Constant(wide, [-1] * e.lanes)]))
-
-
 @intrinsic(prefer_literal=True)
-def route_row(typingctx, kernel, lanes, format, dy, indices, count, flat, rows, flat_h, width, room, dx, xh):
+def route_row(typingctx, kernel, index, lanes, format, dy, indices, count, flat, rows, flat_h, width, room, dx, xh):
     """Send a row of a max pool's gradients to where the maxima stand, in windows side by side without padding.
 
-    Literal integers: kernel (columns of a window), lanes, format (of an element).
+    Literal integers: kernel (columns of a window), index (bytes of one), lanes, format (of an element).
 
     Values, addresses and strides in bytes: dy and indices (a row of outputs), count (of these), flat (index of the
     windows' first element), rows (of a window), flat_h (from row to row of the index), width (of the input), room
     (as in `spread_row`; -1 for no more than a row), dx (the first of the rows, all of which are written whole), xh
     (from row to row).
     """
-    given = (kernel, lanes, format)
+    given = (kernel, index, lanes, format)
     known = literals(*given)
     if known is None:
         return None
-    nkernel, nlanes, element = known
+    nkernel, size, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         dy, indices, count, flat, rows, flat_h, width, room, dx, xh = args[len(known) :]
@@ -120,7 +106,7 @@ def route_row(typingctx, kernel, lanes, format, dy, indices, count, flat, rows, 
         def block(group: Any, _: list[Any]) -> list[Any]:
             mask = e.first(b.sub(count, e.times(group, nlanes)))
             value = e.load_masked(e.at(dy, e.times(group, step)), mask)
-            chosen = load_indices(e, e.at(indices, e.times(group, 8 * nlanes)), mask)
+            chosen = Indices(e, size).load(e.at(indices, e.times(group, size * nlanes)), mask)
             first = e.times(group, span)
 
             def row(r: Any, _: list[Any]) -> list[Any]:

@@ -12,29 +12,29 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from fastconv.backends.cpu.pool.reduction import index_type, narrowed
-from fastconv.backends.cpu.pool.spread import load_indices
+from fastconv.backends.cpu.pool.indices import Indices, index_type, narrowed
 from fastconv.backends.cpu.simd import I32, Emitter, literals
 
 
 @intrinsic(prefer_literal=True)
 def route_tiles(
-    typingctx, kernel, lanes, format, dy, yh, indices, jh, windows, first, rows, width, dx, xh, whole,
+    typingctx, kernel, index, lanes, format, dy, yh, indices, jh, windows, first, rows, width, dx, xh, whole,
 ):  # fmt: skip
     """Send a max pool's gradients to where the maxima stand, in a strip of columns of windows without padding.
 
-    Literal integers: kernel (rows and columns of a window), lanes (at least as many), format (of an element).
+    Literal integers: kernel (rows and columns of a window), index (bytes of one), lanes (at least as many),
+    format (of an element).
 
     Values, addresses and strides in bytes: dy and indices (of the map's first window), yh and jh (from row to row of
     these), windows (of a row), first (number of the strip's first window), rows (of windows), width (of the map), dx
     (the map), xh (from row to row), whole (rows of windows whose results may be stored as whole vectors, since what
     lies behind is written later).
     """
-    given = (kernel, lanes, format)
+    given = (kernel, index, lanes, format)
     known = literals(*given)
     if known is None:
         return None
-    nkernel, nlanes, element = known
+    nkernel, size, nlanes, element = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         dy, yh, indices, jh, windows, first, rows, width, dx, xh, whole = args[len(known) :]
@@ -50,15 +50,15 @@ def route_tiles(
         place = b.add(e.splat(narrowed(e, column)), ir.Constant(integers, list(range(nlanes))))
         below = e.splat(narrowed(e, width))
 
-        def line(index: Any, carried: list[Any]) -> list[Any]:
+        def line(number: Any, carried: list[Any]) -> list[Any]:
             y, j, x, place = carried
-            value, chosen = small.load_masked(y, read), load_indices(small, j, read)
+            value, chosen = small.load_masked(y, read), Indices(small, size).load(j, read)
             value, chosen = (b.shuffle_vector(vector, vector, repeated) for vector in (value, chosen))
             results = []
             for _ in range(nkernel):
                 results.append(b.select(b.icmp_signed("==", chosen, place), value, e.zero))
                 place = b.add(place, below)
-            with b.if_else(b.icmp_signed("<", index, last), likely=True) as (all_lanes, some):
+            with b.if_else(b.icmp_signed("<", number, last), likely=True) as (all_lanes, some):
                 with all_lanes:
                     for r, result in enumerate(results):
                         e.store(result, e.at(x, e.times(xh, r)))
@@ -67,7 +67,7 @@ def route_tiles(
                         e.store_masked(result, e.at(x, e.times(xh, r)), stored)
             return [e.at(y, yh), e.at(j, jh), e.at(x, e.times(xh, nkernel)), place]
 
-        y, j = e.at(dy, e.times(first, e.bytes)), e.at(indices, e.times(first, 8))
+        y, j = e.at(dy, e.times(first, e.bytes)), e.at(indices, e.times(first, size))
         x = e.at(dx, e.times(column, e.bytes))
         e.loop(rows, [y, j, x, place], line)
         return context.get_dummy_value()

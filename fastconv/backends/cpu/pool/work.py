@@ -53,6 +53,8 @@ class Work:
         How the arrays' elements are stored: `fastconv.backends.cpu.formats`.
     size, lanes : int
         Bytes of an element, and elements of a vector, as they are computed; arrays may hold less.
+    indexed : int
+        Bytes of an index, 0 if none are written.
     """
 
     def __init__(self, problem: PoolProblem, vectors: Simd, workers: int) -> None:
@@ -61,7 +63,7 @@ class Work:
         self.size = size_of(computed(self.format))
         self.lanes = vectors.lanes(self.size)
         self.axes: tuple[Windows, ...] = lifted(problem)
-        self.indexed = problem.return_indices
+        self.indexed = problem.index_itemsize if problem.return_indices else 0
         self.last = problem.layout == "channels_last"
         self.whole = not (self.last or self.indexed) and all(
             not isinstance(axis, UnevenAxis) and axis.is_whole for axis in self.axes[-problem.ndim :]
@@ -186,7 +188,7 @@ class Work:
         elif self.last or self.columns or self.picks.vectors:
             return 0
         else:
-            line = self.axes[2].size * (self.size + 8 * self.indexed) + 2 * self.lanes * 8
+            line = self.axes[2].size * (self.size + 8 * bool(self.indexed)) + 2 * self.lanes * 8
         return whole_lines(line)
 
     @property
@@ -211,10 +213,10 @@ class Work:
         rows = self.kernel[0] * self.kernel[1]
         if self.columns is None:
             vectors = -(-self.axes[2].size // self.lanes)
-            gathered = groups * self.kernel[2] * self.lanes * (1.5 + 2 * self.indexed)
+            gathered = groups * self.kernel[2] * self.lanes * (1.5 + 2 * bool(self.indexed))
             return lines * (40 + vectors * rows * self._tap + gathered + groups * self._root)
         kernel, stride = self.columns
-        vector = stride * rows * (1 + self._watch + self._lookup) + 2 * stride * (stride > 1) * (1 + self.indexed)
+        vector = stride * rows * (1 + self._watch + self._lookup) + 2 * stride * (stride > 1) * (1 + bool(self.indexed))
         group = 1 + self._root + 0.2 * self._pace * (vector + 2 * kernel * (1 + self._lookup / 2))
         around = 0.5 if self.joined > 1 else 0.5 + 40 / self.output[1] if self.groups else 14
         return lines * (around + groups * group)
@@ -231,7 +233,7 @@ class Work:
         """Cycles with columns that outputs pick."""
         groups = self.problem.n * self.problem.c * self.output[0] * self.output[1] * -(-self.output[2] // self.lanes)
         rows, vectors = self.kernel[0] * self.kernel[1], self.picks.vectors
-        pick = (0.18 * vectors + 0.25) * (1 + self.indexed) * self._pace
+        pick = (0.18 * vectors + 0.25) * (1 + bool(self.indexed)) * self._pace
         return groups * (2 + self._root + rows * 0.4 * vectors * self._tap + self.kernel[2] * pick)
 
     @property
@@ -252,7 +254,7 @@ class Work:
     @property
     def _lookup(self) -> float:
         """Additions that a vector of elements takes besides for its indices."""
-        return 3.0 * self.indexed
+        return 3.0 * bool(self.indexed)
 
     @property
     def _root(self) -> float:

@@ -28,6 +28,8 @@ class _WindowAlgorithm(CudaAlgorithm):
     def declines(self, problem: AnyProblem) -> str | None:
         if not isinstance(problem, PoolProblem) or not self._solves(problem):
             return f"computes {self.what} only"
+        if problem.index_dtype != "int64":
+            return "reads and writes indices of 64 bits only"
         return too_large(problem)
 
     @abstractmethod
