@@ -160,8 +160,6 @@ def shares(norm: int, vectors: int, few: int, fused: int, lanes: int, format: in
         if sources == 0:
             return
         job = record(jobs, 0)
-        # What a vector writes beyond its row is written later, but behind the last rows.
-        behind, dense = (lanes + job.width - 1) // job.width, job.xh == job.width * job.item
         for unit in range(start, stop):
             part, rest = split(unit, job.bands)
             d, plane = split(rest, job.depths)
@@ -172,15 +170,11 @@ def shares(norm: int, vectors: int, few: int, fused: int, lanes: int, format: in
             x, d0 = job.x + n * job.xn + c * job.xc + d * job.xd, word(job.from_d, d)
             y = job.y + n * job.yn + c * job.yc + d0 * job.yd
             dx = _base(job, worker, x, 0)
-            bottom = (
-                word(job.alike, ENTRY * (last - 1)) + word(job.alike, ENTRY * (last - 1) + 1) if last > first else 0
-            )
             share_rows(
                 norm, vectors, few, fused, lanes, format,
                 y, word(job.reads_d, d), job.yd, job.yh, job.ow, job.alike + 8 * ENTRY * first, last - first,
                 job.scale + d0 * job.oh * job.wide, job.oh * job.wide, job.scales, job.roots + (y - job.y), job.powers,
                 job.firsts, job.offsets, job.counts, job.most, job.values + (x - job.x), dx, job.xh, job.width,
-                bottom - behind if dense else 0,
             )  # fmt: skip
             _done(job, worker, x, 0, job.heights, unit == start, unit + 1 == stop)
 

@@ -27,7 +27,7 @@ ENTRY = 4
 def share_rows(
     typingctx, norm, vectors, few, fused, lanes, format,
     dy, nd, yd, yh, windows, alike, entries, scale, scale_d, scales, roots, powers,
-    firsts, places, counts, taps, x, dx, xh, width, safe,
+    firsts, places, counts, taps, x, dx, xh, width,
 ):  # fmt: skip
     """Compute rows of the gradient.
 
@@ -39,8 +39,7 @@ def share_rows(
     how many, the first row of windows and how many of these), entries (of it), scale and scale_d, scales, roots and
     powers (as `weigh_rows` takes them), firsts, places and counts (the table `windows.picks`, the latter two as wide as
     what is computed), taps (the most windows that read an element), x (elements that the pool has read), dx, xh (from
-    row to row of both), width (of them), safe (rows that may be stored as whole vectors, since what lies behind is
-    written later).
+    row to row of both), width (of them).
     """
     given = (norm, vectors, few, fused, lanes, format)
     known = literals(*given)
@@ -53,7 +52,7 @@ def share_rows(
         _Shares(e, which, nvectors, nfew, args[len(known) :]).emit()
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 21), codegen
+    return types.void(*given, *(types.int64,) * 20), codegen
 
 
 class _Shares:
@@ -63,7 +62,7 @@ class _Shares:
         self.e, self.b, self.norm, self.vectors, self.few = e, e.builder, norm, vectors, few
         self.dy, self.nd, self.yd, self.yh, self.windows, self.alike, self.entries = args[:7]
         self.scale, self.scale_d, self.scales, self.roots, self.powers = args[7:12]
-        self.firsts, self.places, self.counts, self.taps, self.x, self.dx, self.xh, self.width, self.safe = args[12:]
+        self.firsts, self.places, self.counts, self.taps, self.x, self.dx, self.xh, self.width = args[12:]
         self.integers = ir.VectorType(index_type(e), e.lanes)
 
     def emit(self) -> None:
@@ -73,8 +72,7 @@ class _Shares:
         def entry(index: Any, _: list[Any]) -> list[Any]:
             at = e.at(self.alike, e.times(index, 8 * ENTRY))
             rows = [e.load_integer(e.at(at, 8 * i)) for i in range(ENTRY)]
-            # The last one first: what it writes behind its rows is written again.
-            e.loop(groups, [], lambda i, _: self._group(b.sub(e.at(groups, -1), i), *rows))
+            e.loop(groups, [], lambda group, _: self._group(group, *rows))
             return []
 
         if_any(e, self.entries, [], entry)
@@ -86,21 +84,22 @@ class _Shares:
         column = e.times(group, e.lanes)
         place = e.at(b.mul(row, self.xh), e.times(column, e.bytes))
         left = b.sub(self.width, column)
-        within = b.sub(self.safe, row)
-        within = b.select(b.icmp_signed("<", within, rows), within, rows)
-        whole = b.select(b.icmp_signed(">=", left, left.type(e.lanes)), rows, within)
 
-        def store(mask: Any, at: list[Any]) -> list[Any]:
-            value = total
-            if self.norm > FIRST:
-                value = received(e, self.norm, total, e.load_masked(e.at(self.x, at[0]), mask), self.powers)
-            e.store_masked(value, e.at(self.dx, at[0]), mask)
-            return [b.add(at[0], self.xh)]
+        def store(mask: Any) -> None:
+            def one(_: Any, at: list[Any]) -> list[Any]:
+                value = total
+                if self.norm > FIRST:
+                    value = received(e, self.norm, total, e.load_masked(e.at(self.x, at[0]), mask), self.powers)
+                e.store_masked(value, e.at(self.dx, at[0]), mask)
+                return [b.add(at[0], self.xh)]
 
-        behind = if_any(e, whole, [place], lambda _, at: store(None, at))
-        left_over = b.select(b.icmp_signed(">", whole, whole.type(0)), b.sub(rows, whole), rows)
-        mask = e.first(left)
-        if_any(e, left_over, behind, lambda _, at: store(mask, at))
+            e.loop(rows, [place], one)
+
+        with b.if_else(b.icmp_signed(">=", left, left.type(e.lanes)), likely=True) as (whole, part):
+            with whole:
+                store(None)
+            with part:
+                store(e.first(left))
         return []
 
     def _line(self, first: Any, window: Any, windows: Any) -> list[Any]:
