@@ -4,6 +4,9 @@ Numba optimises each function, then all it calls with it, lightly and then fully
 might be called from anywhere. A function that stands in a kernel, called by none but the kernel, would go through all
 of this for nothing; and through it again as part of the kernel. Here only what is called by its address is optimised
 and made machine code of.
+
+Numba also works out anew what type each sum or comparison of two numbers has, by trying what NumPy could make of it.
+Here it does so once for the same types.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from numba import types
 from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
 from numba.core.compiler_lock import global_compiler_lock
 from numba.core.registry import cpu_target
@@ -81,18 +85,38 @@ class _Codegen(JITCPUCodegen):
             super().set_env(env_name, env)
 
 
+_resolve = types.Function.get_call_type
+_NUMBERS = (types.Number, types.IntegerLiteral, types.Boolean)
+_signatures: dict[tuple[Any, ...], Any] = {}
+
+
+def _remembered(function: Any, context: Any, args: tuple[Any, ...], kws: dict[str, Any]) -> Any:
+    """Return the signature of a call: an operator's, of numbers, from memory."""
+    is_operator = getattr(function.typing_key, "__module__", None) == "_operator"
+    if kws or not is_operator or not all(isinstance(a, _NUMBERS) for a in args):
+        return _resolve(function, context, args, kws)
+    key = (function, *args)
+    if key not in _signatures:
+        _signatures[key] = _resolve(function, context, args, kws)
+    return _signatures[key]
+
+
 @contextmanager
 def whole() -> Iterator[None]:
     """Compile each kernel as a whole, and collect no garbage meanwhile: hardly any of so many objects would be it."""
     context = cpu_target.target_context
     with global_compiler_lock:
         numbas, collects = context._internal_codegen, gc.isenabled()
+        inherits = "get_call_type" not in vars(types.Function)
         context._internal_codegen = _Codegen(numbas)
+        types.Function.get_call_type = _remembered
         gc.disable()
         try:
             yield
         finally:
             context._internal_codegen = numbas
+            if inherits:
+                del types.Function.get_call_type
             if collects:
                 gc.enable()
 
