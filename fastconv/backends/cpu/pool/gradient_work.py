@@ -454,9 +454,9 @@ class GradientWork:
         groups = self.problem.n * self.problem.c * depths.size * -(-width.size // self._share_lanes)
         entries, most, pace = len(alike(height, 1)), self.picks.most, 2 / self.simd.fma_per_cycle
         overlap = -(-height.kernel // height.stride) if isinstance(height, Axis) else 1.5
-        line = overlap * self.picks.vectors * (1 + sent) * pace
+        line = overlap * self.picks.vectors * pace
         return groups * (
-            entries * (20 + 0.6 * line + most * (0.15 * self.picks.vectors + 0.25) * pace)
+            entries * (20 + (0.6 + sent) * line + most * (0.15 * self.picks.vectors + 0.25) * pace)
             + height.size * (1 + received)
         )
 
