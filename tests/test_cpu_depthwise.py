@@ -311,6 +311,13 @@ def test_maps_beyond_the_caches_are_written_a_row_or_two_at_a_time(text):
     assert small.tile.rows > 2
 
 
+def test_of_tiles_that_all_keep_up_with_memory_the_one_of_fewest_cycles_is_taken():
+    problem = parse_problem("conv2d n64 c256 i40 oc256 k3 s2 p1 g256")
+    work = Work(problem, Simd("avx512", 64, 32, True, 1.0), 1, 1 << 20)
+    assert work.waiting == 0
+    assert work.tile.cycles <= min(work._cycles(7, 3, work.lanes // 2), work._cycles(10, 2, work.lanes))
+
+
 def test_a_map_beyond_the_caches():
     channels = 9 * machine().l2_bytes // (2 * 4 * 100 * 190) + 1
     problem = parse_problem(f"conv2d n1 c{channels} ih100 iw190 oc{channels} k3 p1 g{channels}")

@@ -114,7 +114,7 @@ class Work(ConvWork):
 
     @cached_property
     def tile(self) -> Tile:
-        """The tile that takes the fewest cycles."""
+        """The tile that takes the fewest cycles, and what it waits for."""
         tiles = [
             Tile(rows, vectors, width, self._cycles(rows, vectors, width))
             for width in self.widths
@@ -126,7 +126,7 @@ class Work(ConvWork):
         # Whatever takes no longer than memory does is as good, but for waiting.
         here = machine()
         least = here.moving(self.problem.bytes) * here.hertz
-        return min(tiles, key=lambda tile: max(tile.cycles, least) + self._waiting(tile) * here.hertz)
+        return min(tiles, key=lambda t: (max(t.cycles, least) + self._waiting(t) * here.hertz, t.cycles))
 
     def _tallest(self, spans: bool) -> int:
         """Return how many rows a tile may have: pieces of many rows, unless they are whole, wait for as many lines."""
