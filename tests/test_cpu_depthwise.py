@@ -318,11 +318,46 @@ def test_of_tiles_that_all_keep_up_with_memory_the_one_of_fewest_cycles_is_taken
     assert work.tile.cycles <= min(work._cycles(7, 3, work.lanes // 2), work._cycles(10, 2, work.lanes))
 
 
+def beyond_the_caches(stride: int):
+    """Return a convolution of a large map whose rows no tile and no strip spans."""
+    channels = 9 * machine().l2_bytes // (4 * 100 * 290) + 1
+    return parse_problem(f"conv2d n1 c{channels} ih100 iw290 oc{channels} k3 s{stride} p1 g{channels} prepacked")
+
+
 def test_a_map_beyond_the_caches():
-    channels = 9 * machine().l2_bytes // (2 * 4 * 100 * 190) + 1
-    problem = parse_problem(f"conv2d n1 c{channels} ih100 iw190 oc{channels} k3 p1 g{channels}")
+    problem = beyond_the_caches(1)
     assert Work.of(problem).far
     testing.check_problem(ALGORITHM, problem)
+
+
+@needs_avx512
+@pytest.mark.parametrize("stride", [1, 2])
+def test_strips_side_by_side_of_a_map_beyond_the_caches(stride):
+    problem = beyond_the_caches(stride)
+    assert WalkedWork.of(problem).far
+    testing.check_problem(WALKED, problem)
+
+
+def test_strips_that_span_rows_wait_for_nothing():
+    vectors = Simd("avx512", 64, 32, True, 1.0)
+    spanning, beside = (
+        WalkedWork(parse_problem(f"conv2d n1 c256 i{size} oc256 k3 p1 g256"), vectors, 1, 1 << 20)
+        for size in (112, 224)
+    )
+    assert spanning.pieces == 0
+    assert beside.pieces == 256 * 224 * 2 * 2
+    assert beside.far
+    assert not spanning.far
+
+
+@needs_avx512
+def test_strips_side_by_side_of_large_maps_are_predicted_to_be_slower_than_tiles():
+    with fc.options(threads=1):
+        for size, first in ((112, WALKED), (256, ALGORITHM)):
+            problem = parse_problem(f"conv2d n1 c1 i{size} oc1 k3 p1")
+            channels = 36 * machine().l2_bytes // problem.bytes
+            problem = problem.replace(ic=channels, oc=channels, groups=channels, prepacked=True)
+            assert min(ALGORITHM, WALKED, key=lambda algorithm: algorithm.predict(problem, machine())) is first
 
 
 def test_compiled_loops_do_not_grow_with_the_maps_that_come():

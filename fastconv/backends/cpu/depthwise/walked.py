@@ -45,8 +45,9 @@ class DepthwiseWalked(Algorithm):
 
     def predict(self, problem: AnyProblem, machine: Machine) -> float:
         work = Work.of(problem)
-        # Rows follow one another in memory: they are fetched while others are summed.
-        return _OVERHEAD + max(work.cycles / machine.hertz, machine.moving(problem.bytes)) / work.workers
+        # Rows are fetched while others are summed.
+        moving = machine.moving(problem.bytes, work.pieces)
+        return _OVERHEAD + max(work.cycles / machine.hertz, moving) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
         from fastconv.backends.cpu.depthwise.walked_run import WalkedRunner

@@ -18,6 +18,7 @@ _FIELDS = """
     bias residual activation    | addresses, 0 for none
     channels pairs bands band   | channels, those that are done together; bands of rows
     before_h before_w zeros     | padding before; address of zeros that stand for a row of it
+    far                         | whether rows are fetched ahead
 """
 FIELDS = fields_of(_FIELDS, HEAD)
 JOB = job_type(FIELDS)
@@ -52,7 +53,7 @@ def loops(planes: int, vectors: int, lanes: int, bits: int, fused: int, stride: 
                     planes, vectors, lanes, bits, fused, stride,
                     (x + across * size, job.xc, job.xh, row * stride - job.before_h, job.heights, across, job.widths,
                      job.w + channel * job.wc, job.wc, job.wstep, job.y + at, job.yk, job.yh, job.band, job.ow - col,
-                     bias, job.residual + at if job.residual else 0, job.activation, job.zeros),
+                     bias, job.residual + at if job.residual else 0, job.activation, job.zeros, job.far),
                 )  # fmt: skip
             band += 1
             if band == job.bands:

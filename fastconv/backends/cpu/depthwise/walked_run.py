@@ -40,6 +40,7 @@ class WalkedRunner(Runner):
         f |= {"wc": work.taps * work.size, "wstep": -work.size if backwards else work.size}
         f |= {"channels": work.problem.ic, "pairs": work.groups}
         f |= {"bands": work.bands, "band": work.band, "before_h": height.before, "before_w": width.before}
+        f |= {"far": int(work.far)}
         self._known = f | {"zeros": address(self._zeros), "activation": self.activation}
 
     def pack(self, w: Any, new: Callable[[int], Any] = fresh) -> Packed:

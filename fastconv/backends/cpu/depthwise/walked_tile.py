@@ -19,10 +19,14 @@ from numba.extending import intrinsic
 from fastconv.backends.cpu.activation import activate
 from fastconv.backends.cpu.depthwise.tile import in_order
 from fastconv.backends.cpu.depthwise.walked_work import KERNEL
+from fastconv.backends.cpu.registers import LINE
 from fastconv.backends.cpu.simd import I64, Emitter, literals
 
+# Output rows ahead of which lines are asked for, where they are far.
+AHEAD = 4
+
 # The values that `walk` is given, in order.
-_VALUES = "x xc xh row heights col widths w wc wstep y yk yh rows left bias residual activation zeros"
+_VALUES = "x xc xh row heights col widths w wc wstep y yk yh rows left bias residual activation zeros far"
 
 
 class _Columns:
@@ -84,7 +88,8 @@ def walk(typingctx, planes, vectors, lanes, bits, fused, stride, values):
     A tuple of values, addresses and strides in bytes: x (the first plane's first column, be it read or not), its planes
     and rows; row (input row of the first kernel row, of ``heights``); col (input column of the first kernel column, of
     ``widths``); w, its planes and taps; y, its planes and rows; rows (to do); left (columns to store); bias, residual,
-    activation: addresses, 0 for none; zeros (address of as many as the strip reads of a row).
+    activation: addresses, 0 for none; zeros (address of as many as the strip reads of a row); far (not 0 if what lies
+    some rows below is asked for ahead).
     """
     given = (planes, vectors, lanes, bits, fused, stride)
     known = literals(*given)
@@ -129,8 +134,21 @@ def walk(typingctx, planes, vectors, lanes, bits, fused, stride, values):
                 at, row = e.at(at, v["xh"]), e.at(row, 1)
             return [at, row, *(value for some in sums for value in some)]
 
+        def fetch_below(at: Any, y: Any) -> None:
+            """Ask for what is read and written some rows further down: every row lies apart from the one before."""
+            for p in range(nplanes):
+                read = e.at(at, e.times(v["xc"], p), e.times(v["xh"], AHEAD * step))
+                written = e.at(y, e.times(v["yk"], p), e.times(v["yh"], AHEAD))
+                for row in range(step):
+                    for offset in range(0, nvectors * step * width * e.bytes, LINE):
+                        e.prefetch(e.at(read, e.times(v["xh"], row), offset))
+                for offset in range(0, nvectors * width * e.bytes, LINE):
+                    e.prefetch(e.at(written, offset), write=True)
+
         def output_row(_: Any, values: list[Any]) -> list[Any]:
             y, residual, at, row, *flat = values
+            with builder.if_then(builder.icmp_signed("!=", v["far"], I64(0)), likely=False):
+                fetch_below(at, y)
             at, row, *flat = add_rows(KERNEL - step, KERNEL, at, row, flat)
             done, others = flat[: len(cells)], flat[len(cells) :]
 

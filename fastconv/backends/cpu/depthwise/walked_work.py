@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from typing import NamedTuple
 
+from fastconv.backends.cpu.depthwise.work import NEAR
 from fastconv.backends.cpu.work import ConvWork
 
 #: Rows and columns of the kernels.
@@ -82,6 +83,18 @@ class Work(ConvWork):
     def groups(self) -> int:
         """Planes of an image, as many at a time as are walked down together."""
         return -(-self.problem.ic // self.strip.planes)
+
+    @property
+    def far(self) -> bool:
+        """Whether rows are asked for ahead: those of strips side by side lie apart, and of large maps in memory."""
+        return self.pieces > 0 and self.problem.bytes > NEAR * self.cache
+
+    @property
+    def pieces(self) -> int:
+        """Pieces of rows, read and written, that do not follow one another in memory: none if strips span the rows."""
+        p, (_, height, _) = self.problem, self.axes
+        across = -(-self._across(self.strip.lanes) // self.strip.vectors)
+        return p.n * p.ic * height.out * (height.stride + 1) * across if across > 1 else 0
 
     @property
     def band(self) -> int:

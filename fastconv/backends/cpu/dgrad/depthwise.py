@@ -11,7 +11,7 @@ from fastconv.backends.cpu.depthwise.algorithm import Depthwise
 from fastconv.backends.cpu.depthwise.walked import DepthwiseWalked
 from fastconv.backends.cpu.dgrad.depthwise_work import Work
 from fastconv.backends.cpu.dgrad.shifts import paddings, refuses_all_but_woven, stacked_problem
-from fastconv.machine import Machine
+from fastconv.machine import Machine, machine
 from fastconv.problem import ConvProblem
 
 # Seconds of a call beside its loops, and of looking for weights that are not finite.
@@ -79,8 +79,11 @@ def _is_forward(problem: AnyProblem) -> bool:
 
 
 def _forward(problem: ConvProblem) -> Algorithm:
-    """Return which forward algorithm computes the gradient."""
-    return _WALKED if _WALKED.refuses(stacked_problem(problem)) is None else _TILED
+    """Return which forward algorithm computes the gradient: the one that is predicted to be faster."""
+    stacked, here = stacked_problem(problem), machine()
+    if _WALKED.refuses(stacked) is not None:
+        return _TILED
+    return min(_WALKED, _TILED, key=lambda algorithm: algorithm.predict(stacked, here))
 
 
 def _refuses_forward(problem: ConvProblem) -> str | None:
