@@ -74,6 +74,12 @@ def test_derivatives_and_batches_with_weights_in_other_orders(name):
         assert np.array_equal(jax.vmap(f, axes)(*given), jnp.stack(loop))
 
 
+@pytest.mark.parametrize(("name", "given"), [("strides", ((2,), "SAME")), ("rhs_dilation", ((2, 2), "SAME", (1,)))])
+def test_a_transposed_convolution_names_what_is_not_one_an_axis(name, given):
+    with pytest.raises(ValueError, match=f"{name}: expected 2 numbers"):
+        fj.conv_transpose(jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 4)), *given)
+
+
 def random_convolution(seed):
     """Return the arrays and other arguments of a call of ``conv_general_dilated`` with integer data."""
     rng = RNG(seed)
