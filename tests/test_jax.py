@@ -74,10 +74,18 @@ def test_derivatives_and_batches_with_weights_in_other_orders(name):
         assert np.array_equal(jax.vmap(f, axes)(*given), jnp.stack(loop))
 
 
-@pytest.mark.parametrize(("name", "given"), [("strides", ((2,), "SAME")), ("rhs_dilation", ((2, 2), "SAME", (1,)))])
-def test_a_transposed_convolution_names_what_is_not_one_an_axis(name, given):
-    with pytest.raises(ValueError, match=f"{name}: expected 2 numbers"):
-        fj.conv_transpose(jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 4)), *given)
+@pytest.mark.parametrize("consistent", [False, True])
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("strides", ((2,), "SAME")),
+        ("rhs_dilation", ((2, 2), "SAME", (1,))),
+        ("padding", ((2, 2), [(1, 1)])),
+    ],
+)
+def test_a_transposed_convolution_names_what_is_not_one_an_axis(name, given, consistent):
+    with pytest.raises(ValueError, match=f"{name}: expected 2 entries"):
+        fj.conv_transpose(jnp.ones((1, 5, 5, 2)), jnp.ones((3, 3, 2, 4)), *given, use_consistent_padding=consistent)
 
 
 def random_convolution(seed):

@@ -282,9 +282,9 @@ def conv_transpose(
     numbers = lax.conv_dimension_numbers(lhs.shape, rhs.shape, dimension_numbers or _CHANNELS_LAST[lhs.ndim])
     kernel = [rhs.shape[axis] for axis in numbers.rhs_spec[2:]]
     dilation = tuple(rhs_dilation or (1,) * len(kernel))
-    for name, given in (("strides", strides), ("rhs_dilation", dilation)):
-        if len(given) != len(kernel):
-            raise ValueError(f"{name}: expected {len(kernel)} numbers, one a spatial axis, got {tuple(given)}")
+    for name, given in (("strides", strides), ("rhs_dilation", dilation), ("padding", padding)):
+        if not isinstance(given, str) and len(given) != len(kernel):
+            raise ValueError(f"{name}: expected {len(kernel)} entries, one a spatial axis, got {tuple(given)}")
     pads: Any = padding
     if use_consistent_padding or padding in ("SAME", "VALID"):
         spans = [d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True)]
