@@ -19,7 +19,6 @@ TURNED = registry.find("numba/depthwise_turned")
 WALKED = registry.find("numba/depthwise_walked")
 WGRAD = registry.find("numba/depthwise_wgrad")
 
-needs_avx512 = pytest.mark.skipif(simd().name != "avx512", reason="strips are walked down with AVX-512 only")
 
 SHAPES = """
     conv2d n2 c3 i10 oc3 k3 p1 g3
@@ -137,7 +136,6 @@ STRIPS = """
 """.strip().splitlines()
 
 
-@needs_avx512
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("text", STRIPS)
 def test_strips_walked_down(text, dtype):
@@ -147,7 +145,15 @@ def test_strips_walked_down(text, dtype):
 
 
 @pytest.mark.parametrize("workers", [1, 2, 16])
-@pytest.mark.parametrize("vectors", [Simd("avx512", 64, 32, True, rate) for rate in (1.0, 2.0)])
+@pytest.mark.parametrize(
+    "vectors",
+    [
+        *(Simd("avx512", 64, 32, True, rate) for rate in (1.0, 2.0)),
+        Simd("avx2", 32, 16, True),
+        Simd("neon", 16, 32, True),
+        Simd("none", 16, 16, False),
+    ],
+)
 @pytest.mark.parametrize("text", STRIPS)
 def test_strips_fit_registers_and_map(text, vectors, workers):
     work = WalkedWork(parse_problem(text), vectors, workers, 1 << 20)
@@ -168,7 +174,6 @@ def test_strips_are_of_many_forms():
     assert {8, 16} == {lanes for _, _, lanes in forms}
 
 
-@needs_avx512
 @pytest.mark.parametrize("stride", [1, 2])
 def test_strips_read_nothing_beyond_the_maps(stride):
     """What lies around the planes is not a number, and comes out nowhere."""
@@ -203,7 +208,7 @@ def test_strips_read_nothing_beyond_the_maps(stride):
 )
 def test_what_is_not_walked_down(change):
     problem = parse_problem("conv2d n1 c3 i37 oc3 k3 p1 g3")
-    assert (WALKED.refuses(problem) is None) == (simd().name == "avx512")
+    assert WALKED.refuses(problem) is None
     assert WALKED.refuses(problem.replace(**change)) is not None
 
 
@@ -248,7 +253,7 @@ def test_weight_gradients_on_any_number_of_threads(text):
     + [(TURNED, text.replace("n2", "n40")) for text in PLANES if "n2" in text]
     + [(TURNED, "conv2d n4 c20 i40 oc20 k3 s3 p1 g20"), (TURNED, "conv3d n1 c20 i16 oc20 k3 p1 g20")]
     + [
-        pytest.param(WALKED, text, marks=needs_avx512)
+        (WALKED, text)
         for text in (
             "conv2d n1 c3 i97 oc3 k3 p1 g3 bias",
             "conv2d n3 c33 i14 oc33 k3 p1 g33 residual",
@@ -330,7 +335,6 @@ def test_a_map_beyond_the_caches():
     testing.check_problem(ALGORITHM, problem)
 
 
-@needs_avx512
 @pytest.mark.parametrize("stride", [1, 2])
 def test_strips_side_by_side_of_a_map_beyond_the_caches(stride):
     problem = beyond_the_caches(stride)
@@ -350,7 +354,7 @@ def test_strips_that_span_rows_wait_for_nothing():
     assert not spanning.far
 
 
-@needs_avx512
+@pytest.mark.skipif(simd().name != "avx512", reason="only AVX-512 has registers for strips that span such rows")
 def test_strips_side_by_side_of_large_maps_are_predicted_to_be_slower_than_tiles():
     with fc.options(threads=1):
         for size, first in ((112, WALKED), (256, ALGORITHM)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.depthwise.walked_work import KERNEL, STRIDES, Work
-from fastconv.backends.cpu.registers import simd
 from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
@@ -24,8 +23,6 @@ class DepthwiseWalked(Algorithm):
         if common is not None:
             return common
         assert isinstance(problem, ConvProblem)
-        if simd().name != "avx512":
-            return "holds weights and sums in 32 registers, and loads by masks: needs AVX-512"
         if problem.kernel_size != (KERNEL, KERNEL) or problem.dilation != (1, 1):
             return f"slides kernels of {KERNEL}x{KERNEL} without dilation"
         if problem.stride not in [(step, step) for step in STRIDES]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastconv.algorithm import Algorithm, AnyProblem, Plan
 from fastconv.backends.cpu.wgrad.pixels_work import Work
-from fastconv.backends.cpu.work import refuses_all_but, refuses_halves
+from fastconv.backends.cpu.work import KEPT, refuses_all_but, refuses_halves
 from fastconv.machine import Machine
 from fastconv.problem import ConvProblem
 
@@ -51,8 +51,10 @@ class PixelsWgrad(Algorithm):
         computing, reading = work.cycles * uneven / machine.hertz, machine.reading(work.read_again)
         if work.in_place:  # many planes side by side
             reading += machine.moving(work.read_once)
-        else:  # rows are put together before they are used
-            computing += machine.moving(work.read_once)
+        else:  # rows are put together before they are used: of those that come from afar nothing is hidden
+            near = min(work.read_once, KEPT * machine.l2_bytes)
+            reading += machine.reading(near)
+            computing += machine.moving(work.read_once - near)
         return _OVERHEAD + (max(computing, reading) + _EXPOSED * min(computing, reading)) / work.workers
 
     def plan(self, problem: AnyProblem) -> Plan:
