@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
-import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -168,12 +168,21 @@ def test_python_threads_that_find_the_workers_busy_compute_alone():
         assert all(counts == [1] * 50 for counts in pool.map(sums, [50] * 400, [2] * 400))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is safe, and used, on Linux alone")
 def test_forked_child_has_workers_of_its_own():
+    """In a process where no other library has threads, whose locks the child would have for ever."""
+    python("""
+import multiprocessing
+from test_cpu_engine import sums
+def check():
     assert sums(100, 2) == [1] * 100
-    child = os.fork()
-    if child == 0:
-        os._exit(0 if sums(100, 2) == [1] * 100 else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+check()
+for _ in range(20):
+    child = multiprocessing.get_context("fork").Process(target=check, daemon=True)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+""")
 
 
 def test_a_problem_that_is_soon_done_is_left_to_one_thread(monkeypatch):
