@@ -43,8 +43,17 @@ def test_last_of_many_images(monkeypatch):
 
 def test_what_memory_is_too_small_for_is_said_not_to_be_checked(monkeypatch):
     monkeypatch.setattr(use, "lost", lambda: False)
-    wrong, _ = use.check("more_than_2_to_the_31_elements")
-    assert wrong.startswith("MemoryError: not checked")
+    said, _ = use.check("more_than_2_to_the_31_elements")
+    assert said.startswith("not checked: of GPU memory 0 GiB are free")
+    assert not use.is_wrong(said)
+
+
+def test_what_fails_is_wrong(monkeypatch):
+    monkeypatch.setattr(use, "lost", lambda: False)
+    monkeypatch.setattr(use, "_there", lambda *_: 1 // 0)
+    said, _ = use.check("no_images")
+    assert said.startswith("ZeroDivisionError")
+    assert use.is_wrong(said)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         result["use"] = _use()
         result["correctness"] = _check(args, start + 60 * args.minutes * args.check_share)
         result["unsolved"] = correctness.unsolved(_dtypes())
-        wrong = any(result["use"].values()) or any(entry["failures"] for entry in result["correctness"].values())
+        wrong = any(map(use.is_wrong, result["use"].values())) or any(
+            entry["failures"] for entry in result["correctness"].values()
+        )
         _write(path, result)
     if not args.no_timing:
         with Worker() as worker:
@@ -99,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _use() -> dict[str, str | None]:
-    """Return what is wrong with each way to use arrays on a GPU; None where nothing is."""
+    """Return what there is to say of each way to use arrays on a GPU; None where all is right."""
     found: dict[str, str | None] = {}
     with Worker() as worker:
         for name in use.CHECKS:

@@ -19,14 +19,29 @@ CHECKS: dict[str, Callable[[], None]] = {}
 _MANY, _IMAGE = 2**31, (16, 1024, 1024)
 
 
+# What is said of a check that needs more than there is here.
+_NOT_CHECKED = "not checked"
+
+
+class NotCheckedError(Exception):
+    """There is less here than a check needs."""
+
+
 def check(name: str) -> tuple[str | None, bool]:
-    """Return what is wrong with one of the checks, None if nothing is; and whether this process has lost the GPU."""
+    """Return what there is to say of one of the checks, None if all is right; and whether this process lost the GPU."""
     try:
         with fastconv.options(strict=True):  # sums of integers are exact
             CHECKS[name]()
+    except NotCheckedError as lack:
+        return f"{_NOT_CHECKED}: {lack}", False
     except Exception as error:  # noqa: BLE001 - whatever fails is written down, and the others go on
         return f"{type(error).__name__}: {error}"[:500], lost()
     return None, False
+
+
+def is_wrong(said: str | None) -> bool:
+    """Return whether what was said of a check is that something is wrong."""
+    return said is not None and not said.startswith(_NOT_CHECKED)
 
 
 def _named(run: Callable[[], None]) -> Callable[[], None]:
@@ -129,7 +144,7 @@ def more_than_2_to_the_31_elements() -> None:
     free, _ = cupy.cuda.runtime.memGetInfo()
     needed = 6 * images * math.prod(_IMAGE)
     if free < needed:
-        raise MemoryError(f"not checked: of GPU memory {free / 2**30:.0f} GiB are free, {needed / 2**30:.0f} needed")
+        raise NotCheckedError(f"of GPU memory {free / 2**30:.0f} GiB are free, {needed / 2**30:.0f} needed")
     x = cupy.zeros((images, *_IMAGE), np.float16)
     x[-1].set(np.random.default_rng(0).integers(-4, 5, _IMAGE).astype(np.float16))
     w = _there(np.random.default_rng(1).integers(-4, 5, (4, _IMAGE[0], 3, 3)).astype(np.float16))
