@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,3 +30,21 @@ def python(code: str, *, fails: bool = False, **environment: str) -> subprocess.
     )
     assert (done.returncode != 0) == fails, done.stdout + done.stderr
     return done
+
+
+def in_a_fresh_process(test: Callable[[], None]) -> Callable[[], None]:
+    """Make a test run in a process of its own, under what `conftest` sets for all.
+
+    A forked child has the locks of every library as they were, and nobody to release them. Here are no others' threads.
+    """
+
+    @functools.wraps(test)
+    def run() -> None:
+        python(f"""
+from fastconv.backends.cpu import work
+work.WORTH_SHARING = 0.0
+from {test.__module__} import {test.__name__} as test
+test.__wrapped__()
+""")
+
+    return run

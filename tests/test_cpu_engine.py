@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import itertools
+import multiprocessing
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fresh import python
+from fresh import in_a_fresh_process, python
 
 import fastconv as fc
 from fastconv import registry
@@ -169,20 +170,18 @@ def test_python_threads_that_find_the_workers_busy_compute_alone():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is safe, and used, on Linux alone")
+@in_a_fresh_process
 def test_forked_child_has_workers_of_its_own():
-    """In a process where no other library has threads, whose locks the child would have for ever."""
-    python("""
-import multiprocessing
-from test_cpu_engine import sums
-def check():
     assert sums(100, 2) == [1] * 100
-check()
-for _ in range(20):
-    child = multiprocessing.get_context("fork").Process(target=check, daemon=True)
-    child.start()
-    child.join(60)
-    assert child.exitcode == 0
-""")
+    for _ in range(20):
+        child = multiprocessing.get_context("fork").Process(target=_summing_child, daemon=True)
+        child.start()
+        child.join(60)
+        assert child.exitcode == 0
+
+
+def _summing_child() -> None:
+    assert sums(100, 2) == [1] * 100
 
 
 def test_a_problem_that_is_soon_done_is_left_to_one_thread(monkeypatch):

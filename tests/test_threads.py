@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fakes import Fake, general_backends
+from fresh import in_a_fresh_process
 from numba import njit
 from sharing import check_threads_agree
 from threadpoolctl import threadpool_info
@@ -240,7 +241,7 @@ def _child(cases: list, answers) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is safe, and used, on Linux alone")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@in_a_fresh_process
 def test_a_forked_child_computes():
     """After its parent has computed with the same backends, threads and all."""
     cases = []
@@ -270,7 +271,7 @@ def _limited_child(before: list[int]) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is safe, and used, on Linux alone")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@in_a_fresh_process
 def test_a_child_forked_while_blas_is_limited_has_no_limit():
     """The threads that hold the limit, or wait for it, are not in the child."""
     before = blas_threads()
@@ -377,7 +378,7 @@ def _compiling_child() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="fork is safe, and used, on Linux alone")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@in_a_fresh_process
 def test_a_child_forked_while_another_thread_compiles_compiles_too():
     begun = threading.Event()
 
