@@ -84,6 +84,29 @@ def test_gradcheck(name):
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
 
 
+@pytest.mark.parametrize(("width", "dtype"), [(20, torch.int16), (40000, torch.int32)])
+@pytest.mark.parametrize(
+    "pool", [partial(ft.max_pool2d, kernel_size=2), partial(ft.adaptive_max_pool2d, output_size=(2, 9))]
+)
+def test_indices_that_nobody_asks_for_are_narrow(pool, width, dtype):
+    x, kept = leaf(2, 3, 4, width, distinct=True), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.dtype) or t, lambda t: t):
+        y = pool(x)
+        _, indices = pool(x, return_indices=True)
+    assert kept == [dtype, torch.int64]
+    assert indices.dtype == torch.int64
+    (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    ones = torch.ones_like(y).flatten(2)
+    times = torch.zeros_like(x).flatten(2).scatter_add_(2, indices.flatten(2), ones).view(x.shape)
+    assert torch.equal(dx, 2 * x * times)
+    assert torch.equal(torch.autograd.grad(dx.sum(), x)[0], 2 * times)
+
+
+def test_max_unpool_takes_indices_of_64_bits_alone():
+    with pytest.raises(ValueError, match="indices: expected int64"):
+        windows.max_unpool(leaf(2, 2, 3, 2), indices().to(torch.int16), (6, 5))
+
+
 @pytest.mark.parametrize("name", SAMPLES)
 def test_gradients_through_the_dispatcher_are_the_same(name):
     function, tensors = differentiable(name)

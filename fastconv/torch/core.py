@@ -40,7 +40,7 @@ class Core(ABC):
         torch.library.register_autograd(qualified, self.backward, setup_context=self.keep, lib=LIBRARY)
         torch.library.register_vmap(qualified, self.vmap, lib=LIBRARY)
         self.op = getattr(getattr(torch.ops, NAMESPACE), self.name).default
-        self.direct = _direct(self)
+        self.direct = direct(self)
         self.transformed = _transformed(self)
 
     @abstractmethod
@@ -81,7 +81,7 @@ def _named(function: type, core: Core) -> type:
     return function
 
 
-def _direct(core: Core) -> Any:
+def direct(core: Core) -> Any:
     """Return what calls an operator by way of autograd alone."""
 
     class Direct(torch.autograd.Function):

@@ -134,8 +134,9 @@ def _make_max_pool(ndim: int) -> Callable[..., Any]:
         return _pair(result) if window[-1] else tensor(result)
 
     def through(call: Any, x: Tensor, *window: Any) -> Any:
-        pair = call(windows.max_pool)(x, *window[:-1])
-        return pair if window[-1] else pair[0]
+        if window[-1]:
+            return call(windows.max_pool)(x, *window[:-1])
+        return call(windows.max_values)(x, *window[:-1])[0]
 
     offer = Offer(f"max_pool{ndim}d", ndim, partial(arguments.max_window, ndim), direct, through)
 
@@ -249,8 +250,9 @@ def _make_adaptive_max(ndim: int) -> Callable[..., Any]:
         return _pair(result) if return_indices else tensor(result)
 
     def through(call: Any, x: Tensor, output_size: Any, return_indices: bool) -> Any:
-        pair = call(windows.adaptive_max_pool)(x, _whole(x, output_size))
-        return pair if return_indices else pair[0]
+        if return_indices:
+            return call(windows.adaptive_max_pool)(x, _whole(x, output_size))
+        return call(windows.adaptive_max_values)(x, _whole(x, output_size))[0]
 
     offer = Offer(f"adaptive_max_pool{ndim}d", ndim, partial(arguments.output_sizes, ndim), direct, through)
 

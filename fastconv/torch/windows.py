@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
+from copy import copy
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -15,31 +16,71 @@ import torch
 from fastconv import arrays, columns, pooling
 from fastconv.call import execute
 from fastconv.options import current
-from fastconv.problem import PoolProblem
+from fastconv.problem import INDEX_DTYPES, PoolProblem
 from fastconv.sizes import pool_output_size
-from fastconv.torch.core import LIBRARY, Core, folded
+from fastconv.torch.core import LIBRARY, Core, direct, folded
 from fastconv.torch.tensors import Tensor, array, empty_map, run, tensor
 
-_problem = lru_cache(maxsize=4096)(PoolProblem)
+
+class _Kind(NamedTuple):
+    """A kind of pool, in one direction; ``fields`` are the names of what its operator is given beside tensors."""
+
+    name: str
+    direction: Literal["fprop", "dgrad"]
+    fields: tuple[str, ...]
 
 
-def gradient(kind: str, dy: Tensor, size: Any, *others: Tensor, **fields: Any) -> Tensor:
-    """Return a pool's gradient with respect to its input, from that of its output."""
-    g = array(dy)
-    problem = _problem(
-        op=f"{kind}{len(size)}d",
-        direction="dgrad",
-        n=g.shape[0],
-        c=g.shape[1],
-        input_size=tuple(size),
-        dtype=g.dtype.name,
-        layout=arrays.layout_of(g),
-        **{name: tuple(value) if isinstance(value, list | tuple) else value for name, value in fields.items()},
+# Of what dtype nobody sees that indices are.
+_NARROW = "as narrow as may be"
+_SIZED = ("output_size",)
+_WINDOW = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+_MAX_POOL, _MAX_POOL_INPUT = _Kind("max_pool", "fprop", _WINDOW), _Kind("max_pool", "dgrad", _WINDOW)
+_ADAPTIVE_MAX = _Kind("adaptive_max_pool", "fprop", _SIZED)
+_ADAPTIVE_MAX_INPUT = _Kind("adaptive_max_pool", "dgrad", _SIZED)
+_MAX_UNPOOL = _Kind("max_unpool", "fprop", _SIZED)
+_AVG_POOL_INPUT = _Kind(
+    "avg_pool", "dgrad", ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override")
+)
+_ADAPTIVE_AVG_INPUT = _Kind("adaptive_avg_pool", "dgrad", _SIZED)
+
+
+@lru_cache(maxsize=4096)
+def _problem(
+    kind: _Kind, args: tuple[Any, ...], outer: Any, size: Any, dtype: Any, layout: str, indices: Any
+) -> PoolProblem:
+    """Return a pool's problem; ``indices`` is their dtype, None if it has none, `_NARROW` for the narrowest."""
+    fields = dict(zip(kind.fields, args, strict=True))
+    if "padding" in fields:
+        fields["padding"] = _padded(fields["padding"])
+    if indices is not None and kind.direction == "fprop":
+        fields["return_indices"] = True
+    n, c = outer
+    problem = PoolProblem(
+        op=f"{kind.name}{len(size)}d",
+        direction=kind.direction,
+        n=n,
+        c=c,
+        input_size=size,
+        dtype=dtype.name,
+        layout=layout,
+        **fields,
     )
-    if g.shape != problem.y_shape:
-        raise ValueError(f"grad_output: expected shape {problem.y_shape}, got {g.shape}")
-    inputs = g, *map(array, others)
-    return tensor(run(lambda: execute(problem, inputs, current()))[0])
+    if indices is None:
+        return problem
+    return problem.replace(index_dtype=problem.index_dtypes[-1] if indices is _NARROW else np.dtype(indices).name)
+
+
+def _solve(
+    kind: _Kind, inputs: tuple[Any, ...], size: Any, args: tuple[Any, ...], indices: Any = None
+) -> tuple[Any, ...]:
+    """Return the outputs of a pool whose input is of a size; ``indices`` as `_problem` takes it."""
+    first = inputs[0]
+    plain = tuple([tuple(a) if isinstance(a, (list, torch.Size)) else a for a in args])
+    problem = _problem(kind, plain, first.shape[:2], tuple(size), first.dtype, arrays.layout_of(first), indices)
+    if kind.direction == "dgrad" and first.shape != problem.y_shape:
+        raise ValueError(f"grad_output: expected shape {problem.y_shape}, got {first.shape}")
+    outputs: tuple[Any, ...] = run(lambda: execute(problem, inputs, current()))
+    return outputs
 
 
 def _padded(padding: Any) -> Any:
@@ -125,12 +166,8 @@ class _AvgPool(_Linear):
 class _AvgPoolInput(_Adjoint):
     schema = f"avg_pool_input(Tensor grad_output, SymInt[] size, {_AVG}) -> Tensor"
 
-    def compute(
-        self, dy: Tensor, size: Any, kernel: Any, stride: Any, padding: Any, ceil: bool, count: bool, divisor: Any
-    ) -> Tensor:
-        window = {"kernel_size": kernel, "stride": stride, "padding": _padded(padding), "ceil_mode": ceil}
-        how = {"count_include_pad": count, "divisor_override": divisor}
-        return gradient("avg_pool", dy, size, **window, **how)
+    def compute(self, dy: Tensor, size: Any, *args: Any) -> Tensor:
+        return tensor(_solve(_AVG_POOL_INPUT, (array(dy),), size, args)[0])
 
 
 class _AdaptiveAvgPool(_Linear):
@@ -147,8 +184,8 @@ class _AdaptiveAvgPool(_Linear):
 class _AdaptiveAvgPoolInput(_Adjoint):
     schema = "adaptive_avg_pool_input(Tensor grad_output, SymInt[] size, SymInt[] output_size) -> Tensor"
 
-    def compute(self, dy: Tensor, size: Any, output_size: Any) -> Tensor:
-        return gradient("adaptive_avg_pool", dy, size, output_size=output_size)
+    def compute(self, dy: Tensor, size: Any, *args: Any) -> Tensor:
+        return tensor(_solve(_ADAPTIVE_AVG_INPUT, (array(dy),), size, args)[0])
 
 
 _COLUMNS = "SymInt[] kernel, SymInt[] dilation, SymInt[] padding, SymInt[] stride"
@@ -181,6 +218,23 @@ _MAX = "SymInt[] kernel, SymInt[] stride, SymInt[] padding, SymInt[] dilation, b
 class _Max(_Window):
     """A maximum and where it is: what the two max pools have in common."""
 
+    kind: ClassVar[_Kind]
+    indices: Any = np.int64
+
+    def values(self) -> _Max:
+        """Return the same operator for those who ask for no indices.
+
+        Where autograd alone looks on, its indices are as narrow as the gradient may have them: less to write and read.
+        """
+        other = copy(self)
+        other.indices = _NARROW
+        other.direct = direct(other)
+        return other
+
+    def compute(self, x: Tensor, *args: Any) -> Any:
+        y, indices = _solve(self.kind, (array(x),), x.shape[2:], args, self.indices)
+        return tensor(y), tensor(indices)
+
     def keep(self, ctx: Any, inputs: Any, output: Any) -> None:
         x, *ctx.args = inputs
         ctx.size = x.shape[2:]
@@ -199,11 +253,7 @@ class _Max(_Window):
 
 class _MaxPool(_Max):
     schema = f"max_pool(Tensor input, {_MAX}) -> (Tensor, Tensor)"
-
-    def compute(self, x: Tensor, *args: Any) -> Any:
-        *window, ceil_mode = args
-        y, indices = run(_MAX_POOL[len(window[0])], array(x), *map(tuple, window), ceil_mode, True)
-        return tensor(y), tensor(indices)
+    kind = _MAX_POOL
 
     def fake(self, x: Tensor, *args: Any) -> Any:
         shape = (*x.shape[:2], *pooled(x.shape[2:], *args))
@@ -212,10 +262,7 @@ class _MaxPool(_Max):
 
 class _AdaptiveMaxPool(_Max):
     schema = "adaptive_max_pool(Tensor input, SymInt[] output_size) -> (Tensor, Tensor)"
-
-    def compute(self, x: Tensor, output_size: Any) -> Any:
-        y, indices = run(_ADAPTIVE_MAX_POOL[len(output_size)], array(x), tuple(output_size), True)
-        return tensor(y), tensor(indices)
+    kind = _ADAPTIVE_MAX
 
     def fake(self, x: Tensor, output_size: Any) -> Any:
         shape = (*x.shape[:2], *output_size)
@@ -231,14 +278,13 @@ class _MaxPoolInput(_Window):
     schema = f"max_pool_input(Tensor grad_output, Tensor indices, SymInt[] size, {_MAX}) -> Tensor"
     tensors = 2
 
-    def compute(
-        self, dy: Tensor, indices: Tensor, size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool
-    ) -> Tensor:
-        _check_indices(array(indices), tuple(dy.shape), math.prod(size))
-        if not kernel:
-            return gradient("adaptive_max_pool", dy, size, indices, output_size=dy.shape[2:])
-        window = {"kernel_size": kernel, "stride": stride, "padding": _padded(padding), "dilation": dilation}
-        return gradient("max_pool", dy, size, indices, **window, ceil_mode=ceil)
+    def compute(self, dy: Tensor, indices: Tensor, size: Any, *args: Any) -> Tensor:
+        where = array(indices)
+        _check_indices(where, tuple(dy.shape), math.prod(size), -1, tuple(INDEX_DTYPES))
+        kind = _MAX_POOL_INPUT
+        if not args[0]:
+            kind, args = _ADAPTIVE_MAX_INPUT, (dy.shape[2:],)
+        return tensor(_solve(kind, (array(dy), where), size, args, where.dtype)[0])
 
     def fake(self, dy: Tensor, indices: Tensor, size: Any, *args: Any) -> Tensor:
         return empty_map(dy, (*dy.shape[:2], *size))
@@ -256,21 +302,10 @@ class _MaxUnpool(_Window):
     wide = (2, 3)
 
     def compute(self, x: Tensor, indices: Tensor, size: Any) -> Tensor:
-        where, ndim = array(indices), len(size)
+        where = array(indices)
         # A window and a stride of ones restore the size of the input, give or take nothing: the size is given whole.
-        _check_indices(where, tuple(x.shape), math.prod(size), least=0)
-        g = array(x)
-        problem = _problem(
-            op=f"max_unpool{ndim}d",
-            direction="fprop",
-            n=g.shape[0],
-            c=g.shape[1],
-            input_size=tuple(g.shape[2:]),
-            output_size=tuple(size),
-            dtype=g.dtype.name,
-            layout=arrays.layout_of(g),
-        )
-        return tensor(run(lambda: execute(problem, (g, where), current()))[0])
+        _check_indices(where, tuple(x.shape), math.prod(size), 0, ("int64",))
+        return tensor(_solve(_MAX_UNPOOL, (array(x), where), x.shape[2:], (size,))[0])
 
     def fake(self, x: Tensor, indices: Tensor, size: Any) -> Tensor:
         return empty_map(x, (*x.shape[:2], *size))
@@ -284,15 +319,19 @@ class _MaxUnpool(_Window):
 
 def _taken(map: Tensor, indices: Tensor) -> Tensor:
     """Return the elements of a map at indices into its spatial axes; zero where there is none (-1)."""
-    taken = map.flatten(2).gather(2, indices.flatten(2).clamp(min=0)).view(indices.shape)
+    taken = map.flatten(2).gather(2, indices.flatten(2).clamp(min=0).long()).view(indices.shape)
     return torch.where(indices < 0, torch.zeros_like(taken), taken)
 
 
-def _check_indices(indices: Any, shape: tuple[int, ...], limit: int, least: int = -1) -> None:
-    if indices.dtype != np.int64 or indices.shape != shape:
-        raise ValueError(f"indices: expected int64 of shape {shape}, got {indices.dtype} of {indices.shape}")
+_UNSIGNED = {size: np.dtype(f"u{size}") for size in INDEX_DTYPES.values()}
+
+
+def _check_indices(indices: Any, shape: tuple[int, ...], limit: int, least: int, dtypes: tuple[str, ...]) -> None:
+    if indices.dtype.name not in dtypes or indices.shape != shape:
+        expected = " or ".join(dtypes)
+        raise ValueError(f"indices: expected {expected} of shape {shape}, got {indices.dtype} of {indices.shape}")
     # Read as unsigned, what is negative is large: one look at the array.
-    if indices.size and not indices.view(np.uint64).max() < limit:
+    if indices.size and not indices.view(_UNSIGNED[indices.itemsize]).max() < limit:
         low, high = int(indices.min()), int(indices.max())
         if low < least or high >= limit:
             raise ValueError(f"indices: expected values from {least} to {limit - 1}, got {low} to {high}")
@@ -304,8 +343,6 @@ def _by_ndim(name: str) -> dict[int, Any]:
 
 _AVG_POOL = _by_ndim("avg_pool")
 _ADAPTIVE_AVG_POOL = _by_ndim("adaptive_avg_pool")
-_MAX_POOL = _by_ndim("max_pool")
-_ADAPTIVE_MAX_POOL = _by_ndim("adaptive_max_pool")
 
 avg_pool, avg_pool_input = _AvgPool(), _AvgPoolInput()
 adaptive_avg_pool, adaptive_avg_pool_input = _AdaptiveAvgPool(), _AdaptiveAvgPoolInput()
@@ -318,5 +355,6 @@ for _forward, _backward in (
     _forward.adjoint, _backward.forward = _backward, _forward
 
 max_pool, adaptive_max_pool = _MaxPool(), _AdaptiveMaxPool()
+max_values, adaptive_max_values = max_pool.values(), adaptive_max_pool.values()
 max_pool_input = _MaxPoolInput()
 max_unpool = _MaxUnpool()
