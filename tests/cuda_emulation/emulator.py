@@ -24,10 +24,11 @@ from fastconv.backends.cuda.launching import Kernel, Launch
 
 HERE = Path(__file__).parent
 ORDERS = ("forward", "reverse", "shuffled")
-CHECKS = "alignment,bounds,shift,signed-integer-overflow"
+CHECKING = ("-fsanitize=alignment,bounds,shift,signed-integer-overflow", "-fno-sanitize-recover=all")
 FLAGS = (
     "-std=c++17",
-    "-O1",
+    # Most kernels run for a moment: compiling them takes longer, and much longer at -O1.
+    "-Og",
     "-g1",
     "-Wall",
     "-Wextra",
@@ -275,27 +276,43 @@ def program_of(source: str, defines: tuple[tuple[str, str], ...]) -> Program:
 def build(text: str) -> Path:
     """Return the executable of a translation unit, compiled unless the cache has it."""
     header = (HERE / "emulation.h").read_text()
-    key = hashlib.sha256("\0".join((_runtime().name, header, *FLAGS, CHECKS, text)).encode()).hexdigest()[:32]
+    key = hashlib.sha256("\0".join((_runtime().name, header, *FLAGS, *CHECKING, text)).encode()).hexdigest()[:32]
     executable = _cache_directory() / key
     if not executable.exists():
         with tempfile.TemporaryDirectory(dir=_cache_directory()) as folder:
             cpp, out = Path(folder, "kernel.cpp"), Path(folder, "kernel")
             cpp.write_text(text)
-            checks = (f"-fsanitize={CHECKS}", "-fno-sanitize-recover=all", "-Werror")
-            _compile(*FLAGS, *checks, "-include", str(HERE / "emulation.h"), str(cpp), str(_runtime()), "-o", str(out))
+            given = "-include", str(_header()), str(cpp), str(_runtime())
+            _compile(*FLAGS, *CHECKING, "-Werror", *given, "-o", str(out))
             out.replace(executable)
     return executable
 
 
-@cache
 def _runtime() -> Path:
     """Return the emulator's own half, compiled once."""
-    text = "".join((HERE / name).read_text() for name in ("runtime.cpp", "emulation.h")) + "".join(FLAGS)
-    target = _cache_directory() / f"runtime-{hashlib.sha256(text.encode()).hexdigest()[:32]}.o"
+    return _compiled_once(("runtime.cpp", "emulation.h"), "runtime", ".o", ("-O2", "-c"))
+
+
+def _header() -> Path:
+    """Return what every kernel includes: g++ reads it as it was compiled, once, from the file with ``.gch`` added."""
+    compiled = _compiled_once(("emulation.h",), "emulation", ".h.gch", (*CHECKING, "-x", "c++-header"))
+    header = compiled.with_suffix("")
+    if not header.exists():
+        with tempfile.TemporaryDirectory(dir=_cache_directory()) as folder:
+            Path(shutil.copy(HERE / "emulation.h", folder)).replace(header)
+    return header
+
+
+@cache
+def _compiled_once(names: tuple[str, ...], stem: str, suffix: str, flags: tuple[str, ...]) -> Path:
+    """Return what the first of some files compiles to; the others are what it includes."""
+    parts = [(HERE / name).read_text() for name in names]
+    key = hashlib.sha256("\0".join((*parts, *FLAGS, *flags)).encode()).hexdigest()[:32]
+    target = _cache_directory() / f"{stem}-{key}{suffix}"
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=_cache_directory()) as folder:
-            out = Path(folder, "runtime.o")
-            _compile(*FLAGS, "-O2", "-c", str(HERE / "runtime.cpp"), "-o", str(out))
+            out = Path(folder, "compiled")
+            _compile(*FLAGS, *flags, str(HERE / names[0]), "-o", str(out))
             out.replace(target)
     return target
 
