@@ -118,3 +118,9 @@ def test_scratch_memory_is_a_fraction_of_the_cache_or_one_row_of_a_bundle(text):
     work = Work(problem, simd, 2, 1 << 20)
     assert work.band == 1 or work.slab_bytes <= 1 << 20
     assert work.units >= 1 and (work.bands - 1) * work.band < work.rows.out
+
+
+@pytest.mark.parametrize("text", ["n1 c128 i56 oc2 k3 p1", "n16 c180 i18 oc2 k3 s2 p1", "n2 c49 i97 oc1 k3 p1"])
+def test_few_of_the_rows_that_bands_of_many_channels_share_are_copied_again(text):
+    work = Work(parse_problem(f"conv2d {text}"), Simd("avx512", 64, 32, True), 1, 1 << 20)
+    assert work.bands * work.rows.extent(work.band) < 1.4 * work.rows.extent(work.rows.out)

@@ -21,8 +21,9 @@ from fastconv.problem import ConvProblem
 _UNITS = 4
 # Output channels that a tile takes at most.
 _MOST_CHANNELS = 8
-# The share of the second-level cache that a slab and its sums take.
-_SHARE = 8
+# The share of the second-level cache that a slab and its sums take. Of a smaller one, bands would be of few rows: these
+# lie in short pieces, channel by channel, which nothing fetches ahead, and those that bands share are copied again.
+_SHARE = 2
 # What of the sums stays in the first-level cache, and bytes a cycle from the second.
 _NEAR, _L2_RATE = 24 << 10, 32
 # Cycles for a unit of work, and for a row of a channel on its way into a slab or out of the sums.
