@@ -146,6 +146,12 @@ def test_tiles_fit_the_registers_and_every_worker_gets_some(registers, layout, w
         assert work.band * work.panel_bytes <= max(1 << 19, work.panel_bytes)
 
 
+@pytest.mark.parametrize("text", ["n16 c16 i14 oc512", "n64 c8 i10 oc100", "n16 c128 i7 oc512"])
+def test_one_thread_writes_one_image_after_the_other(text):
+    work = Work(parse_problem(f"conv2d {text} k1"), Simd("avx512", 64, 32, True), 1, 1 << 20)
+    assert work.band == work.tile.cut.pieces
+
+
 def test_compiled_loops_do_not_grow_with_the_shapes_that_come():
     from fastconv.backends.cpu.pointwise.loops import loops
     from fastconv.backends.cpu.pointwise.tile import tile

@@ -212,17 +212,19 @@ class Work(ConvWork):
     @cached_property
     def band(self) -> int:
         """Tiles whose panels are made together: few if the weight stays in the cache, else as many as fit there."""
-        total = self.images * self.tile.cut.pieces
+        total = most = self.images * self.tile.cut.pieces
         if self.is_small:
-            # The more tiles follow one another, the longer is what they write of a channel; but workers share bands.
-            room = self.cache // (4 if self.workers == 1 and self.outputs > self.inputs else 16)
+            room = self.cache // 16
             if self.tile.blocks == 1:  # pixels are read once, where they are, each worker's apart from the others'
                 room = self.cache // 2
+            elif self.workers == 1 and self.outputs > self.inputs:  # workers share bands
+                # The more tiles follow one another, the longer is what they write of a channel. The next channel of an
+                # image comes right behind, the same one of the next image far away.
+                room, most = self.cache // 4, self.tile.cut.pieces
             share = -(-total * self.problem.groups // (_UNITS * self.workers))
         else:
             room, share = self.cache // 2, total
-        most = max(1, min(room // self.panel_bytes, share, total))
-        return even(total, most).size
+        return even(total, max(1, min(room // self.panel_bytes, share, most))).size
 
     @property
     def is_small(self) -> bool:
