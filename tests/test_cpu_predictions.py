@@ -5,6 +5,8 @@ from dataclasses import replace
 import pytest
 
 from fastconv import registry
+from fastconv.backends.cpu.planes.work import Work
+from fastconv.backends.cpu.registers import Simd
 from fastconv.machine import machine
 from fastconv.notation import parse_problem
 from fastconv.options import options
@@ -61,3 +63,13 @@ def test_a_product_with_a_vector_is_as_fast_as_its_matrix_is_read():
     # Half of the multiplications, on a matrix of the same size.
     one, two = (predicted("im2col/gemm", f"conv2d:wgrad n1 c64 i64 oc{outputs} k1") for outputs in (1, 2))
     assert one < two
+
+
+def test_columns_that_cross_cache_lines_keep_a_unit_waiting_that_does_vectors_in_halves():
+    def cycles(outputs, rate):
+        problem = parse_problem(f"conv2d n1 c8 i58 oc{outputs} k3 p1")
+        return Work(problem, Simd("avx512", 64, 32, True, rate), 1, 1 << 20).cycles
+
+    # One output channel is all loading; of eight, every vector that is loaded serves eight multiply-adds.
+    assert cycles(1, 1.0) > 1.3 * cycles(1, 2.0)
+    assert cycles(1, 1.0) / cycles(1, 2.0) > 0.8 * cycles(8, 1.0) / cycles(8, 2.0)

@@ -46,11 +46,10 @@ class Work(ConvWork):
 
     def _cycles(self, rows: int, vectors: int) -> float:
         """Cycles of all tiles of one output line: multiply-adds, loads, instructions, or waiting for the sum before."""
-        sums, loads = rows * vectors, rows + vectors
-        # Of the vectors of columns most cross a cache line, and so load twice.
-        step = max(
-            sums / self.simd.fma_per_cycle, (loads + vectors) / 2, (sums + (loads if vectors > 1 else 1) + 6) / 6, 4.0
-        )
+        sums, loads, rate = rows * vectors, rows + vectors, self.simd.fma_per_cycle
+        # Vectors of columns mostly cross cache lines, and so take two of the loads that keep up with multiply-adds.
+        loading = rows / 2 + 2 * vectors / rate
+        step = max(sums / rate, loading, (sums + (loads if vectors > 1 else 1) + 6) / 6, 4.0)
         if self._read_bytes > _NEAR:
             step = max(step, vectors * self.simd.vector_bytes / _L2_RATE)
         tiles = self.blocks(rows) * -(-self.width.out // (vectors * self.lanes))
