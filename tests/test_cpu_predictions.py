@@ -59,6 +59,11 @@ def test_what_costs_more_is_predicted_to(algorithm, shorter, longer):
     assert predicted(algorithm, shorter) < predicted(algorithm, longer)
 
 
+def test_a_map_that_stays_near_is_not_waited_for_again():
+    part, whole = (f"conv2d n1 c{channels} i14 oc256 k1 prepacked" for channels in (256, 1024))
+    assert predicted("numba/direct", whole) < 4.4 * predicted("numba/direct", part)
+
+
 def test_a_product_with_a_vector_is_as_fast_as_its_matrix_is_read():
     # Half of the multiplications, on a matrix of the same size.
     one, two = (predicted("im2col/gemm", f"conv2d:wgrad n1 c64 i64 oc{outputs} k1") for outputs in (1, 2))

@@ -22,8 +22,9 @@ _EXPOSED, _STREAMED = 0.25, 0.75
 _SCATTERED, _SKIPPING = 2.0, 1.06
 
 # Seconds for a line of input that several blocks of output channels read side by side with those of other channels, a
-# few columns at a time, where much that is written passes through the caches in between.
-_AGAIN = 4e-9
+# few columns at a time, where it has left the caches in between for much else that is read and written; and for a line
+# of output that is written as many columns at a time.
+_AGAIN = 1.5e-9
 
 # A problem is asked about more than once, and phases of a gradient, by several algorithms, ask about the same.
 _work_of = lru_cache(maxsize=64)(Work)
@@ -39,13 +40,14 @@ def _work(problem: AnyProblem) -> Work:
 
 
 def _waiting(work: Work) -> float:
-    """Return the seconds that one core waits for lines of an input that is read where it is, block after block."""
+    """Return the seconds that one core waits for lines of maps whose input is read where it is, block after block."""
     p = work.problem
     aside = work.staged or work.taps > 1 or p.layout != "channels_first" or math.prod(p.stride) > 1
     if aside or work.blocks == 1 or work.bytes <= work.cache:
         return 0.0
-    lines = work.blocks * math.prod(p.x_shape) * p.itemsize / LINE
-    return lines * _AGAIN * min(1.0, work.bytes / (KEPT * work.cache))
+    left = max(0.0, 1.0 - KEPT * work.cache / work.bytes)
+    lines = (left * work.blocks * math.prod(p.x_shape) + math.prod(p.y_shape)) * p.itemsize / LINE
+    return lines * _AGAIN
 
 
 class Direct(Algorithm):

@@ -27,7 +27,7 @@ _LEAST_CHUNK, _MOST_CHUNK = 128, 256  # input channels of a transposed weight th
 _LEFT_ROW, _GATHER = 6.0, 2.0
 _EVEN = 0.95  # which share of their time all workers should have something to do
 # Cycles to copy a piece of a row of pixels of a channel, of which not all are read.
-_ROW = 10.0
+_ROW = 18.0
 # Pixels further apart are copied one by one: cycles of such a pixel, and of a channel of it.
 _TOGETHER, _PIXEL, _ELEMENT = 2, 40.0, 2.5
 # Of the shorter of computing and moving, what is not hidden behind the other: panels are made before they are used.
