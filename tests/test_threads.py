@@ -286,6 +286,32 @@ def test_a_child_forked_while_blas_is_limited_has_no_limit():
             assert child.exitcode == 0
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="fork is safe, and used, on Linux alone")
+@in_a_fresh_process
+def test_forks_wait_for_a_limit_that_is_being_set():
+    """In a child, nobody would set the other half of it."""
+    before, setting = blas_threads(), threading.Event()
+    controller = blas._limit()._controller
+    limit = controller.limit
+
+    def slowly(**limits):
+        done = limit(**limits)
+        setting.set()
+        time.sleep(0.5)
+        return done
+
+    controller.limit = slowly
+    other = threading.Thread(target=limited_run, args=(1,))
+    other.start()
+    setting.wait(60)
+    child = multiprocessing.get_context("fork").Process(target=_limited_child, args=(before,))
+    child.start()
+    child.join(60)
+    other.join(60)
+    assert child.exitcode == 0
+    assert blas_threads() == before
+
+
 def _first(exact: testing.Exact) -> tuple:
     return exact.results[:1], exact.magnitude
 

@@ -88,8 +88,15 @@ class _Limit:
         self._in_force.restore_original_limits()
         self._in_force = None
 
-    def after_fork(self) -> None:
-        """In a child, where only the thread that forked lives on: nobody else is inside, waits, or holds a lock."""
+    def before_fork(self) -> None:
+        """Let no thread be changing BLAS's threads: a child would have the limit half set, and BLAS's lock for ever."""
+        self._changed.acquire()
+
+    def after_fork_in_parent(self) -> None:
+        self._changed.release()
+
+    def after_fork_in_child(self) -> None:
+        """Only the thread that forked lives on: nobody else is inside, waits, or holds a lock."""
         if self._in_force is not None:
             self._lift()
         self._forget_others()
@@ -107,15 +114,26 @@ def _limit() -> _Limit:
         return _made
 
 
-def _after_fork() -> None:
-    global _making
-    _making = threading.Lock()
+def _before_fork() -> None:
+    _making.acquire()
     if _made is not None:
-        _made.after_fork()
+        _made.before_fork()
+
+
+def _after_fork_in_parent() -> None:
+    if _made is not None:
+        _made.after_fork_in_parent()
+    _making.release()
+
+
+def _after_fork_in_child() -> None:
+    if _made is not None:
+        _made.after_fork_in_child()
+    _making.release()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def limited(run: Run) -> Run:
