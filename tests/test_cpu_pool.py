@@ -69,6 +69,8 @@ MORE = """
     max_pool2d n2 c3 ih15 iw30 k3 s1 p1
     max_pool2d n1 c3 ih27 iw29 k3 s2 p1
     avg_pool2d n2 c3 i14 k3
+    avg_pool2d n1 c4 ih9 iw13 k3 ceil
+    avg_pool2d n2 c3 ih13 iw10 k5 div7
     max_pool2d n1 c3 ih9 iw700 kh2 kw3 sh2 sw40
     max_pool2d n1 c3 ih9 iw700 kh3 kw3 sh2 sw40 dh1 dw5
     avg_pool2d n2 c3 ih20 iw300 kh3 kw170 sh2 sw40 ph1 pw9 exclude_pad
@@ -103,6 +105,7 @@ WIDE = [text for text in MORE if text.split()[-3:] in (["k3", "s1", "p1"], ["k3"
 HALF = """
     max_pool2d n1 c35 ih14 iw14 k3 s2 ceil
     max_pool2d n2 c5 ih7 iw9 k2
+    avg_pool2d n1 c4 ih9 iw13 k3 ceil
     max_pool2d n1 c2 i13 kh2 kw3 s2 d2 ph1 pw2
     avg_pool2d n1 c3 i35 k3 s1 p1 exclude_pad
     avg_pool2d n1 c70 ih6 iw150 k3 s2 p1 ceil
@@ -159,6 +162,8 @@ def loops_of(problem, vectors, workers):
     work = GradientWork(problem, vectors, workers)
     if work.loops == "averages":
         return work.loops, min(work.columns[0], 1)
+    if work.loops == "tiles":
+        return work.loops, problem.is_max
     if work.loops != "shares":
         return (work.loops,)
     return "shares", work.picks.vectors, work.picks.few > 0, work.joined > 1
@@ -178,7 +183,8 @@ def test_every_loop_is_tested():
         ("fills",),
         ("maps",),
         ("recorded",),
-        ("tiles",),
+        ("tiles", False),
+        ("tiles", True),
         ("routes",),
     }
     solved = [p for p in problems() if p.layout == "channels_first" and solver(p).refuses(p) is None]

@@ -21,7 +21,7 @@ from fastconv.backends.cpu.pool.rows import pool_row
 from fastconv.backends.cpu.pool.scatter import ADD, TAKE, scatter
 from fastconv.backends.cpu.pool.shares import ENTRY, share_rows
 from fastconv.backends.cpu.pool.spread import route_row, spread_row
-from fastconv.backends.cpu.pool.tiles import route_tiles
+from fastconv.backends.cpu.pool.tiles import fill_tiles
 
 # Addresses, sizes and (in bytes) strides. The small side is that of the windows, the large one what they read.
 _FIELDS = """
@@ -215,8 +215,8 @@ def routes(kernel: int, index: int, lanes: int, format: int) -> Any:
 
 
 @cache
-def tiles(kernel: int, index: int, lanes: int, format: int) -> Any:
-    """Return compiled loops as `routes`, for narrow maps."""
+def tiles(op: int, kernel: int, index: int, lanes: int, format: int) -> Any:
+    """Return compiled loops of the gradient of windows side by side on narrow maps: a unit is a plane."""
     sources = fingerprint()
 
     @callback(_SIGNATURE)
@@ -234,9 +234,10 @@ def tiles(kernel: int, index: int, lanes: int, format: int) -> Any:
             x, y = job.x + n * job.xn + c * job.xc, job.y + n * job.yn + c * job.yc
             j, rows = job.j + n * job.jn + c * job.jc, _base(job, worker, x, 0)
             for strip in range(strips):
-                route_tiles(
-                    kernel, index, lanes, format,
+                fill_tiles(
+                    op, kernel, index, lanes, format,
                     y, job.yh, j, job.jh, job.ow, strip * many, job.oh, job.width, rows, job.xh, whole,
+                    job.scale, job.scales,
                 )  # fmt: skip
             for h in range(job.oh * kernel, job.heights):
                 clear(rows + h * job.xh, job.width * job.item)

@@ -67,7 +67,7 @@ class GradientRunner:
         self._records: dict[tuple[Sizes, ...], tuple[Any, int]] = {}
 
     def _compiled(self) -> Any:
-        work, common = self.work, (self.work.lanes, self.work.format)
+        work, p, common = self.work, self.problem, (self.work.lanes, self.work.format)
         if work.loops == "covers":
             return covers(work.norm, work.vectors, int(work.simd.fma), *common)
         if work.loops == "blocks":
@@ -78,12 +78,12 @@ class GradientRunner:
             return fills(*common)
         if work.loops == "averages":
             return averages(*work.columns, work.norm, int(work.simd.fma), *common)
+        op = MAX if p.is_max else SUM
         if work.loops == "tiles":
-            return tiles(work.square[0], work.index, *common)
+            return tiles(op, work.square[0], work.index, *common)
         if work.loops == "routes":
             return routes(work.square[0], work.index, *common)
         if work.loops == "maps":
-            op = MAX if work.problem.is_max else SUM
             return maps(op, *work.square, work.phase, int(work.along), work.index, *common)
         if not work.unpools:
             return recorded(ADD, int(work.last), work.index, *common)

@@ -102,8 +102,8 @@ class GradientWork:
     def loops(self) -> str:
         """How it is computed.
 
-        Recorded positions: ``recorded``; maxima: ``blocks``, ``tiles``, ``routes``; averages: ``fills``, ``covers``,
-        ``shares``, ``averages``; either: ``maps``.
+        Recorded positions: ``recorded``; maxima: ``blocks``, ``routes``; averages: ``fills``, ``covers``, ``shares``,
+        ``averages``; either: ``maps``, ``tiles``.
         """
         if self.unpools:
             return "recorded"
@@ -112,7 +112,7 @@ class GradientWork:
                 return "blocks"
             if self.last or not self.square[0]:
                 return "recorded"
-            if self._is_tiled and self.square[0] <= _WIDEST_TILE:
+            if self._is_tiled:
                 return "tiles" if 0 < self._strips <= _STRIPS else "routes"
             # Zeros that are near cost next to nothing. Sums are in another order: threads must not decide.
             scattered = self._scattered_cycles + self._cleared * self._is_beyond(_AFAR)
@@ -126,6 +126,8 @@ class GradientWork:
             found["shares"] = self._share_cycles
         if not (self.whole or self.norm) and self._is_mapped(_SHARED):
             found["maps"] = self.problem.n * self.problem.c * self._map_cycles
+        if self._is_tiled and not (self.whole or self.norm) and 0 < self._strips <= _STRIPS:
+            found["tiles"] = self._tile_cycles
         return min(found, key=lambda loops: found[loops])
 
     @property
@@ -143,10 +145,10 @@ class GradientWork:
 
     @property
     def _is_tiled(self) -> bool:
-        """Whether windows lie side by side from the first element on, and their last row in the map."""
+        """Whether few windows lie side by side from the first element on, and their last row in the map."""
         kernel, stride = self.square
         inside = all(getattr(axis, "before", 0) == 0 for axis in self.axes)
-        return kernel == stride and inside and self.axes[1].out * stride <= self.axes[1].size
+        return 0 < kernel == stride <= _WIDEST_TILE and inside and self.axes[1].out * stride <= self.axes[1].size
 
     @property
     def _strips(self) -> int:
@@ -420,10 +422,17 @@ class GradientWork:
         if self.loops == "maps":
             return p.n * p.c * self._map_cycles
         if self.loops == "tiles":
-            return p.n * p.c * (40 + self.axes[1].out * self._strips * (5 + 3 * self.square[0]))
+            return self._tile_cycles
         if self.loops == "routes":
             return p.n * p.c * self.axes[1].size * (8 + 5 * -(-self.axes[2].size // self.lanes))
         return self._average_cycles
+
+    @property
+    def _tile_cycles(self) -> float:
+        """Cycles of windows side by side, each repeated for the elements that it reads."""
+        kernel = self.square[0]
+        row = 5 + 3 * kernel if self.problem.is_max else 3 + kernel
+        return self.problem.n * self.problem.c * (40 + self.axes[1].out * self._strips * row)
 
     @property
     def _average_cycles(self) -> float:
