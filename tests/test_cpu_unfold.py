@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from math import inf
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from sharing import check_threads_share
 from fastconv import registry, testing
 from fastconv.backends.cpu.unfold import run as unfold_run
 from fastconv.backends.cpu.unfold import work as unfold_work
-from fastconv.backends.cpu.unfold.work import phases_of
+from fastconv.backends.cpu.unfold.listed import positions
+from fastconv.backends.cpu.unfold.work import Work, phases_of
 from fastconv.geometry import Axis
 from fastconv.notation import parse_problem
 from fastconv.options import options
@@ -37,7 +39,23 @@ MORE = """
     unfold n1 c3 id5 ih9 iw11 kd3 kh3 kw3 s2 p1
     unfold n1 c17 id5 ih9 iw11 kd2 kh3 kw1 sd2 sh1 sw3 p1
     unfold n1 c18 iw133 kw7 sw3 p3
+    unfold n2 c7 i8 k2 s3 p1:2
+    unfold n2 c5 iw40000 kw2 sw3
+    unfold n1 c6 id4 ih5 iw9 k2 s2
 """.strip().splitlines()
+
+
+@pytest.fixture(params=["rows", "list"])
+def way(request, monkeypatch):
+    """Have elements go row by row, or by a list wherever there may be one, whatever is faster."""
+    listed = request.param == "list"
+    monkeypatch.setattr(Work, "is_listed", property(lambda work: listed and not work.last and work._list_cycles < inf))
+    return request.param
+
+
+@pytest.fixture
+def by_rows(monkeypatch):
+    monkeypatch.setattr(Work, "is_listed", False)
 
 
 def problems(dtypes=("float32",)):
@@ -52,7 +70,7 @@ def algorithm_of(problem):
 
 
 @pytest.mark.parametrize("problem", [*problems(), *list(problems(("float64", "bfloat16")))[:24]], ids=str)
-def test_every_way(problem):
+def test_every_way(problem, way):
     testing.check_problem(algorithm_of(problem), problem)
 
 
@@ -65,7 +83,7 @@ def test_every_family_in_every_layout(algorithm, layout, dtype):
 
 
 @pytest.mark.parametrize("problem", list(problems()), ids=str)
-def test_nothing_is_written_beside_the_result(problem):
+def test_nothing_is_written_beside_the_result(problem, way):
     inputs = testing.random_inputs(problem)
     algorithm = algorithm_of(problem)
     (expected,) = testing.run(algorithm, problem, inputs)
@@ -83,10 +101,11 @@ def test_nothing_is_written_beside_the_result(problem):
 
 
 @pytest.mark.parametrize("problem", list(problems()), ids=str)
-def test_threads_do_not_change_a_bit(problem):
+def test_threads_do_not_change_a_bit(problem, way):
     check_threads_share(algorithm_of(problem), problem)
 
 
+@pytest.mark.usefixtures("by_rows")
 @pytest.mark.parametrize("gap", [0, 3])
 @pytest.mark.parametrize("offset", [0, 5])
 @pytest.mark.parametrize("count", [1, 2])
@@ -108,6 +127,7 @@ def test_patches_of_large_maps_go_past_the_caches(problem, count, offset, gap, m
     assert (buffer == 77).all()
 
 
+@pytest.mark.usefixtures("by_rows")
 @pytest.mark.parametrize("step", [2, -1])
 @pytest.mark.parametrize("problem", [p for p in problems() if algorithm_of(p) is FOLD][:6], ids=str)
 def test_large_maps_whose_columns_are_no_neighbours_have_room_for_phases(problem, step, monkeypatch):
@@ -131,7 +151,7 @@ def test_large_maps_whose_columns_are_no_neighbours_have_room_for_phases(problem
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_bits_of_an_unfold_are_those_of_the_input(layout, dtype):
+def test_bits_of_an_unfold_are_those_of_the_input(layout, dtype, way):
     """NaN keep their payloads, zeros their signs."""
     problem = parse_problem("unfold n1 c17 i20 k3 s2 p1").replace(layout=layout, dtype=dtype)
     integer = np.uint32 if dtype == "float32" else np.uint16
@@ -142,6 +162,33 @@ def test_bits_of_an_unfold_are_those_of_the_input(layout, dtype):
     padded = np.pad(bits, ((0, 0), (0, 0), (1, 1), (1, 1)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))[:, :, ::2, ::2]
     assert np.array_equal(y.view(integer), windows.transpose(0, 1, 4, 5, 2, 3).reshape(y.shape))
+
+
+def test_lists_are_for_small_maps_with_strides():
+    """Rows of a map that is large, or whose windows begin at every element, are vectors."""
+
+    def is_listed(text):
+        problem = parse_problem(text)
+        return algorithm_of(problem)._work(problem).is_listed
+
+    for direction in ("unfold", "unfold:dgrad"):
+        assert is_listed(f"{direction} n4 c64 i8 k2 s3")
+        assert is_listed(f"{direction} n4 c64 i14 k4 s4")
+        assert not is_listed(f"{direction} n4 c64 i8 k2 s3 channels_last")
+        assert not is_listed(f"{direction} n1 c3 i224 k2 s2")
+        assert not is_listed(f"{direction} n1 c64 i56 k3 s1 p1")
+    assert is_listed("unfold n4 c64 i8 k2 s3 f16") and not is_listed("unfold:dgrad n4 c64 i8 k2 s3 f16")
+
+
+@pytest.mark.parametrize("text", ["unfold n1 c1 i5 k2 s2 p1", "unfold n1 c1 id3 ih4 iw5 kd2 kh1 kw3 s1 dw2 pw1"])
+@pytest.mark.parametrize("size", [2, 4])
+def test_positions_are_those_of_an_unfolded_map_of_numbers(text, size):
+    problem = parse_problem(text)
+    numbers = np.arange(1, np.prod(problem.input_size) + 1, dtype=np.float32).reshape(problem.x_shape)
+    (columns,) = testing.run(registry.find("reference/windows"), problem, (numbers,))
+    listed = positions(problem, size)
+    assert listed.itemsize == size
+    assert np.array_equal(listed + 1, columns.ravel())
 
 
 @pytest.mark.parametrize(("kernel", "stride", "dilation"), [(1, 1, 1), (3, 2, 1), (3, 2, 3), (7, 3, 2), (16, 16, 1)])

@@ -37,6 +37,7 @@ _FIELDS = """
     taps_d                      | table: the taps of depths
     from_d from_h from_w        | tables: the first entry among the taps, for each depth, row, or phase of columns
     reads_d reads_h reads_w     | tables: how many entries
+    positions listed cells      | table of `listed.positions`, its length; elements of a map
 """
 FIELDS = fields_of(_FIELDS)
 JOB = job_type(FIELDS)

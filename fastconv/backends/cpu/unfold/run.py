@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,10 @@ import numpy as np
 from fastconv.backends.cpu import scratch, threads
 from fastconv.backends.cpu.formats import format_of
 from fastconv.backends.cpu.job import record_of
+from fastconv.backends.cpu.pool.scatter import ADD, TAKE
+from fastconv.backends.cpu.pool.strides import is_dense
 from fastconv.backends.cpu.scratch import address, aligned
+from fastconv.backends.cpu.unfold.listed import lists, positions
 from fastconv.backends.cpu.unfold.loops import CHANNELS, ELEMENTS, FIELDS, PATCHES, PHASES, ROWS, WOVEN, folds, unfolds
 from fastconv.backends.cpu.unfold.work import FoldWork, Phases, UnfoldWork, Work
 from fastconv.geometry import Axis
@@ -34,9 +38,9 @@ class _Runner(ABC):
     def __init__(self, work: Work) -> None:
         self._work, self.problem = work, work.problem
         self._tables: dict[str, Any] = {}
-        self._units, self._workers, self._scratch = work.units, work.workers, work.workers * work.slab_bytes
+        self._workers, self._scratch = work.workers, work.workers * work.slab_bytes
         self._fields = self._known()
-        self._records: dict[tuple[Sizes, Sizes], Any] = {}
+        self._records: dict[tuple[Sizes, Sizes], tuple[Any, int, int]] = {}
 
     @abstractmethod
     def _loops(self, how: int) -> Any:
@@ -45,6 +49,10 @@ class _Runner(ABC):
     @abstractmethod
     def _how(self, channel: int, column: int) -> int:
         """Return how elements get to their phases, from a map of these strides."""
+
+    @abstractmethod
+    def _lists(self) -> Any:
+        """Return the compiled loops that go by a list of positions."""
 
     def _turned(self, channel: int, column: int, lanes: int, regular: bool) -> int:
         """Return what is to be transposed, if anything: lines of at least half a vector pay.
@@ -75,6 +83,9 @@ class _Runner(ABC):
         ):
             f |= dict(zip(names, values, strict=True))
         _, height, width = work.phases
+        if work.is_listed:
+            self._list = positions(p, work.position)
+            f |= {"positions": address(self._list), "listed": len(self._list), "cells": math.prod(p.input_size)}
         return f | {
             "dd": work.axes[0].dilation,
             "nphases_h": len(height.remainders),
@@ -89,32 +100,39 @@ class _Runner(ABC):
     def _do(self, x: Any, y: Any) -> bool:
         """Do the job on a map and its columns; return whether the loops can take them."""
         try:
-            record, loops = self._records[x.strides, y.strides]
+            record, loops, units = self._records[x.strides, y.strides]
         except KeyError:
-            record, loops = self._look(x.strides, y.strides)
+            record, loops, units = self._look(x.strides, y.strides)
         if record is None or not (x.flags.aligned and y.flags.aligned):
             return False
         job = record.copy()
         job[_X], job[_Y] = address(x), address(y)
         job[_SLAB] = scratch.take(self._scratch)
-        threads.run(loops, address(job), self._units, self._workers)
+        threads.run(loops, address(job), units, self._workers)
         return True
 
-    def _look(self, x: Sizes, y: Sizes) -> tuple[Any, int]:
-        """Return the record for arrays of these strides and the loops, and remember them; None if columns have gaps."""
+    def _look(self, x: Sizes, y: Sizes) -> tuple[Any, int, int]:
+        """Return the record for arrays of these strides, the loops and their units, and remember them.
+
+        There is no record if columns have gaps.
+        """
         if len(self._records) >= _MOST_RECORDS:
             self._records.clear()
-        record, loops = None, 0
-        if y[2] == self._work.size or self.problem.y_shape[2] == 1:
-            missing = (0,) * (3 - self.problem.ndim)
+        work, p = self._work, self.problem
+        found: tuple[Any, int, int] = None, 0, 0
+        if y[2] == work.size or p.y_shape[2] == 1:
+            missing = (0,) * (3 - p.ndim)
             strides = dict(zip(("xn", "xc", "xd", "xh", "xw"), (*x[:2], *missing, *x[2:]), strict=True))
             f = {**self._fields, **strides, "yn": y[0], "yc": y[1]}
             # One row after the other, without gaps.
             f["passes"] &= f["heights"] == 1 or f["xh"] == f["width"] * f["xw"]
-            record = record_of(FIELDS, f)
-            loops = self._loops(self._how(x[1], x[-1])).address
-        self._records[x, y] = record, loops
-        return record, loops
+            whole = is_dense(x[2:], p.x_shape[2:], work.size) and is_dense(y[1:], p.y_shape[1:], work.size)
+            if work.is_listed and whole:
+                found = record_of(FIELDS, f), self._lists().address, p.n * p.c
+            else:
+                found = record_of(FIELDS, f), self._loops(self._how(x[1], x[-1])).address, work.units
+        self._records[x, y] = found
+        return found
 
 
 class UnfoldRunner(_Runner):
@@ -127,6 +145,11 @@ class UnfoldRunner(_Runner):
 
     def _loops(self, how: int) -> Any:
         return unfolds(how, self.work.simd.vector_bytes, 8 * self.work.size)
+
+    def _lists(self) -> Any:
+        return lists(
+            TAKE, self.work.position, abs(format_of(self.problem))
+        )  # what is only moved is the same in both half formats
 
     def _how(self, channel: int, column: int) -> int:
         work = self.work
@@ -172,6 +195,9 @@ class FoldRunner(_Runner):
 
     def _loops(self, how: int) -> Any:
         return folds(how, self.work.lanes, format_of(self.problem))
+
+    def _lists(self) -> Any:
+        return lists(ADD, self.work.position, format_of(self.problem))
 
     def _how(self, channel: int, column: int) -> int:
         work, size = self.work, self.work.size

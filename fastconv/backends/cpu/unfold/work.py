@@ -7,6 +7,7 @@ the positions are sorted into *phases* by their remainder; a kernel position is 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.axes import lifted_axes
@@ -23,8 +24,14 @@ _NEAR = 16 << 10
 _RUN = 1 << 10
 # Lines of memory that are read side by side and come by themselves, since the processor sees where each goes on.
 _PATTERNS = 8
-# Cycles of bringing the phases of a row of a fold back to the map, beside those of its elements.
-_SPREAD = 30.0
+# Positions that a list has at most; channels that take turns in it.
+_LONGEST = 1 << 16
+WAYS = 4
+# Cycles of a channel by a list, and of each element: taken from the map, or added to it.
+_LISTED, _TAKEN, _ADDED = 20.0, 1.7, 2.2
+# Cycles of bringing a row of a fold back to the map, and each of its elements: two phases that are woven, patches, and
+# phases of other numbers, each of which takes these cycles.
+_WOVEN, _PATCHED, _PHASES = (100.0, 0.4), (25.0, 0.2), (25.0, 5.0)
 
 
 class Phases(NamedTuple):
@@ -114,11 +121,37 @@ class Work:
     @property
     def table_bytes(self) -> int:
         """Bytes of the tables, making them included."""
-        return 200 * sum(axis.kernel + axis.size * -(-axis.kernel // axis.stride) for axis in self.axes)
+        axes = 200 * sum(axis.kernel + axis.size * -(-axis.kernel // axis.stride) for axis in self.axes)
+        return axes + 40 * self._columns * self.is_listed
+
+    @cached_property
+    def is_listed(self) -> bool:
+        """Whether elements go where a list says, where arrays allow it. Sums differ in their order then."""
+        return self._columns <= _LONGEST and not self.last and self._list_cycles < self._row_cycles
+
+    @property
+    def position(self) -> int:
+        """Bytes of a position of the list, which has a sign."""
+        return 2 if math.prod(self.problem.input_size) < 1 << 15 else 4
+
+    @property
+    def _columns(self) -> int:
+        """Elements of a channel's columns."""
+        return math.prod(self.problem.kernel_size + self.problem.output_size)
 
     @property
     def cycles(self) -> float:
         """Cycles on one core."""
+        return self._list_cycles if self.is_listed else self._row_cycles
+
+    @property
+    def _list_cycles(self) -> float:
+        """Cycles of all channels by the list."""
+        raise NotImplementedError
+
+    @property
+    def _row_cycles(self) -> float:
+        """Cycles of all channels row by row."""
         raise NotImplementedError
 
 
@@ -160,14 +193,31 @@ class UnfoldWork(Work):
         return whole_lines(self.block * self._channel_bytes)
 
     @property
-    def cycles(self) -> float:
+    def _list_cycles(self) -> float:
+        return self.problem.n * self.problem.c * (_LISTED + _TAKEN * self._columns)
+
+    @property
+    def _row_cycles(self) -> float:
         p = self.problem
-        moves = 1 if self.axes[2].stride == 1 and not self.last else 1.5 * self.line
-        fill = self._outer * self.block * self.bands * self._channel_bytes / (self.line * self.size) * (25 + moves)
+        row, element = self._laying
+        laid = self._outer * self.block * self.bands * self._channel_bytes / (self.line * self.size)
+        fill = laid * (row + element * self.line)
         bytes_of_row = self.axes[2].out * self.size
         pieces = -(-bytes_of_row // self.simd.vector_bytes) + 1
         pace = 2 * self.simd.vector_bytes / 64
-        return fill + p.n * p.c * self.problem.macs / (p.n * p.c * self.axes[2].out) * (2 + pace * pieces)
+        return fill + p.macs / self.axes[2].out * (2 + pace * pieces)
+
+    @property
+    def _laying(self) -> tuple[float, float]:
+        """Cycles of laying out a phase of a row, and each of its elements."""
+        phases, stride = len(self.phases[2].remainders), self.axes[2].stride
+        if self.last:
+            return 25.0, 1.5
+        if stride == 1:
+            return 26.0, 0.0
+        if self.size == self.computed and 2 * phases * self.size >= self.simd.vector_bytes:  # transposed
+            return 10.0, 0.5
+        return 25.0, 0.7 if stride == 2 and self.size >= 4 else 1.3
 
 
 class FoldWork(Work):
@@ -217,7 +267,7 @@ class FoldWork(Work):
 
         The few kernel positions of small patches are patterns of their own.
         """
-        channel = math.prod(self.problem.kernel_size + self.problem.output_size) * self.size
+        channel = self._columns * self.size
         found = self.patches and (math.prod(self.problem.kernel_size) <= _PATTERNS or self.problem.bytes <= self.cache)
         return channel if channel <= self.cache // 4 and not found else 0
 
@@ -234,11 +284,34 @@ class FoldWork(Work):
         return max(phases, LINE + whole_lines(self.axes[2].size * self.size)) if self.passes else phases
 
     @property
-    def cycles(self) -> float:
+    def _list_cycles(self) -> float:
+        # Rows of stride 1 are vectors as they are. Sums of half formats are not to be rounded at every addition.
+        if self.axes[2].stride == 1 or self.size != self.computed:
+            return math.inf
+        cleared = math.prod(self.problem.input_size) / self.lanes
+        return self.problem.n * self.problem.c * (_LISTED + _ADDED * self._columns + cleared)
+
+    @property
+    def _row_cycles(self) -> float:
         p = self.problem
         rows = p.macs / self.axes[2].out
         vectors = -(-self.axes[2].out // self.lanes)
         pace = 2 / self.simd.fma_per_cycle
-        whole = (self.axes[2].stride == 1 and not self.last) or self.patches
-        spread = 0.2 if whole else 0.7 + _SPREAD / self.axes[2].size
+        row, element = self._spread
+        spread = element + row / self.axes[2].size
         return rows * (6 + pace * 2.5 * vectors) + p.n * p.c * math.prod(p.input_size) * spread
+
+    @property
+    def _spread(self) -> tuple[float, float]:
+        """Cycles of bringing a row back to the map, and each of its elements."""
+        if self.patches:
+            return _PATCHED
+        phases, stride = len(self.phases[2].remainders), self.axes[2].stride
+        if self.last or 2 * phases >= self.lanes:  # transposed
+            return 30.0, 0.7
+        if stride == 1:
+            return 0.0, 0.2
+        if phases == stride == 2 and self.size == self.computed:
+            return _WOVEN
+        row, element = _PHASES
+        return row * phases, element
