@@ -11,7 +11,7 @@ from fastconv.machine import Machine
 _ROWS, _VECTORS = (4, 2, 1), (4, 2, 1)
 # Units of work a thread, so that an uneven end costs little; bytes of dw that are worth a thread of their own.
 _UNITS, _WORTH = 4, 64 << 10
-# Seconds of a call; cycles: of a tile's beginning and end, and of a vector that is stored; before a sum is added to.
+# Seconds of a call; cycles: of a tile's beginning and end; of a vector that is stored; before a sum is added to.
 _OVERHEAD, _TILE_CYCLES, _STORE_CYCLES, _LATENCY = 2.5e-6, 20, 2, 4
 # Bytes a cycle from the second-level cache: the images' inputs are longer than the first can hold.
 _L2_RATE = 32
@@ -66,6 +66,7 @@ class Work(ConvWork):
         step = max(sums / self.simd.fma_per_cycle, 0 if near else inputs / _L2_RATE, _LATENCY)
         if sum(min(n, -(-n * row * self.size // _PAGE)) for row in (self.terms, self.outputs)) > _PAGES:
             step += _WALK
-        computing = tiles * (n * step + _TILE_CYCLES + _STORE_CYCLES * sums) / machine.hertz
+        # A tile is stored while the next is computed.
+        computing = tiles * (max(n * step, _STORE_CYCLES * sums) + _TILE_CYCLES) / machine.hertz
         dw = self.outputs * self.terms * self.size
         return _OVERHEAD + max(computing, machine.moving(dw)) / min(self.workers, self.units)

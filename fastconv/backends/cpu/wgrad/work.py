@@ -28,8 +28,9 @@ _NEAR_BYTES, _NEAR_SHARE = 16 << 10, 16
 _PIECE_CYCLES, _MANY = 0.1, 1 << 30
 # A row of dw is written in pieces of at least as many elements.
 _RUN = 96
-# Cycles: of an element that is transposed, woven, or copied; of starting a tile; of a multiply-add's result.
-_TURN_CYCLES, _WEAVE_CYCLES, _COPY_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.4, 0.2, 40, 4
+# Cycles: of an element that is transposed, woven, copied, or stored in short pieces; of starting a tile; of a
+# multiply-add's result.
+_TURN_CYCLES, _WEAVE_CYCLES, _COPY_CYCLES, _STORE_CYCLES, _TILE_CYCLES, _LATENCY = 0.8, 0.4, 0.2, 0.35, 40, 4
 # Cycles of starting a line of x, most of which its last elements take that fill no vector.
 _LINE_START = 100
 # Seconds of a call, and of a chunk's launches.
@@ -334,7 +335,7 @@ class Work(ConvWork):
         """Return the cycles of packing x and dy and of storing dw on one core."""
         x, dy = self._packed_elements
         dw = math.prod(self.problem.w_shape)
-        storing = _TURN_CYCLES if not self.turned else 0.0 if self.straight else _COPY_CYCLES
+        storing = _TURN_CYCLES if not self.turned else _STORE_CYCLES if self.straight else _COPY_CYCLES
         cols = self.lines[2]
         lines = x * self.size / (cols.extent(cols.axis.out) * self.item)
         return _WEAVE_CYCLES * x + _LINE_START * lines + _TURN_CYCLES * dy + storing * dw
