@@ -40,6 +40,21 @@ def test_problem(text: str) -> None:
     testing.check_problem(WGRAD, parse_problem(text))
 
 
+@pytest.mark.parametrize("text", PROBLEMS)
+def test_what_is_asked_for_ahead_changes_nothing(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bands, depths, images and units all end somewhere: what is not there may be asked for, not read."""
+    problem = parse_problem(text)
+    assert not Work(problem, simd(), 1, 1 << 30).is_far and Work(problem, simd(), 1, 1).is_far
+    monkeypatch.setattr("fastconv.backends.cpu.wgrad.pixels_work._SHARE", 1 << 9)
+    inputs = testing.random_inputs(problem)
+    results = []
+    for far in (False, True):
+        monkeypatch.setattr(Work, "is_far", far)
+        results.append(testing.run(WGRAD, problem, inputs)[0])
+    assert np.array_equal(*results)
+    check_threads_share(WGRAD, problem)
+
+
 @pytest.mark.parametrize("far", [0, 4])
 @pytest.mark.parametrize("text", PROBLEMS[:5])
 def test_bands(text: str, far: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,6 +29,7 @@ _FIELDS = """
     overhang plane              | rows of a phase beyond a band's, bytes of a phase
     stride_h before_h           | input rows from one output to the next, rows of padding
     dilation_w before_w         | input columns from one kernel column to the next, columns of padding
+    far                         | whether the input comes from afar
     in_place                    | whether lines of x are read where they are, not from a slab
     places                      | where there the line of each cell begins
     high kfull wide cfull       | output channels of a tile, how many have as many; the same of cells
@@ -40,8 +41,8 @@ JOB = job_type(FIELDS)
 
 
 @inlined
-def _fill(job, lanes, bits, apart, slab, x, depth, row, rows):
-    """Fill a slab with what a band of output rows reads of a unit's channels."""
+def _fill(job, lanes, bits, apart, slab, x, depth, row, rows, ahead):
+    """Fill a slab with what a band of output rows reads of a unit's channels, and ask for what is so far ahead."""
     size = bits // 8
     line, step, held = job.ow * size, lanes * size, rows + job.overhang
     target = slab
@@ -65,10 +66,37 @@ def _fill(job, lanes, bits, apart, slab, x, depth, row, rows):
                     col = v * lanes * apart + shift
                     pick(
                         lanes, bits, apart, source + col * size, job.xh * job.stride_h, -col, job.iw - col,
-                        target + begin * line + v * step, line, end - begin,
+                        target + begin * line + v * step, line, end - begin, ahead if s == 0 else 0,
                     )  # fmt: skip
                 clear(target + end * line, (held - end) * line)
                 target += job.plane
+
+
+@inlined
+def _first_channel(job, unit):
+    """Return the first channel of a unit."""
+    rest = unit // job.slices // job.kparts
+    return rest // job.cparts * job.inputs + rest % job.cparts * job.channels
+
+
+@inlined
+def _read(job, unit, piece, bands):
+    """Return where about a piece of a unit's reduction begins to read."""
+    plane, row = piece // bands, piece % bands * job.band
+    image, depth = plane // job.od, plane % job.od
+    at = image * job.xn + depth * job.stride_d * job.xd + row * job.stride_h * job.xh
+    return job.x + _first_channel(job, unit) * job.xc + at
+
+
+@inlined
+def _ahead(job, unit, piece, end, last, bands, pieces):
+    """Return how far ahead the next piece reads, of this unit or the next; 0 if there is none, or it is near."""
+    if job.far == 0 or (piece + 1 == end and unit + 1 == last):
+        return 0
+    here = _read(job, unit, piece, bands)
+    if piece + 1 < end:
+        return _read(job, unit, piece + 1, bands) - here
+    return _read(job, unit + 1, (unit + 1) % job.slices * pieces // job.slices, bands) - here
 
 
 @inlined
@@ -120,17 +148,19 @@ def loops(lanes: int, bits: int, apart: int) -> Any:
             share, rest = unit % job.slices, unit // job.slices
             kpart, rest = rest % job.kparts, rest // job.kparts
             cpart, group = rest % job.cparts, rest // job.cparts
-            channel = group * job.inputs + cpart * job.channels
+            channel = _first_channel(job, unit)
             output = group * job.outputs + kpart * job.filters
             add = 0
-            for piece in range(share * pieces // job.slices, (share + 1) * pieces // job.slices):
+            end = (share + 1) * pieces // job.slices
+            for piece in range(share * pieces // job.slices, end):
                 plane, row = piece // bands, piece % bands * job.band
                 image, depth = plane // job.od, plane % job.od
                 x = job.x + image * job.xn + channel * job.xc
                 y = job.y + image * job.yn + output * job.yk + depth * job.oh * job.ow * size
                 rows = min(job.band, job.oh - row)
                 if not job.in_place:
-                    _fill(job, lanes, bits, apart, slab, x, depth, row, rows)
+                    ahead = _ahead(job, unit, piece, end, stop, bands, pieces)
+                    _fill(job, lanes, bits, apart, slab, x, depth, row, rows, ahead)
                 source = x if job.in_place else slab
                 pixels = rows * job.ow
                 for first in range(0, pixels, job.piece):

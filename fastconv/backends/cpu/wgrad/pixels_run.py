@@ -54,7 +54,12 @@ class PixelsRunner:
         f |= {"overhang": work.overhang, "plane": work.plane_bytes(work.band)}
         f |= {"phases": len(work.phases), "phase_rows": address(self._phase_rows), "places": address(self._places)}
         f |= {"stride_h": rows.stride, "before_h": rows.before}
-        f |= {"dilation_w": cols.dilation, "before_w": cols.before, "in_place": int(work.in_place)}
+        f |= {
+            "dilation_w": cols.dilation,
+            "before_w": cols.before,
+            "in_place": int(work.in_place),
+            "far": int(work.is_far),
+        }
         f |= {"scratch_bytes": work.scratch_bytes, "sums": work.slab_bytes(work.channels, work.band)}
         return f | self._tiles()
 

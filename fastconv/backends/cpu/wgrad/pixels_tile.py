@@ -85,12 +85,12 @@ def compiled_tile(outputs: int, cells: int, lanes: int, bits: int, fused: int) -
 
 
 @intrinsic(prefer_literal=True)
-def pick(typingctx, lanes, bits, apart, source, down, begin, end, target, row, rows):
+def pick(typingctx, lanes, bits, apart, source, down, begin, end, target, row, rows, ahead):
     """Store a whole vector of every ``apart``-th element, row by row.
 
     Values, addresses and strides in bytes: source (the first row's first element), from row to row; begin and end,
     counted from there (elements that exist: others are zero, and not touched); target, from row to row; rows (one at
-    least).
+    least); ahead (from what is read to what is asked for, 0 for nothing).
     """
     given = (lanes, bits, apart)
     known = literals(*given)
@@ -99,12 +99,16 @@ def pick(typingctx, lanes, bits, apart, source, down, begin, end, target, row, r
     width, element, stride = known
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        source, down, begin, end, target, row, rows = args[len(known) :]
+        source, down, begin, end, target, row, rows, ahead = args[len(known) :]
         e = Emitter(builder, element, width)
+        asks = builder.icmp_signed("!=", ahead, I64(0))
 
         def copy(masks: list[Any]) -> None:
             def line(index: Any, _: list[Any]) -> list[Any]:
                 at = e.at(source, builder.mul(index, down))
+                with builder.if_then(asks):
+                    for v in range(stride):
+                        e.prefetch(e.at(at, ahead, v * width * e.bytes), level=2)
                 value, *others = [e.load_masked(e.at(at, v * width * e.bytes), m) for v, m in enumerate(masks)]
                 for v, other in enumerate(others, 1):
                     # Where elements stand whose turn is not over: later ones come with a vector of their own.
@@ -127,7 +131,7 @@ def pick(typingctx, lanes, bits, apart, source, down, begin, end, target, row, r
                 copy([builder.and_(builder.not_(b), a) for b, a in zip(before, behind, strict=True)])
         return context.get_dummy_value()
 
-    return types.void(*given, *(types.int64,) * 7), codegen
+    return types.void(*given, *(types.int64,) * 8), codegen
 
 
 @intrinsic(prefer_literal=True)

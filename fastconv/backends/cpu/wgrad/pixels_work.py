@@ -185,6 +185,11 @@ class Work(ConvWork):
         return math.prod(self.problem.x_shape) * self.size
 
     @property
+    def is_far(self) -> bool:
+        """Whether the input outgrows the second-level cache."""
+        return self.read_once > self.cache
+
+    @property
     def read_again(self) -> int:
         """Bytes of dy, again for other channels, and of the input for other output channels than the first."""
         dy = math.prod(self.problem.y_shape) * self.size
