@@ -201,7 +201,28 @@ def test_without_a_place_to_keep_it_a_kernel_lasts_as_long_as_the_process(monkey
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path / "file"))
     monkeypatch.setattr(compiling, "compiled", lambda *_: compiling.Compiled(b"image", ""))
+    first = compiling.image_file("direct.cu", (), "sm_80")
+    assert first.read_bytes() == b"image"
+    monkeypatch.setattr(compiling, "compiled", lambda *_: pytest.fail("compiled again"))
+    assert compiling.image_file("direct.cu", (), "sm_80") == first
+
+
+@pytest.mark.parametrize("damaged", [b"", b"imag", b"imagf"])
+def test_damaged_files_are_compiled_again(monkeypatch, tmp_path, damaged):
+    monkeypatch.setenv("FASTCONV_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(compiling, "compiled", lambda *_: compiling.Compiled(b"image", ""))
+    compiling.image_file("direct.cu", (), "sm_80").write_bytes(damaged)
     assert compiling.image_file("direct.cu", (), "sm_80").read_bytes() == b"image"
+
+
+def test_what_cannot_be_kept_leaves_no_draft(monkeypatch, tmp_path):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(compiling.os, "replace", full)
+    with pytest.raises(OSError, match="no space"):
+        compiling._stored(tmp_path / "direct.cubin", b"image")
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_does_not_compile_leaves_no_file(monkeypatch, tmp_path):

@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 import tempfile
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,33 +86,61 @@ def compiled(name: str, defines: tuple[tuple[str, str], ...], arch: str) -> Comp
 
 
 def image_file(name: str, defines: tuple[tuple[str, str], ...], arch: str) -> Path:
-    """Return the file of a compiled source, compiled now if the cache on disk does not hold it."""
+    """Return the file of a compiled source, compiled now if the cache on disk does not hold it whole."""
     text = sources.translation_unit(name, defines)
     key = hashlib.sha256("\0".join((text, arch, *OPTIONS, str(_nvrtc().getVersion()))).encode()).hexdigest()[:40]
-    called = f"{Path(name).stem}-{key}.{'cubin' if arch.startswith('sm') else 'ptx'}"
-    path = _cache_directory() / called
-    if path.exists():
-        return path
+    called, kind = f"{Path(name).stem}-{key}", "cubin" if arch.startswith("sm") else "ptx"
+    found = _kept(_cache_directory(), called, kind) or (_kept(_own_directory(), called, kind) if key in _own else None)
+    if found:
+        return found
     image = compiled(name, defines, arch).image
+    called += f"-{_checksum(image)}.{kind}"
     try:
-        return _stored(path, image)
+        return _stored(_cache_directory() / called, image)
     except OSError:  # there is no place to keep it: for this process it must do
-        return _stored(Path(_own_directory().name) / called, image)
+        _own.add(key)
+        return _stored(_own_directory() / called, image)
+
+
+def _checksum(image: bytes) -> str:
+    """Return what the name of a kept file says of its contents: what was damaged is compiled again."""
+    return hashlib.sha256(image).hexdigest()[:16]
+
+
+def _kept(directory: Path, called: str, kind: str) -> Path | None:
+    with suppress(OSError):  # what cannot be read is not there
+        for path in directory.glob(f"{called}-*.{kind}"):
+            if path.stem == f"{called}-{_checksum(path.read_bytes())}":
+                return path
+    return None
 
 
 def _stored(path: Path, image: bytes) -> Path:
     """Write a file in one step: other processes find none, or a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-        file.write(image)
-    os.replace(file.name, path)
+    file = tempfile.NamedTemporaryFile(dir=path.parent, delete=False)  # noqa: SIM115 - closed below
+    try:
+        with file:
+            file.write(image)
+        os.replace(file.name, path)
+    except BaseException:
+        Path(file.name).unlink(missing_ok=True)
+        raise
     return path
 
 
+# The keys of what this process keeps for itself.
+_own: set[str] = set()
+
+
 @cache
-def _own_directory() -> tempfile.TemporaryDirectory[str]:
+def _temporary() -> tempfile.TemporaryDirectory[str]:
     """Return a directory of this process, which goes with it."""
     return tempfile.TemporaryDirectory(prefix="fastconv-cuda-")
+
+
+def _own_directory() -> Path:
+    return Path(_temporary().name)
 
 
 def _cache_directory() -> Path:
