@@ -276,6 +276,7 @@ def runtime(capability, **attributes):
     known = {"name": b"Old", "major": capability[0], "minor": capability[1], "totalGlobalMem": 1 << 30}
     known |= {"multiProcessorCount": 10, "memoryBusWidth": 256}
     return SimpleNamespace(
+        CUDARuntimeError=RuntimeError,
         getDeviceCount=lambda: 1,
         getDeviceProperties=lambda index: known,
         deviceGetAttribute=lambda attribute, index: {13: 1_980_000, 36: 2_619_000}[attribute],
@@ -290,6 +291,42 @@ def test_gpus_that_are_too_old_are_told(monkeypatch, capability, told):
     monkeypatch.setattr(device, "find_spec", lambda name: True)
     missing = device.state()["missing"]
     assert not missing if told is None else told in missing[0]
+
+
+class RuntimeFailedError(RuntimeError):
+    """As CuPy's error of the CUDA runtime."""
+
+    def __init__(self, status):
+        super().__init__(f"status {status}")
+        self.status = status
+
+
+def _raising(error):
+    def call(*_):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ({"nvrtc": RuntimeError("no libnvrtc")}, ["NVRTC, which compiles the kernels, was not found: no libnvrtc"]),
+        ({"count": RuntimeFailedError(100)}, ["no CUDA device was found"]),
+        ({"count": RuntimeFailedError(35)}, ["CuPy does not work: RuntimeFailedError: status 35"]),
+    ],
+)
+def test_what_is_missing_is_told_and_nothing_else(monkeypatch, broken, told):
+    made = runtime((9, 0))
+    made.CUDARuntimeError = RuntimeFailedError
+    if "count" in broken:
+        made.getDeviceCount = _raising(broken["count"])
+    version = _raising(broken["nvrtc"]) if "nvrtc" in broken else lambda: (12, 9)
+    cuda = SimpleNamespace(runtime=made, nvrtc=SimpleNamespace(getVersion=version))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, __version__="14"))
+    monkeypatch.setattr(device, "_driver", lambda: (12, 9))
+    monkeypatch.setattr(device, "find_spec", lambda name: True)
+    assert device.state()["missing"] == told
 
 
 def test_clocks_are_asked_of_the_runtime(monkeypatch):

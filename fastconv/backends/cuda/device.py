@@ -20,6 +20,8 @@ _LAUNCH_SECONDS = 4e-6
 _LEAST_CAPABILITY = 8, 0
 # cudaDevAttrClockRate and cudaDevAttrMemoryClockRate, in kHz.
 _CLOCKS = 13, 36
+# cudaErrorNoDevice: none is built in, or CUDA_VISIBLE_DEVICES hides them.
+_NO_DEVICE = 100
 # The share of its speed that a multiprocessor has with one block of several that it could run.
 _ALONE = 0.5
 
@@ -147,10 +149,13 @@ def state() -> dict[str, Any]:
         import cupy
 
         found["cupy"] = cupy.__version__
-        found["nvrtc"] = cupy.cuda.nvrtc.getVersion()
+        try:
+            found["nvrtc"] = cupy.cuda.nvrtc.getVersion()
+        except Exception as error:  # noqa: BLE001 - of which type depends on how CuPy looked for it
+            missing.append(f"NVRTC, which compiles the kernels, was not found: {error}")
         if found["driver"] is None:
             return found
-        for index in range(cupy.cuda.runtime.getDeviceCount()):
+        for index in range(_device_count()):
             properties = cupy.cuda.runtime.getDeviceProperties(index)
             found["devices"].append(
                 {
@@ -161,6 +166,7 @@ def state() -> dict[str, Any]:
             )
     except Exception as error:  # noqa: BLE001 - broken installations fail in ways of their own
         missing.append(f"CuPy does not work: {type(error).__name__}: {error}")
+        return found
     capable = [d for d in found["devices"] if tuple(map(int, d["compute_capability"].split("."))) >= _LEAST_CAPABILITY]
     if not found["devices"]:
         missing.append("no CUDA device was found")
@@ -168,6 +174,17 @@ def state() -> dict[str, Any]:
         shown = ", ".join(f"{d['name']} has {d['compute_capability']}" for d in found["devices"])
         missing.append(f"the kernels need compute capability {_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]}: {shown}")
     return found
+
+
+def _device_count() -> int:
+    import cupy
+
+    try:
+        return int(cupy.cuda.runtime.getDeviceCount())
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        if error.status != _NO_DEVICE:
+            raise
+        return 0
 
 
 @cache
