@@ -311,7 +311,13 @@ def _raising(error):
 @pytest.mark.parametrize(
     ("broken", "told"),
     [
-        ({"nvrtc": RuntimeError("no libnvrtc")}, ["NVRTC, which compiles the kernels, was not found: no libnvrtc"]),
+        (
+            {"nvrtc": RuntimeError("no libnvrtc")},
+            [
+                "NVRTC, which compiles the kernels, was not found (no libnvrtc): install a CUDA toolkit, or CuPy with "
+                "its extra 'ctk'"
+            ],
+        ),
         ({"count": RuntimeFailedError(100)}, ["no CUDA device was found"]),
         ({"count": RuntimeFailedError(35)}, ["CuPy does not work: RuntimeFailedError: status 35"]),
     ],

@@ -152,7 +152,10 @@ def state() -> dict[str, Any]:
         try:
             found["nvrtc"] = cupy.cuda.nvrtc.getVersion()
         except Exception as error:  # noqa: BLE001 - of which type depends on how CuPy looked for it
-            missing.append(f"NVRTC, which compiles the kernels, was not found: {error}")
+            missing.append(
+                f"NVRTC, which compiles the kernels, was not found ({error}): "
+                "install a CUDA toolkit, or CuPy with its extra 'ctk'"
+            )
         if found["driver"] is None:
             return found
         for index in range(_device_count()):
