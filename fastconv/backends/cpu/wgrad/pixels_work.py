@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from fastconv.backends.cpu.cuts import Cut, even
-from fastconv.backends.cpu.registers import Simd, whole_lines
+from fastconv.backends.cpu.registers import LINE, Simd, whole_lines
 from fastconv.backends.cpu.work import ConvWork
 from fastconv.geometry import Axis
 from fastconv.problem import ConvProblem
@@ -186,8 +186,8 @@ class Work(ConvWork):
 
     @property
     def is_far(self) -> bool:
-        """Whether the input outgrows the second-level cache."""
-        return self.read_once > self.cache
+        """Whether the input outgrows the second-level cache, and has rows that are worth asking for one by one."""
+        return self.read_once > self.cache and self.cols.size * self.size >= LINE
 
     @property
     def read_again(self) -> int:
