@@ -16,6 +16,8 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from fastconv import choice, dispatch
 from fastconv.options import current
+from fastconv.torch import rooms
+from fastconv.torch.rooms import Recycled
 from fastconv.torch.tensors import Tensor, array, optional_array, run
 
 # Forms of call that are kept for one parameter. Each may hold a packed copy: so many at most, and so many bytes of
@@ -102,14 +104,14 @@ def packed(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window
     plan = record.plans.get(key)
     if plan is None:
         arrays = array(x), array(weight), optional_array(bias)
-        plan = record.plans[key] = run(choice.plan, function, *arrays, *window)
+        plan = record.plans[key] = Recycled(run(choice.plan, function, *arrays, *window))
         if len(record.plans) > max(2, min(_MOST, _MOST_BYTES // weight.nbytes)):
             record.plans.popitem(last=False)
     return plan
 
 
 def forget() -> None:
-    """Give the memory of all packed parameters back; each is packed anew when it is next met.
+    """Give the memory of all packed parameters back, and what waits for results; each is packed anew when next met.
 
     A convolution that records no gradient keeps its parameter's packed form, and makes it again when PyTorch's version
     counter, or an optimiser's step, says that the parameter has changed. What is written behind PyTorch's back, by
@@ -117,3 +119,4 @@ def forget() -> None:
     them. Parameters made in inference mode have no such counter, and are packed in every call.
     """
     _records.clear()
+    rooms.forget()

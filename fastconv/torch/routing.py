@@ -74,8 +74,9 @@ class use(ContextDecorator):  # noqa: N801 - a verb, as torch.no_grad is
     no gradient is recorded; others are not counted. The block holds for the whole process, all its threads; blocks may
     be nested.
 
-    A parameter's packed form is kept while nothing is learnt (see `forget`). `torch.jit.trace` sees PyTorch's
-    operators; `torch.jit.script` reads functions' sources, so call it outside of the block.
+    A parameter's packed form is kept while nothing is learnt, and so is memory of such convolutions' large results, of
+    which 64 MB may wait to be used again (see `forget`). `torch.jit.trace` sees PyTorch's operators; `torch.jit.script`
+    reads functions' sources, so call it outside of the block.
 
     Parameters
     ----------
