@@ -293,6 +293,27 @@ def test_gpus_that_are_too_old_are_told(monkeypatch, capability, told):
     assert not missing if told is None else told in missing[0]
 
 
+def test_an_old_gpu_beside_a_newer_one_is_told_where_it_is_the_current_one(monkeypatch):
+    known = [runtime((8, 6)).getDeviceProperties(0), runtime((7, 5)).getDeviceProperties(1)]
+    made = runtime((8, 6))
+    made.getDeviceCount, made.getDeviceProperties = lambda: 2, known.__getitem__
+    cuda = SimpleNamespace(runtime=made, nvrtc=SimpleNamespace(getVersion=lambda: (12, 9)))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda, __version__="14"))
+    monkeypatch.setattr(device, "_driver", lambda: (12, 9))
+    monkeypatch.setattr(device, "find_spec", lambda name: True)
+    for cached in (device.missing, device.properties):
+        cached.cache_clear()
+    try:
+        told = []
+        for index in (0, 1):
+            made.getDevice = lambda index=index: index
+            told.append(CupyLauncher().missing())
+        assert told == [None, "the kernels need compute capability 8.0: Old has 7.5"]
+    finally:
+        for cached in (device.missing, device.properties):
+            cached.cache_clear()
+
+
 class RuntimeFailedError(RuntimeError):
     """As CuPy's error of the CUDA runtime."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from operator import attrgetter
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ class _Rooms:
             fitting = [room for room in self.free[::-1] if size <= room.size <= _TIMES * size]
             if not fitting:
                 return _Room(size)
-            room = min(fitting, key=_Room.by_size)
+            room = min(fitting, key=attrgetter("size"))
             try:
                 self.free.remove(room)
             except ValueError:  # another thread was faster
@@ -64,9 +65,6 @@ class _Room:
 
     def __init__(self, size: int) -> None:
         self.size, self.memory = size, aligned(size)
-
-    def by_size(self) -> int:
-        return self.size
 
 
 _rooms = _Rooms()

@@ -163,7 +163,7 @@ def state() -> dict[str, Any]:
             found["devices"].append(
                 {
                     "name": properties["name"].decode(),
-                    "compute_capability": f"{properties['major']}.{properties['minor']}",
+                    "compute_capability": _dotted((properties["major"], properties["minor"])),
                     "memory": properties["totalGlobalMem"],
                 }
             )
@@ -175,7 +175,7 @@ def state() -> dict[str, Any]:
         missing.append("no CUDA device was found")
     elif not capable:
         shown = ", ".join(f"{d['name']} has {d['compute_capability']}" for d in found["devices"])
-        missing.append(f"the kernels need compute capability {_LEAST_CAPABILITY[0]}.{_LEAST_CAPABILITY[1]}: {shown}")
+        missing.append(_needs(shown))
     return found
 
 
@@ -194,6 +194,24 @@ def _device_count() -> int:
 def missing() -> str | None:
     """Return in words what stands in the way of using a GPU; None if nothing does."""
     return "; ".join(state()["missing"]) or None
+
+
+def refusal() -> str | None:
+    """Return in words what stands in the way of using the current GPU; None if nothing does."""
+    reason = missing()
+    if reason is not None:
+        return reason
+    index = current()
+    here = properties(0 if index is None else index)
+    return None if here.capability >= _LEAST_CAPABILITY else _needs(f"{here.name} has {_dotted(here.capability)}")
+
+
+def _needs(found: str) -> str:
+    return f"the kernels need compute capability {_dotted(_LEAST_CAPABILITY)}: {found}"
+
+
+def _dotted(capability: tuple[int, int]) -> str:
+    return f"{capability[0]}.{capability[1]}"
 
 
 def _driver() -> tuple[int, int] | None:

@@ -68,7 +68,7 @@ class CupyLauncher:
     """The launcher that computes: CuPy's arrays, streams and memory pool."""
 
     def missing(self) -> str | None:
-        return device.missing()
+        return device.refusal()
 
     def properties(self) -> Properties:
         import cupy
