@@ -41,9 +41,8 @@ _TURN = 2.0
 # How much longer than so counted what products are takes to become output: it is stored channel by channel, in parts.
 _LEAVE = 2.0
 
-# Instructions to transform the filters of a vector: for a tap, a point, one of more points than there are registers,
-# and a phase that is one of several.
-_TAP, _POINT, _POINT_OF_MANY, _PHASE = 10.0, 3.0, 13.0, 34.0
+# Instructions to transform the filters of a vector: for a tap, a point, and a phase that is one of several.
+_TAP, _POINT, _PHASE = 10.0, 10.0, 34.0
 # Cycles of a point that does not stay near until its turn comes; of one that goes to memory, where it is read before it
 # is written, and second-level caches' worth of them that do not.
 _LEFT_CYCLES, _MEMORY_CYCLES, _CACHED_WEIGHT = 3.0, 26.0, 4
@@ -203,8 +202,7 @@ class Work(ConvWork):
         filters, phases = self.problem.groups * self.chunks * self.chunk * -(-self.outputs // self.lanes), self.phases
         vectors = filters * self.points
         filter_ = _TAP * math.prod(phases.kernel) / len(phases.order) + (_PHASE if len(phases.order) > 1 else 0.0)
-        point = _POINT if self.points <= self.simd.registers else _POINT_OF_MANY
-        computing = (filters * filter_ + vectors * point) / self.simd.fma_per_cycle
+        computing = (filters * filter_ + vectors * _POINT) / self.simd.fma_per_cycle
         if in_turns:
             return computing * _uneven(pieces, self.workers)
         computing += vectors * _LEFT_CYCLES
