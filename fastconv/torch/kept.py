@@ -17,7 +17,6 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from fastconv import choice, dispatch
 from fastconv.options import current
 from fastconv.torch import rooms
-from fastconv.torch.rooms import Recycled
 from fastconv.torch.tensors import Tensor, array, optional_array, run
 
 # Forms of call that are kept for one parameter. Each may hold a packed copy: so many at most, and so many bytes of
@@ -104,7 +103,7 @@ def packed(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window
     plan = record.plans.get(key)
     if plan is None:
         arrays = array(x), array(weight), optional_array(bias)
-        plan = record.plans[key] = Recycled(run(choice.plan, function, *arrays, *window))
+        plan = record.plans[key] = rooms.recycling(run(choice.plan, function, *arrays, *window))
         if len(record.plans) > max(2, min(_MOST, _MOST_BYTES // weight.nbytes)):
             record.plans.popitem(last=False)
     return plan

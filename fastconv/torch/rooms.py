@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
@@ -75,31 +76,25 @@ def forget() -> None:
     _rooms.clear()
 
 
-class Recycled:
-    """A plan whose results are put into such rooms, if they are large.
+def recycling(plan: BoundPlan) -> Callable[[Any], Any]:
+    """Return what runs a plan on arrays that are just what it was made for, large results in such rooms."""
+    operand, *others = plan.problem.outputs
+    # Where a tensor's memory is a view of the array, that would be gone too early, and let go of its room.
+    alone = not others and operand.dtype in ("float32", "float64")
+    size = math.prod(operand.shape) * dtype_named(operand.dtype).itemsize
+    return _Recycling(plan, size) if plan.plain and alone and size >= _LEAST else plan
 
-    Parameters
-    ----------
-    plan : BoundPlan
-    """
 
-    def __init__(self, plan: BoundPlan) -> None:
-        self._plan, self._size = plan, 0
-        operand, *others = plan.problem.outputs
+class _Recycling:
+    def __init__(self, plan: BoundPlan, size: int) -> None:
+        self._plan, self._size = plan, size
+        (operand,) = plan.problem.outputs
         self._dtype = dtype_named(operand.dtype)
-        # What is no tensor's memory as it is, but a view, would let go of its room too early.
-        if others or not plan.plain or operand.dtype not in ("float32", "float64"):
-            return
-        size = math.prod(operand.shape) * self._dtype.itemsize
-        self._size = size if size >= _LEAST else 0
         n, c, *spatial = operand.shape
         self._last = plan.problem.layout == "channels_last"
         self._shape = (n, *spatial, c) if self._last else operand.shape
 
     def __call__(self, x: Any) -> Any:
-        """Return the result for an array that is just what the plan was made for."""
-        if not self._size:
-            return self._plan(x)
         room = _rooms.take(self._size)
         out = room.memory[: self._size].view(self._dtype).reshape(self._shape)
         if self._last:
