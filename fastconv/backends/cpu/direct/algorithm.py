@@ -18,8 +18,9 @@ _EFFICIENCY = 0.97
 # Of the shorter of computing and moving, what is not hidden behind the other: tiles store less than cache lines.
 # So of much more, if the weight outgrows the cache: every band of tiles waits for it.
 _EXPOSED, _STREAMED = 0.25, 0.75
-# Every second element of many short rows, read where it is: nothing fetches it ahead.
-_SCATTERED, _SKIPPING = 2.0, 1.06
+# Every second element of many short rows, read where it is: nothing fetches it ahead. What comes from beyond the cache
+# takes so much longer still.
+_SCATTERED, _SKIPPING, _FAR_SKIPPING = 2.0, 1.06, 1.12
 
 # Seconds for a line of input that several blocks of output channels read side by side with those of other channels, a
 # few columns at a time, where it has left the caches in between for much else that is read and written; and for a line
@@ -87,7 +88,7 @@ class Direct(Algorithm):
         if scattered:
             written = math.prod(problem.y_shape) * problem.itemsize / (work.bytes - weight)
             exposed = _SCATTERED + (exposed - _SCATTERED) * written
-        computing *= _SKIPPING if scattered else 1.0
+            computing *= _FAR_SKIPPING if work.bytes > work.cache else _SKIPPING
         together = max(computing, moving) + exposed * min(computing, moving)
         return _OVERHEAD + packing + (together + _waiting(work)) / work.busy
 
