@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from operator import attrgetter
 from typing import Any
 
@@ -52,8 +53,9 @@ class _Rooms:
         def back(_: Any) -> None:
             self.lent.pop(key, None)
             self.free.append(room)
-            while len(self.free) > 1 and sum(each.size for each in self.free) > _WAITING:
-                self.free.pop(0)
+            while sum(each.size for each in self.free) > _WAITING:
+                with suppress(IndexError):  # another thread was faster
+                    self.free.pop(0)
 
         self.lent[key] = weakref.ref(array, back)
 

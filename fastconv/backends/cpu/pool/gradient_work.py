@@ -145,7 +145,7 @@ class GradientWork:
 
     @property
     def _is_tiled(self) -> bool:
-        """Whether few windows lie side by side from the first element on, and their last row in the map."""
+        """Whether windows that tiles may hold lie side by side from the first element on, the last row in the map."""
         kernel, stride = self.square
         inside = all(getattr(axis, "before", 0) == 0 for axis in self.axes)
         return 0 < kernel == stride <= _WIDEST_TILE and inside and self.axes[1].out * stride <= self.axes[1].size

@@ -15,9 +15,9 @@ from fastconv.backends.cpu.compiling import callback, fingerprint, inlined
 from fastconv.backends.cpu.formats import size_of
 from fastconv.backends.cpu.job import task_type
 from fastconv.backends.cpu.memory import clear, record
+from fastconv.backends.cpu.pool.gradient_work import WAYS
 from fastconv.backends.cpu.pool.scatter import ADD, scatter
 from fastconv.backends.cpu.unfold.loops import JOB
-from fastconv.backends.cpu.unfold.work import WAYS
 from fastconv.geometry import taps
 from fastconv.problem import PoolProblem
 

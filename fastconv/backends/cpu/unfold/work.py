@@ -24,9 +24,8 @@ _NEAR = 16 << 10
 _RUN = 1 << 10
 # Lines of memory that are read side by side and come by themselves, since the processor sees where each goes on.
 _PATTERNS = 8
-# Positions that a list has at most; channels that take turns in it.
+# Positions that a list has at most.
 _LONGEST = 1 << 16
-WAYS = 4
 # Cycles of a channel by a list, and of each element: taken from the map, or added to it.
 _LISTED, _TAKEN, _ADDED = 20.0, 1.7, 2.2
 # Cycles of bringing a row of a fold back to the map, and each of its elements: two phases that are woven, patches, and
