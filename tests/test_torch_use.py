@@ -225,7 +225,7 @@ def test_large_fully_connected_layers_of_few_rows(shape, dtype):
 
 def test_other_fully_connected_layers_are_pytorchs():
     layer, x = nn.Linear(1024, 1100), torch.randn(2, 1024)
-    with ft.use():
+    with ft.use(dtypes=[torch.float32]):
         layer(x).sum().backward()  # a gradient is recorded
         with torch.no_grad():
             layer(torch.randn(100, 1024))
@@ -236,7 +236,8 @@ def test_other_fully_connected_layers_are_pytorchs():
             with torch.autocast("cpu"):
                 assert layer(x).dtype == torch.bfloat16
             assert layer(torch.nested.nested_tensor([x, x[:1]])).is_nested
-            nn.Linear(5, 6, dtype=torch.bfloat16)(torch.randn(2, 5, dtype=torch.bfloat16))
+            layer.double()(x.double())
+            layer.bfloat16()(x.bfloat16())
     assert layer.weight.grad is not None and not ft.stats().computed and not ft.stats().left
 
 
@@ -381,3 +382,10 @@ def test_distributed_data_parallel():
                 assert process.exitcode == 0
     for with_fastconv, without in zip(*parameters, strict=True):
         torch.testing.assert_close(with_fastconv, without)
+
+
+@pytest.mark.parametrize("input", [None, 3.0, [[1.0]]])
+def test_what_is_no_tensor_is_pytorchs_error(input):
+    for conv2d in (ft.conv2d, ft.use()(lambda *args: F.conv2d(*args))):
+        with pytest.raises(TypeError, match="conv2d"):
+            conv2d(input, torch.ones(4, 3, 3, 3))

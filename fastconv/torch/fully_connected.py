@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional
 
 from fastconv import ops
+from fastconv.torch import asked
 from fastconv.torch.counting import computed
 from fastconv.torch.tensors import PLAIN, Tensor, array, eager, optional_array, run, tensor
 
@@ -33,6 +34,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def _is_ours(input: Any, weight: Any, bias: Any) -> bool:
     if type(input) not in PLAIN or type(weight) not in PLAIN or not (bias is None or type(bias) in PLAIN):
+        return False
+    if input.dtype not in asked.dtypes:
         return False
     # Sizes are no numbers while something looks on, and rows of several lengths have none.
     if not eager() or input.is_nested or weight.numel() < _LEAST_WEIGHT:

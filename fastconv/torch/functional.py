@@ -18,6 +18,8 @@ from fastconv.torch.tensors import Tensor, array, optional_array, run, tensor
 
 OFFERS: dict[str, Callable[..., Any]] = {}
 """The functions by name."""
+ROUTED: dict[str, Callable[..., Any]] = {}
+"""The same in PyTorch's place: for the dtypes alone that are asked for."""
 
 _DOC = """Compute `torch.nn.functional.{name}`, with its arguments and its result.
 
@@ -31,12 +33,14 @@ _DOC = """Compute `torch.nn.functional.{name}`, with its arguments and its resul
     """
 
 
-def _named(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    function.__name__ = function.__qualname__ = name
-    function.__module__ = "fastconv.torch"
-    function.__doc__ = _DOC.format(name=name)
-    OFFERS[name] = function
-    return function
+def _offered(offer: Offer, signature: Callable[[Any], Callable[..., Any]]) -> Callable[..., Any]:
+    """Return an offer as a function. ``signature`` makes one of what is called with tensors and other arguments."""
+    for call, functions in ((offer.compute, OFFERS), (offer.routed, ROUTED)):
+        function = functions[offer.name] = signature(call)
+        function.__name__ = function.__qualname__ = offer.name
+        function.__module__ = "fastconv.torch"
+        function.__doc__ = _DOC.format(name=offer.name)
+    return OFFERS[offer.name]
 
 
 def _through(core: Core) -> Callable[..., Any]:
@@ -46,7 +50,8 @@ def _through(core: Core) -> Callable[..., Any]:
 def _product(ours: Callable[..., Any]) -> Callable[..., Tensor]:
     """Return what computes a convolution without a gradient. A parameter's packed form is kept from call to call."""
 
-    def direct(x: Tensor, w: Tensor, b: Tensor | None, *window: Any) -> Tensor:
+    def direct(tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Tensor:
+        x, w, b = tensors
         if type(w) is torch.nn.Parameter:
             plan = packed(ours, x, w, b, window)
             if plan is not None:
@@ -70,18 +75,21 @@ def _make_conv(ndim: int) -> Callable[..., Tensor]:
 
     offer = Offer(f"conv{ndim}d", ndim, partial(arguments.conv_window, ndim), direct, through)
 
-    def conv(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor:
-        return offer((input, weight, bias), (stride, padding, dilation, groups))
+    def conv_by(call: Any) -> Any:
+        def conv(
+            input: Tensor,
+            weight: Tensor,
+            bias: Tensor | None = None,
+            stride: Any = 1,
+            padding: Any = 0,
+            dilation: Any = 1,
+            groups: int = 1,
+        ) -> Tensor:
+            return call((input, weight, bias), (stride, padding, dilation, groups))
 
-    return _named(conv, offer.name)
+        return conv
+
+    return _offered(offer, conv_by)
 
 
 def _make_conv_transpose(ndim: int) -> Callable[..., Tensor]:
@@ -107,19 +115,22 @@ def _make_conv_transpose(ndim: int) -> Callable[..., Tensor]:
 
     offer = Offer(f"conv_transpose{ndim}d", ndim, partial(arguments.transposed_window, ndim), direct, through)
 
-    def conv_transpose(
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        output_padding: Any = 0,
-        groups: int = 1,
-        dilation: Any = 1,
-    ) -> Tensor:
-        return offer((input, weight, bias), (stride, padding, output_padding, groups, dilation))
+    def conv_transpose_by(call: Any) -> Any:
+        def conv_transpose(
+            input: Tensor,
+            weight: Tensor,
+            bias: Tensor | None = None,
+            stride: Any = 1,
+            padding: Any = 0,
+            output_padding: Any = 0,
+            groups: int = 1,
+            dilation: Any = 1,
+        ) -> Tensor:
+            return call((input, weight, bias), (stride, padding, output_padding, groups, dilation))
 
-    return _named(conv_transpose, offer.name)
+        return conv_transpose
+
+    return _offered(offer, conv_transpose_by)
 
 
 def _pair(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
@@ -129,8 +140,8 @@ def _pair(result: tuple[Any, Any]) -> tuple[Tensor, Tensor]:
 def _make_max_pool(ndim: int) -> Callable[..., Any]:
     ours = getattr(pooling, f"max_pool{ndim}d")
 
-    def direct(x: Tensor, *window: Any) -> Any:
-        result = run(ours, array(x), *window)
+    def direct(tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Any:
+        result = run(ours, array(tensors[0]), *window)
         return _pair(result) if window[-1] else tensor(result)
 
     def through(call: Any, x: Tensor, *window: Any) -> Any:
@@ -140,55 +151,64 @@ def _make_max_pool(ndim: int) -> Callable[..., Any]:
 
     offer = Offer(f"max_pool{ndim}d", ndim, partial(arguments.max_window, ndim), direct, through)
 
-    def max_pool(
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        dilation: Any = 1,
-        ceil_mode: bool = False,
-        return_indices: bool = False,
-    ) -> Any:
-        return offer((input,), (kernel_size, stride, padding, dilation, ceil_mode, return_indices))
+    def max_pool_by(call: Any) -> Any:
+        def max_pool(
+            input: Tensor,
+            kernel_size: Any,
+            stride: Any = None,
+            padding: Any = 0,
+            dilation: Any = 1,
+            ceil_mode: bool = False,
+            return_indices: bool = False,
+        ) -> Any:
+            return call((input,), (kernel_size, stride, padding, dilation, ceil_mode, return_indices))
 
-    return _named(max_pool, offer.name)
+        return max_pool
+
+    return _offered(offer, max_pool_by)
 
 
 def _make_avg_pool(ndim: int) -> Callable[..., Tensor]:
     ours = getattr(pooling, f"avg_pool{ndim}d")
 
-    def direct(x: Tensor, *window: Any) -> Tensor:
-        return tensor(run(ours, array(x), *window))
+    def direct(tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Tensor:
+        return tensor(run(ours, array(tensors[0]), *window))
 
     offer = Offer(f"avg_pool{ndim}d", ndim, partial(arguments.avg_window, ndim), direct, _through(windows.avg_pool))
 
     if ndim == 1:
 
-        def avg_pool1d(
+        def avg_pool1d_by(call: Any) -> Any:
+            def avg_pool1d(
+                input: Tensor,
+                kernel_size: Any,
+                stride: Any = None,
+                padding: Any = 0,
+                ceil_mode: bool = False,
+                count_include_pad: bool = True,
+            ) -> Tensor:
+                given = () if stride is None else stride  # PyTorch's has no None for it
+                return call((input,), (kernel_size, given, padding, ceil_mode, count_include_pad))
+
+            return avg_pool1d
+
+        return _offered(offer, avg_pool1d_by)
+
+    def avg_pool_by(call: Any) -> Any:
+        def avg_pool(
             input: Tensor,
             kernel_size: Any,
             stride: Any = None,
             padding: Any = 0,
             ceil_mode: bool = False,
             count_include_pad: bool = True,
+            divisor_override: int | None = None,
         ) -> Tensor:
-            given = () if stride is None else stride  # PyTorch's has no None for it
-            return offer((input,), (kernel_size, given, padding, ceil_mode, count_include_pad))
+            return call((input,), (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override))
 
-        return _named(avg_pool1d, offer.name)
+        return avg_pool
 
-    def avg_pool(
-        input: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        ceil_mode: bool = False,
-        count_include_pad: bool = True,
-        divisor_override: int | None = None,
-    ) -> Tensor:
-        return offer((input,), (kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override))
-
-    return _named(avg_pool, offer.name)
+    return _offered(offer, avg_pool_by)
 
 
 # The powers whose pools fastconv has kernels for.
@@ -203,19 +223,22 @@ def _make_lp_pool(ndim: int) -> Callable[..., Tensor]:
         mean = call(windows.avg_pool)(x.pow(norm), kernel, stride, (0,) * ndim, ceil_mode, True, None)
         return (torch.sign(mean) * torch.relu(torch.abs(mean))).mul(math.prod(kernel)).pow(1.0 / norm)
 
-    def direct(x: Tensor, norm: float, *window: Any) -> Tensor:
-        if norm in _FUSED_NORMS:
-            return tensor(run(ours, array(x), norm, *window))
-        return offer.operators((x,), (norm, *window))
+    def direct(tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Tensor:
+        if window[0] in _FUSED_NORMS:
+            return tensor(run(ours, array(tensors[0]), *window))
+        return offer.operators(tensors, window)
 
     offer = Offer(f"lp_pool{ndim}d", ndim, partial(arguments.lp_window, ndim), direct, through)
 
-    def lp_pool(
-        input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
-    ) -> Tensor:
-        return offer((input,), (norm_type, kernel_size, stride, ceil_mode))
+    def lp_pool_by(call: Any) -> Any:
+        def lp_pool(
+            input: Tensor, norm_type: float, kernel_size: Any, stride: Any = None, ceil_mode: bool = False
+        ) -> Tensor:
+            return call((input,), (norm_type, kernel_size, stride, ceil_mode))
 
-    return _named(lp_pool, offer.name)
+        return lp_pool
+
+    return _offered(offer, lp_pool_by)
 
 
 def _whole(x: Tensor, output_size: Any) -> Any:
@@ -228,7 +251,8 @@ def _whole(x: Tensor, output_size: Any) -> Any:
 def _make_adaptive_avg(ndim: int) -> Callable[..., Tensor]:
     ours = getattr(pooling, f"adaptive_avg_pool{ndim}d")
 
-    def direct(x: Tensor, output_size: Any, _: bool) -> Tensor:
+    def direct(tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Tensor:
+        (x,), (output_size, _) = tensors, window
         return tensor(run(ours, array(x), _whole(x, output_size)))
 
     def through(call: Any, x: Tensor, output_size: Any, _: bool) -> Tensor:
@@ -236,16 +260,20 @@ def _make_adaptive_avg(ndim: int) -> Callable[..., Tensor]:
 
     offer = Offer(f"adaptive_avg_pool{ndim}d", ndim, partial(arguments.output_sizes, ndim), direct, through)
 
-    def adaptive_avg_pool(input: Tensor, output_size: Any) -> Tensor:
-        return offer((input,), (output_size,))
+    def adaptive_avg_pool_by(call: Any) -> Any:
+        def adaptive_avg_pool(input: Tensor, output_size: Any) -> Tensor:
+            return call((input,), (output_size,))
 
-    return _named(adaptive_avg_pool, offer.name)
+        return adaptive_avg_pool
+
+    return _offered(offer, adaptive_avg_pool_by)
 
 
 def _make_adaptive_max(ndim: int) -> Callable[..., Any]:
     ours = getattr(pooling, f"adaptive_max_pool{ndim}d")
 
-    def direct(x: Tensor, output_size: Any, return_indices: bool) -> Any:
+    def direct(tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Any:
+        (x,), (output_size, return_indices) = tensors, window
         result = run(ours, array(x), _whole(x, output_size), return_indices)
         return _pair(result) if return_indices else tensor(result)
 
@@ -256,53 +284,62 @@ def _make_adaptive_max(ndim: int) -> Callable[..., Any]:
 
     offer = Offer(f"adaptive_max_pool{ndim}d", ndim, partial(arguments.output_sizes, ndim), direct, through)
 
-    def adaptive_max_pool(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
-        return offer((input,), (output_size, return_indices))
+    def adaptive_max_pool_by(call: Any) -> Any:
+        def adaptive_max_pool(input: Tensor, output_size: Any, return_indices: bool = False) -> Any:
+            return call((input,), (output_size, return_indices))
 
-    return _named(adaptive_max_pool, offer.name)
+        return adaptive_max_pool
+
+    return _offered(offer, adaptive_max_pool_by)
 
 
 def _make_max_unpool(ndim: int) -> Callable[..., Tensor]:
     def through(call: Any, x: Tensor, indices: Tensor, *window: Any) -> Tensor:
         return call(windows.max_unpool)(x, indices, arguments.unpooled(x.shape[2:], *window))
 
-    def direct(*args: Any) -> Tensor:
-        return offer.operators(args[:2], args[2:])
+    def direct(tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Tensor:
+        return offer.operators(tensors, window)
 
     offer = Offer(f"max_unpool{ndim}d", ndim, partial(arguments.unpool_window, ndim), direct, through)
 
-    def max_unpool(
-        input: Tensor,
-        indices: Tensor,
-        kernel_size: Any,
-        stride: Any = None,
-        padding: Any = 0,
-        output_size: Any = None,
-    ) -> Tensor:
-        return offer((input, indices), (kernel_size, stride, padding, output_size))
+    def max_unpool_by(call: Any) -> Any:
+        def max_unpool(
+            input: Tensor,
+            indices: Tensor,
+            kernel_size: Any,
+            stride: Any = None,
+            padding: Any = 0,
+            output_size: Any = None,
+        ) -> Tensor:
+            return call((input, indices), (kernel_size, stride, padding, output_size))
 
-    return _named(max_unpool, offer.name)
+        return max_unpool
+
+    return _offered(offer, max_unpool_by)
 
 
 def _make_columns() -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:
-    def direct_unfold(x: Tensor, *window: Any) -> Tensor:
-        return tensor(run(columns.unfold, array(x), *window))
+    def direct(ours: Callable[..., Any], tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Tensor:
+        return tensor(run(ours, array(tensors[0]), *window))
 
-    def direct_fold(x: Tensor, *window: Any) -> Tensor:
-        return tensor(run(columns.fold, array(x), *window))
+    to_columns = Offer("unfold", 2, arguments.column_window, partial(direct, columns.unfold), _through(windows.unfold))
+    to_map = Offer("fold", 1, arguments.fold_window, partial(direct, columns.fold), _through(windows.fold))
 
-    to_columns = Offer("unfold", 2, arguments.column_window, direct_unfold, _through(windows.unfold))
-    to_map = Offer("fold", 1, arguments.fold_window, direct_fold, _through(windows.fold))
+    def unfold_by(call: Any) -> Any:
+        def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
+            return call((input,), (kernel_size, dilation, padding, stride))
 
-    def unfold(input: Tensor, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1) -> Tensor:
-        return to_columns((input,), (kernel_size, dilation, padding, stride))
+        return unfold
 
-    def fold(
-        input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
-    ) -> Tensor:
-        return to_map((input,), (output_size, kernel_size, dilation, padding, stride))
+    def fold_by(call: Any) -> Any:
+        def fold(
+            input: Tensor, output_size: Any, kernel_size: Any, dilation: Any = 1, padding: Any = 0, stride: Any = 1
+        ) -> Tensor:
+            return call((input,), (output_size, kernel_size, dilation, padding, stride))
 
-    return _named(unfold, "unfold"), _named(fold, "fold")
+        return fold
+
+    return _offered(to_columns, unfold_by), _offered(to_map, fold_by)
 
 
 _DIMENSIONS = (1, 2, 3)

@@ -97,7 +97,7 @@ def packed(function: Any, x: Tensor, weight: Tensor, bias: Tensor | None, window
         window,
         None if bias is None else (bias.data_ptr(), bias.shape, bias.stride(), bias.dtype),
         torch.get_num_threads(),
-        current(),
+        current().number,
         dispatch.generation(),
     )
     plan = record.plans.get(key)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch.nn import functional
 from torch.overrides import has_torch_function
 
-from fastconv.torch import arguments
+from fastconv.torch import arguments, asked
 from fastconv.torch.core import Core
 from fastconv.torch.counting import computed, leave
 from fastconv.torch.tensors import PLAIN, Tensor, eager
@@ -38,7 +38,7 @@ class Offer:
     read : callable
         Makes of the arguments that are no tensors what `direct` and `through` take; refuses by a `ValueError`.
     direct : callable
-        Computes without a gradient: tensors to tensors, by way of arrays.
+        Computes without a gradient: tensors and what `read` made, two tuples, to tensors, by way of arrays.
     through : callable
         Computes by operators that have gradients and transforms; the map has a batch axis. Its first argument is a
         function from an operator to what calls it.
@@ -53,30 +53,34 @@ class Offer:
         through: Callable[..., Any],
     ) -> None:
         self.name, self.ndim, self.direct, self.through = name, ndim, direct, through
+        self.lowered = name.startswith("conv")
+        """Whether autocast changes the dtype that it computes in."""
         self.theirs: Callable[..., Any] = getattr(functional, name)
         self.read = read
         self.remembered, self.remembered_lists = arguments.remembered(read)
 
-    def __call__(self, tensors: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
-        """Compute by fastconv if it can, by PyTorch if it cannot, and count which."""
+    def compute(
+        self, tensors: tuple[Any, ...], args: tuple[Any, ...], dtypes: Collection[torch.dtype] | None = None
+    ) -> Any:
+        """Compute by fastconv if it can, by PyTorch if it cannot or only other dtypes are asked for; count which."""
         if _is_compiling():
-            return self.traced(tensors, args)
+            return self.traced(tensors, args, dtypes)
         try:
             try:
                 window = self.remembered(*args)
             except TypeError:  # a list cannot be looked up
                 window = self.remembered_lists(*args)
             for t in tensors:
-                if type(t) not in PLAIN and t is not None:
-                    result = self.elsewhere(tensors, window)
+                if type(t) not in PLAIN and (t is not None or t is tensors[0]):
+                    result = self.elsewhere(tensors, window, dtypes)
                     break
             else:
-                if not eager():
-                    result = self.elsewhere(tensors, window)
+                if (dtypes is not None and tensors[0].dtype not in dtypes) or not eager():
+                    result = self.elsewhere(tensors, window, dtypes)
                 elif _is_grad_enabled() and _any_requires_grad(tensors):
                     result = self.operators(tensors, window, _recorded)
                 else:
-                    result = self.direct(*tensors, *window)
+                    result = self.direct(tensors, window)
         except (TypeError, ValueError) as error:
             if has_torch_function(tensors):
                 return self.theirs(*tensors, *args)  # whoever overrides PyTorch's functions knows theirs
@@ -84,10 +88,14 @@ class Offer:
         computed[self.name] += 1
         return result
 
-    def traced(self, tensors: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+    def routed(self, tensors: tuple[Any, ...], args: tuple[Any, ...]) -> Any:
+        """Compute in PyTorch's place, where the dtype is one that was asked for."""
+        return self.compute(tensors, args, asked.dtypes)
+
+    def traced(self, tensors: tuple[Any, ...], args: tuple[Any, ...], dtypes: Collection[torch.dtype] | None) -> Any:
         """Compute in a way that a compiler can follow, without a look at data."""
         x = tensors[0]
-        if x.dim() not in (self.ndim + 1, self.ndim + 2) or arguments.refusal(*tensors) is not None:
+        if x.dim() not in (self.ndim + 1, self.ndim + 2) or self.refusal(tensors, dtypes) is not None:
             return self.theirs(*tensors, *args)
         try:
             window = self.read(*args)
@@ -95,16 +103,28 @@ class Offer:
             return self.theirs(*tensors, *args)
         return self.operators(tensors, window)
 
-    def elsewhere(self, tensors: tuple[Any, ...], window: tuple[Any, ...]) -> Any:
+    def elsewhere(
+        self, tensors: tuple[Any, ...], window: tuple[Any, ...], dtypes: Collection[torch.dtype] | None
+    ) -> Any:
         """Compute by operators while something looks on, if they can serve it."""
         if has_torch_function(tensors):
             raise TypeError("a tensor of a class, or in a mode, that overrides PyTorch's functions")
-        if not all(t is None or isinstance(t, Tensor) for t in tensors):
+        if not isinstance(tensors[0], Tensor) or not all(t is None or isinstance(t, Tensor) for t in tensors):
             raise TypeError("not a tensor")
-        reason = arguments.watcher() or arguments.refusal(*tensors)
+        reason = arguments.watcher() or self.refusal(tensors, dtypes)
         if reason is not None:
             raise ValueError(reason)
         return self.operators(tensors, window)
+
+    def refusal(self, tensors: tuple[Any, ...], dtypes: Collection[torch.dtype] | None) -> str | None:
+        """Return why tensors are not for fastconv, as far as that can be told without their data; None if they are."""
+        if dtypes is not None:
+            dtype = tensors[0].dtype
+            if self.lowered and torch.is_autocast_enabled("cpu") and dtype != torch.float64:
+                dtype = torch.get_autocast_dtype("cpu")
+            if dtype not in dtypes:
+                return f"dtype {dtype}"
+        return arguments.refusal(*tensors)
 
     def operators(
         self, tensors: tuple[Any, ...], window: tuple[Any, ...], call: Callable[[Core], Any] = _any_way

@@ -5,19 +5,18 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from contextlib import ContextDecorator
-from functools import wraps
 from typing import Any, ClassVar, Self
 
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from fastconv.torch.counting import leave
+from fastconv.torch import asked
 from fastconv.torch.fully_connected import linear
-from fastconv.torch.functional import OFFERS
+from fastconv.torch.functional import ROUTED
 from fastconv.torch.tensors import DTYPES
 
-_OURS: dict[str, Callable[..., Any]] = {**OFFERS, "linear": linear}
+_OURS: dict[str, Callable[..., Any]] = {**ROUTED, "linear": linear}
 _THEIRS = {name: getattr(functional, name) for name in _OURS}
 # Convolutions and some pools are in ``torch`` as well: the very same functions.
 _PLACES = [
@@ -29,27 +28,6 @@ _PLACES = [
 
 _lock = threading.RLock()
 _blocks: list[use] = []
-_dtypes: frozenset[torch.dtype] = frozenset()
-
-
-def _routed(name: str, ours: Callable[..., Any], theirs: Callable[..., Any]) -> Callable[..., Any]:
-    lowered, counted = name.startswith("conv"), name in OFFERS
-
-    @wraps(ours)
-    def function(input: Any, *args: Any, **kwargs: Any) -> Any:
-        dtype = getattr(input, "dtype", None)
-        if lowered and torch.is_autocast_enabled("cpu") and dtype != torch.float64:
-            dtype = torch.get_autocast_dtype("cpu")
-        if dtype in _dtypes:
-            return ours(input, *args, **kwargs)
-        if torch.compiler.is_compiling() or not counted or not isinstance(input, torch.Tensor):
-            return theirs(input, *args, **kwargs)
-        return leave(name, f"dtype {dtype}", theirs, input, *args, **kwargs)
-
-    return function
-
-
-_ROUTED = {name: _routed(name, ours, _THEIRS[name]) for name, ours in _OURS.items()}
 
 
 class _Caught(TorchFunctionMode):
@@ -62,7 +40,7 @@ class _Caught(TorchFunctionMode):
         return self.ours.get(function, function)(*args, **(kwargs or {}))
 
 
-_Caught.ours.update({theirs: _ROUTED[name] for name, theirs in _THEIRS.items()})
+_Caught.ours.update({theirs: _OURS[name] for name, theirs in _THEIRS.items()})
 
 
 class use(ContextDecorator):  # noqa: N801 - a verb, as torch.no_grad is
@@ -130,8 +108,7 @@ class use(ContextDecorator):  # noqa: N801 - a verb, as torch.no_grad is
 
 def _install() -> None:
     """Put into PyTorch's places what the innermost open block asks for."""
-    global _dtypes
-    _dtypes = _blocks[-1]._dtypes if _blocks else frozenset()
-    functions = _ROUTED if _blocks else _THEIRS
+    asked.dtypes = _blocks[-1]._dtypes if _blocks else frozenset()
+    functions = _OURS if _blocks else _THEIRS
     for module, name in _PLACES:
         setattr(module, name, functions[name])
