@@ -262,6 +262,18 @@ def test_vmap_gives_what_a_loop_gives(op, axes):
                 assert np.abs(found - wanted).max() <= bound * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize(("size", "kept"), [((6, 7), jnp.int16), ((200, 200), jnp.int32)])
+def test_gradients_of_max_pools_keep_the_narrowest_indices(size, kept):
+    x = jnp.asarray(np.random.default_rng(0).permutation(size[0] * size[1]).reshape(1, 1, *size), jnp.float32)
+    y, pullback = jax.vjp(lambda x: fj.max_pool2d(x, 3, 2, 1), x)
+    assert {leaf.dtype for leaf in jax.tree.leaves(pullback)} == {jnp.dtype(kept)}
+    expected = jnp.zeros(x.size).at[jnp.argsort(x.ravel())[y.ravel().astype(int)]].add(1)
+    np.testing.assert_array_equal(pullback(jnp.ones_like(y))[0].ravel(), expected)
+    # Whoever asks for indices gets JAX's integers.
+    (_, indices), _ = jax.vjp(lambda x: fj.max_pool2d(x, 3, 2, 1, return_indices=True), x)
+    assert indices.dtype == jnp.int32
+
+
 @pytest.mark.parametrize("op", [op for op in OPS if "pool2d" in op or "fold" in op])
 def test_vmap_of_pools_gives_what_a_loop_gives(op):
     (x,), on_jax, _ = drawn(op)

@@ -107,8 +107,11 @@ def _jvp_pool(primals: Any, tangents: Any, problem: PoolProblem, options: Option
     saved = primals[1:]
     bends = problem.direction == "fprop" and _bends(problem)
     if bends and problem.is_max:
-        y, indices = run(problem.replace(return_indices=True), options, *primals)
-        outputs, saved = ([y, indices] if problem.return_indices else [y]), (indices,)
+        asked, problem = problem.return_indices, problem.replace(return_indices=True)
+        if not asked:  # nobody sees them: as few bytes as may be
+            problem = problem.replace(index_dtype=problem.index_dtypes[-1])
+        y, indices = run(problem, options, *primals)
+        outputs, saved = ([y, indices] if asked else [y]), (indices,)
     else:
         outputs = run(problem, options, *primals)
         saved = (primals[0], outputs[0]) if bends else saved
@@ -170,7 +173,7 @@ def _push(tangent: Any, *saved: Any, problem: PoolProblem, options: Options) -> 
         dtype=problem.dtype,
         layout=problem.layout,
     )
-    (taken,) = run(gather, options, tangent, jnp.maximum(indices, 0))
+    (taken,) = run(gather, options, tangent, jnp.maximum(indices, 0).astype(jnp.int32))
     return jnp.where(indices < 0, 0, taken)  # a window wholly in the padding takes nothing
 
 
